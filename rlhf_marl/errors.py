@@ -1,0 +1,24 @@
+"""The errors a user can cause or meet. The CLI prints each as one line, without a traceback.
+
+RlhfMarlError
+├── UsageError   the input is wrong (config, card, folder, argument); exit code 2
+└── RunStopped   a started run cannot go on (bad score, service down); it is readable and resumable; exit code 3
+"""
+
+
+class RlhfMarlError(Exception):
+    """Base of the toolkit's own errors."""
+
+    exit_code = 1
+
+
+class UsageError(RlhfMarlError):
+    """Wrong input: the message names the file, the key, what was given and what is allowed."""
+
+    exit_code = 2
+
+
+class RunStopped(RlhfMarlError):
+    """A run that had started cannot go on; its run directory is readable and can be resumed."""
+
+    exit_code = 3

@@ -1,0 +1,40 @@
+"""Where data files live: beside the user, else in the checkout, else inside the installed package."""
+
+import os
+from pathlib import Path
+
+from rlhf_marl.errors import UsageError
+
+_PACKAGE = Path(__file__).parent
+_WHEEL_DATA = _PACKAGE / "data"
+DATA_ROOT = _WHEEL_DATA if _WHEEL_DATA.is_dir() else _PACKAGE.parent  # holds configs/, prompts/, reward_models/
+
+
+def cache_dir() -> Path:
+    """Folder for converted models: $RLHF_MARL_CACHE, else $XDG_CACHE_HOME/rlhf_marl, else ~/.cache/rlhf_marl."""
+    if "RLHF_MARL_CACHE" in os.environ:
+        return Path(os.environ["RLHF_MARL_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_marl"
+
+
+def find_data(reference: str, where: str, *, beside: Path | None = None) -> Path:
+    """Resolve a file reference: absolute or from the working folder, then beside the referring file, then shipped.
+
+    Args:
+        reference: a path such as `reward_models/harmless.yaml`.
+        where: what refers to it (file and key), for the error line.
+        beside: folder of the referring file, if there is one.
+
+    Raises:
+        UsageError: no such file; lists what is shipped in a folder of that name.
+    """
+    candidates = [Path(reference).expanduser()]
+    if not candidates[0].is_absolute():
+        candidates += [base / reference for base in (beside, DATA_ROOT) if base is not None]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    folder = DATA_ROOT / Path(reference).parent
+    shipped = sorted(f"{Path(reference).parent}/{path.name}" for path in folder.glob("*.*")) if folder.is_dir() else []
+    hint = f"; shipped: {', '.join(shipped)}" if shipped and folder != DATA_ROOT else ""
+    raise UsageError(f"{where}: {reference!r} does not exist{hint}")
