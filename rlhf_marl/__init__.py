@@ -1,0 +1,17 @@
+"""rlhf_marl: multi-agent RLHF of language models by decentralised deep actor-critic."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlhf_marl.api import Agent, Run, load_run, train
+
+__all__ = ["Agent", "Run", "load_run", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `import rlhf_marl` and `rlhf-marl --help` do not wait for torch.
+    if name in __all__:
+        from rlhf_marl import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'rlhf_marl' has no attribute {name!r}")

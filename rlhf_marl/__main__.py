@@ -1,0 +1,3 @@
+from rlhf_marl.cli import main
+
+main()

@@ -1,0 +1,178 @@
+"""Algorithm 2: decentralised TD learning of a critic per agent, then gossip."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, final
+
+import torch
+from torch import Tensor
+
+from rlhf_marl.algorithm.actor import td_error
+from rlhf_marl.algorithm.gossip import disagreement, gossip
+from rlhf_marl.algorithm.network import Network, value_and_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A batch of samples (s, a, r, s', a') as the critics see them.
+
+    Attributes:
+        x0, next_x0: projected features H x of (s) or (s, a) and of the successor, (..., n_agents or 1, batch, m).
+        reward: r^i, (..., n_agents, batch).
+        discount: γ, or 0 where nothing follows, (..., n_agents or 1, batch or 1).
+    """
+
+    x0: Tensor
+    reward: Tensor
+    next_x0: Tensor
+    discount: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CriticMetrics:
+    """Of one call of Algorithm 2; each (..., n_agents), the disagreements (...).
+
+    Attributes:
+        td_error: mean |δ| of the last TD step.
+        value: mean critic value at the last TD step.
+        gradient_norm: of the last TD step.
+        projected: share of layers that left the ball and were projected, over all steps.
+        skipped: TD steps left out because their gradient was not finite.
+        disagreement_before, disagreement_after: of the weights, around line 12's gossip.
+    """
+
+    td_error: Tensor
+    value: Tensor
+    gradient_norm: Tensor
+    projected: Tensor
+    skipped: Tensor
+    disagreement_before: Tensor
+    disagreement_after: Tensor
+
+
+@final
+class Critic:
+    """The critics of all agents: weights (*batch_shape, n_params), batch_shape = (..., n_agents)."""
+
+    def __init__(
+        self,
+        network: Network,
+        initial: Tensor,
+        batch_shape: Sequence[int],
+        power: Tensor,
+        *,
+        step_size: float,
+        radius: float | None = None,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        start: Literal["warm", "restart"] = "warm",
+        average: bool = True,
+    ) -> None:
+        """
+        Args:
+            initial: W(0), (n_params,), shared by all agents and the centre of the ball.
+            power: A^t_gossip.
+            step_size: β. radius: B, or None for no projection.
+            start: `restart` begins every call at W(0), as printed; `warm` at the last gossiped weights.
+            average: line 9's running average; without it the last iterate is the result.
+        """
+        self.network = network
+        self.initial = initial
+        self.weights = initial.expand(*batch_shape, -1).clone()
+        self.power = power
+        self.radius, self.start, self.average, self.step_size = radius, start, average, step_size
+        self._adam: torch.optim.Adam | None = None
+        self._iterate = torch.nn.Parameter(self.weights.clone())
+        if optimizer == "adam":
+            self._adam = torch.optim.Adam([self._iterate], lr=step_size)
+
+    def value(self, x0: Tensor) -> Tensor:
+        """Q or V of every agent: (..., n_agents, batch)."""
+        with torch.no_grad():
+            return self.network.forward(self.weights, x0)
+
+    def update(self, transitions: Sequence[Transition]) -> CriticMetrics:
+        """Algorithm 2 with K = len(transitions): one TD step on each, then gossip."""
+        if self.start == "restart":
+            self.weights = self.initial.expand_as(self.weights).clone()
+            if self._adam is not None:
+                self._adam.state.clear()
+        self._iterate.data.copy_(self.weights)
+        average = self.weights
+        skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)
+        projected = torch.zeros_like(skipped)
+        for k, transition in enumerate(transitions):
+            delta, value, gradient = self._td_gradient(transition)
+            usable = gradient.isfinite().all(-1)
+            self._step(gradient, usable)
+            inside, outside = project_to_ball(self._iterate.data, self.initial, self.radius, self.network)
+            self._iterate.data.copy_(inside)
+            average = (k + 1) / (k + 2) * average + 1 / (k + 2) * self._iterate.data  # line 9
+            skipped += ~usable
+            projected += outside / len(transitions)
+        before = average if self.average else self._iterate.data.clone()
+        self.weights = gossip(self.power, before)  # line 12
+        return CriticMetrics(
+            td_error=delta.abs().mean(-1),
+            value=value.mean(-1),
+            gradient_norm=gradient.norm(dim=-1),
+            projected=projected,
+            skipped=skipped,
+            disagreement_before=disagreement(before),
+            disagreement_after=disagreement(self.weights),
+        )
+
+    def _td_gradient(self, t: Transition) -> tuple[Tensor, Tensor, Tensor]:
+        """Lines 6 and 7: δ, Q and the mean over the batch of δ ∇Q (semi-gradient: the target is a constant)."""
+        with torch.no_grad():
+            next_value = self.network.forward(self._iterate, t.next_x0)
+        delta = torch.empty(0)
+
+        def coefficient(value: Tensor) -> Tensor:
+            nonlocal delta
+            delta = td_error(value, t.reward, next_value, t.discount)
+            return delta / delta.shape[-1]
+
+        value, gradient = value_and_gradient(self.network, self._iterate, t.x0, coefficient)
+        return delta, value, gradient
+
+    def _step(self, gradient: Tensor, usable: Tensor) -> None:
+        """W̃ = W - β δ∇Q, or Adam in its place. An agent whose gradient is not finite keeps its iterate."""
+        keep = ~usable.unsqueeze(-1)
+        gradient = gradient.masked_fill(keep, 0.0)
+        if self._adam is None:
+            self._iterate.data -= self.step_size * gradient
+            return
+        kept = self._iterate.detach().clone()
+        self._iterate.grad = gradient
+        self._adam.step()
+        self._iterate.data = torch.where(keep, kept, self._iterate.data)  # momentum would move it all the same
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything `update` changes, as tensors."""
+        moments = self._adam.state[self._iterate] if self._adam is not None else {}
+        return {"weights": self.weights, **{f"adam.{name}": value for name, value in moments.items()}}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self.weights = state["weights"].to(self.weights).clone()
+        if self._adam is not None:
+            moments = {name.removeprefix("adam."): value for name, value in state.items() if name != "weights"}
+            self._adam.state[self._iterate] = {
+                name: value.clone() if name == "step" else value.to(self.weights).clone()
+                for name, value in moments.items()
+            }
+
+
+def project_to_ball(weights: Tensor, centre: Tensor, radius: float | None, network: Network) -> tuple[Tensor, Tensor]:
+    """Line 8: per layer, the nearest weights with ‖W^(h) - W^(h)(0)‖_F <= B.
+
+    Returns the projected weights (..., n_params) and the share of layers that were outside, (...).
+    """
+    if radius is None:
+        return weights, torch.zeros(weights.shape[:-1], device=weights.device)
+    offset = network.layers(weights - centre)
+    norm = offset.flatten(-2).norm(dim=-1)  # (..., D)
+    outside = norm > radius
+    scale = torch.where(outside, radius / norm, 1.0)
+    inside = centre + (offset * scale[..., None, None]).flatten(-3)
+    return torch.where(outside.any(-1, keepdim=True), inside, weights), outside.float().mean(-1)

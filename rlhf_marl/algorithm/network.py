@@ -1,0 +1,86 @@
+"""The network of Eq. (5), on flat weights of any leading batch dimensions."""
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Tensor
+
+
+def random_projection(d: int, width: int, generator: torch.Generator) -> Tensor:
+    """H of Eq. (5): (width, d) with independent N(0, 2) entries (variance 2), never trained."""
+    return 2**0.5 * torch.randn(width, d, generator=generator)
+
+
+def project(x: Tensor, h: Tensor) -> Tensor:
+    """x^(0) = H x. x: (..., d); h: (m, d); returns (..., m)."""
+    return x @ h.T
+
+
+@final
+class Network:
+    """y = bᵀ x^(D), x^(h) = ReLU(W^(h) x^(h-1)) / √m.
+
+    b ~ N(0, 1) is drawn once and fixed; a policy has one b per action (n_outputs), scaled by output_scale.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        *,
+        generator: torch.Generator,
+        n_outputs: int = 1,
+        output_scale: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.width, self.depth, self.n_outputs = width, depth, n_outputs
+        self.b = (output_scale * torch.randn(n_outputs, width, generator=generator)).to(device)
+
+    @property
+    def n_params(self) -> int:
+        """Trainable weights: D m²."""
+        return self.depth * self.width**2
+
+    def initial_weights(self, generator: torch.Generator) -> Tensor:
+        """W(0): (n_params,), independent N(0, 2) entries (variance 2)."""
+        return 2**0.5 * torch.randn(self.n_params, generator=generator)
+
+    def layers(self, weights: Tensor) -> Tensor:
+        """(..., n_params) -> (..., D, m, m), a view."""
+        return weights.unflatten(-1, (self.depth, self.width, self.width))
+
+    def forward(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """Eq. (5) for every agent.
+
+        weights: (..., n_agents, n_params); x0 = H x: (..., n_agents or 1, batch, m).
+        Returns (..., n_agents, batch), or (..., n_agents, batch, n_outputs) if there are several outputs.
+        """
+        y = self.hidden(weights, x0) @ self.b.to(x0).T
+        return y.squeeze(-1) if self.n_outputs == 1 else y
+
+    def hidden(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """x^(D): (..., n_agents, batch, m)."""
+        x = x0
+        for w in self.layers(weights).unbind(-3):
+            x = torch.relu(x @ w.mT) / self.width**0.5
+        return x
+
+    def dead_fraction(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """Share of last-layer units that are off on the whole batch: (..., n_agents)."""
+        return (self.hidden(weights, x0) == 0).all(-2).float().mean(-1)
+
+
+def value_and_gradient(
+    network: Network, weights: Tensor, x0: Tensor, coefficient: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Values Q (..., n_agents, batch) and the gradient of Σ_batch c Q in each agent's own weights.
+
+    `coefficient` maps the (detached) values to c, of the same shape: with c = δ this is the TD step's direction. An
+    agent's values depend on its own weights alone, so one backward pass over the sum serves all agents.
+    """
+    leaf = weights.detach().requires_grad_()
+    with torch.enable_grad():
+        values = network.forward(leaf, x0)
+        (gradient,) = torch.autograd.grad((coefficient(values.detach()) * values).sum(), leaf)
+    return values.detach(), gradient

@@ -1,0 +1,178 @@
+"""The toolkit from Python: `train(config)` and `load_run(path)`."""
+
+import os
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, final
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from rlhf_marl.config import Config, ModelConfig, check_config, load_config
+from rlhf_marl.dialogue.adapters import StackedAdapters
+from rlhf_marl.dialogue.build import build, load_model, local_chat
+from rlhf_marl.dialogue.state import Message
+from rlhf_marl.dialogue.train import run_training, save_results
+from rlhf_marl.errors import UsageError
+from rlhf_marl.progress import Display
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
+
+
+def train(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    *,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    name: str = "config",
+) -> "Run":
+    """Train the config's agents and return the run.
+
+    Args:
+        config: a Config, plain data of the same shape, or the path of a YAML file.
+        run_dir: where to write; by default runs/<name>-<time>.
+        resume: go on from the newest checkpoint in `run_dir`.
+        name: what error messages and the default folder call a config that is not a path.
+
+    Raises:
+        UsageError: one line per mistake in the config or its files.
+        RunStopped: a reward model or controller failed; the run directory can be resumed.
+    """
+    if isinstance(config, str | os.PathLike):
+        name = os.fspath(config)
+        config = load_config(name)
+    elif not isinstance(config, Config):
+        config = check_config(config, name)
+    if resume and run_dir is None:
+        raise UsageError("--resume: needs --run-dir, the run to go on with")
+    path = Path(run_dir) if run_dir is not None else Path("runs") / f"{Path(name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    run = RunDirectory.resume(path, config) if resume else None
+    if run is None:
+        RunDirectory.check_free(path)  # told before minutes of loading
+    display = Display(config, path)
+    display.loading()
+    accelerator = _accelerator(config, path, name)
+    system = build(config, name, accelerator.device)
+    run = run or RunDirectory.create(path, config)
+    trackers = config.tracker != "none"
+    if trackers:
+        accelerator.init_trackers("rlhf_marl")
+
+    def report(iterations: int, rows: list[dict[str, Any]]) -> None:
+        display.iteration(iterations, rows)
+        if trackers:
+            for row in rows:
+                values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
+                accelerator.log(values, step=row["update"])
+
+    with _sigint(display.stopping) as interrupted, display:
+        finished = run_training(system, run, report, lambda: bool(interrupted))
+    save_results(system, run)
+    if trackers:
+        accelerator.end_training()
+    display.summary(read_jsonl(run.metrics), finished)
+    if interrupted:
+        raise KeyboardInterrupt
+    return Run(path)
+
+
+def load_run(path: str | os.PathLike[str]) -> "Run":
+    """Open a run directory; raises UsageError if it is none."""
+    run = Run(Path(path))
+    RunDirectory.open(run.path, "load_run")
+    return run
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Config:
+        return RunDirectory.open(self.path)[1]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """A row per update and agent."""
+        return pd.DataFrame(read_jsonl(RunDirectory(self.path).metrics))
+
+    @property
+    def dialogues(self) -> pd.DataFrame:
+        """A row per turn of each dialogue."""
+        return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
+
+    def agents(self, device: str = "cpu") -> list["Agent"]:
+        """Load the base model once and all trained adapters over it.
+
+        Raises:
+            UsageError: the run has no adapters yet.
+        """
+        run, config = RunDirectory.open(self.path)
+        model, tokenizer, ends = load_model(config.model, f"{self.path}/config.yaml: model", torch.device(device))
+        adapters = StackedAdapters(
+            model,
+            [0] * len(config.agents),
+            rank=config.lora.rank,
+            alpha=config.lora.alpha,
+            targets=config.lora.targets,
+            where=f"{self.path}/config.yaml",
+        )
+        for i in range(len(config.agents)):
+            adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
+        return [
+            Agent(i, local_chat(model, tokenizer, ends, adapters, agents=slice(i, i + 1)))
+            for i in range(len(config.agents))
+        ]
+
+
+@final
+@dataclass(frozen=True)
+class Agent:
+    """One trained agent, ready to chat."""
+
+    index: int
+    _chat: Any
+
+    def chat(self, prompt: str | Sequence[Message], max_tokens: int = 64) -> str:
+        """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages."""
+        messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        return self._chat([messages], max_tokens)[0].strip()
+
+
+def _accelerator(config: Config, path: Path, where: str) -> Accelerator:
+    if config.tracker == "none":
+        return Accelerator()
+    from accelerate.tracking import get_available_trackers
+
+    if config.tracker not in map(str, get_available_trackers()):
+        raise UsageError(f"{where}: tracker: {config.tracker!r} is not installed: pip install {config.tracker}")
+    return Accelerator(log_with=config.tracker, project_dir=str(path / "tracker"))
+
+
+@contextmanager
+def _sigint(announce: Any) -> Iterator[list[bool]]:
+    """Inside, the first Ctrl-C only sets the yielded list (the loop then saves and ends); a second one interrupts."""
+    pressed: list[bool] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(True)
+        announce()
+
+    try:
+        before = signal.signal(signal.SIGINT, handler)
+    except ValueError:  # not in the main thread: Ctrl-C is someone else's
+        yield pressed
+        return
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)

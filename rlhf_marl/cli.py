@@ -1,0 +1,52 @@
+"""The command line. Heavy imports wait until a command needs them: `--help` answers at once."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from rlhf_marl.errors import RlhfMarlError
+
+_CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rlhf-marl")
+def cli() -> None:
+    """Multi-agent RLHF: LoRA agents with their own reward models, and critics that agree by gossip."""
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; default runs/<config>-<time>.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --run-dir.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
+    """Train the agents of CONFIG, a YAML file.
+
+    Any key of the config can be set here too, after CONFIG: --actor.signal td_q --agents.1.reward_model
+    reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
+    """
+    from rlhf_marl.api import train as run
+    from rlhf_marl.config import load_config
+
+    run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of the config, for editors and as reference of all keys."""
+    from rlhf_marl.config import Config
+
+    click.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run exit code 3."""
+    try:
+        cli()
+    except RlhfMarlError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,184 @@
+"""LoRA adapters of all agents, stacked over one frozen base model.
+
+Rows of a batch are laid out agent by agent, contiguously: (n_agents * rows_per_agent, ...). Every adapted linear layer
+adds agent i's low-rank product to agent i's rows, so that generation, log-probabilities and the backward pass of all
+agents are one pass. All trainable numbers live in one flat tensor (n_agents, n_params): agent i's adapter is its row.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rlhf_marl.errors import UsageError
+
+_PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_CONFIG = "adapter_config.json"
+
+
+@final
+class _Active:
+    """Which agents' adapters are on: shared by all layers of one model."""
+
+    agents: slice | None = None
+
+
+@final
+class StackedLinear(nn.Module):
+    """y_i = base(x_i) + (alpha / rank) x_i A_i B_i for the rows x_i of each active agent i."""
+
+    def __init__(self, base: nn.Linear, active: _Active, scaling: float) -> None:
+        super().__init__()
+        self.base = base
+        self.active = active
+        self.scaling = scaling
+        self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
+        self.b: Tensor  # (n_agents, rank, out), likewise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n_active * rows, ..., in) -> (n_active * rows, ..., out)."""
+        y = self.base(x)
+        agents = self.active.agents
+        if agents is None:
+            return y
+        a, b = self.a[agents], self.b[agents]
+        grouped = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
+        low_rank = torch.bmm(grouped, a)
+        if y.dtype == b.dtype:
+            return torch.baddbmm(y.reshape(a.shape[0], -1, y.shape[-1]), low_rank, b, alpha=self.scaling).view_as(y)
+        return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
+
+
+@final
+class StackedAdapters:
+    """Puts stacked adapters into `model` (in place) and holds their parameters.
+
+    Attributes:
+        parameters: (n_agents, n_params) float32; its `.grad` is a buffer of the same shape that backward adds to.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        seeds: Sequence[int],
+        *,
+        rank: int,
+        alpha: float,
+        targets: Literal["all-linear"] | list[str],
+        where: str,
+    ) -> None:
+        """One adapter per seed, initialised as PEFT does: A uniform in +-1/sqrt(in), B zero.
+
+        Raises:
+            UsageError: a target that is no linear layer of the model.
+        """
+        self.n_agents = len(seeds)
+        self.rank, self.alpha = rank, alpha
+        self._active = _Active()
+        model.requires_grad_(False)
+        linears = _targeted(model, targets, where)
+        self._layers = {name: StackedLinear(linear, self._active, alpha / rank) for name, linear in linears.items()}
+        sizes = [rank * (linear.in_features + linear.out_features) for linear in linears.values()]
+        device = next(iter(linears.values())).weight.device
+        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device))
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        for (name, layer), flat, grad in zip(
+            self._layers.items(),
+            self.parameters.detach().split(sizes, dim=1),
+            self.parameters.grad.split(sizes, dim=1),
+            strict=True,
+        ):
+            _bind(layer, flat, grad, rank)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer)
+        for agent, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self._layers.values():
+                bound = 1 / math.sqrt(layer.base.in_features)
+                draws = torch.empty(layer.base.in_features, rank).uniform_(-bound, bound, generator=generator)
+                layer.a.data[agent] = draws.to(device)
+
+    @contextmanager
+    def use(self, agents: slice | None) -> Iterator[None]:
+        """Inside, rows belong to these agents (contiguous, in order); None switches all adapters off."""
+        before, self._active.agents = self._active.agents, agents
+        try:
+            yield
+        finally:
+            self._active.agents = before
+
+    def save(self, agent: int, folder: Path, base_model: str) -> None:
+        """Write one agent's adapter in PEFT's own format."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {}
+        for name, layer in self._layers.items():
+            weights[f"base_model.model.{name}.lora_A.weight"] = layer.a.data[agent].T.contiguous().cpu()
+            weights[f"base_model.model.{name}.lora_B.weight"] = layer.b.data[agent].T.contiguous().cpu()
+        save_file(weights, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
+        config = PeftLoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            target_modules=sorted({name.rpartition(".")[2] for name in self._layers}),
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        )
+        config.save_pretrained(str(folder))
+
+    def load(self, agent: int, folder: Path, where: str) -> None:
+        """Read one agent's adapter from a PEFT folder.
+
+        Raises:
+            UsageError: not a LoRA adapter folder, or one for other layers, rank or scale.
+        """
+        for file in (_PEFT_CONFIG, _PEFT_WEIGHTS):
+            if not (folder / file).is_file():
+                raise UsageError(f"{where}: {str(folder)!r} is not a PEFT adapter folder: {file} is missing")
+        config = json.loads((folder / _PEFT_CONFIG).read_text("utf-8"))
+        found = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha")}
+        wanted = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha}
+        if found != wanted:
+            raise UsageError(f"{where}: {str(folder)!r} is an adapter with {found}; the config asks for {wanted}")
+        weights = load_file(folder / _PEFT_WEIGHTS)
+        expected = {f"base_model.model.{name}.lora_{part}.weight" for name in self._layers for part in "AB"}
+        if set(weights) != expected:
+            odd = sorted(set(weights) ^ expected)[0]
+            raise UsageError(f"{where}: {str(folder)!r} adapts other layers than lora.targets asks for, such as {odd}")
+        for name, layer in self._layers.items():
+            layer.a.data[agent] = weights[f"base_model.model.{name}.lora_A.weight"].T.to(layer.a)
+            layer.b.data[agent] = weights[f"base_model.model.{name}.lora_B.weight"].T.to(layer.b)
+
+
+def _targeted(model: nn.Module, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linears = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    }
+    if targets == "all-linear":
+        return linears
+    leaves = sorted({name.rpartition(".")[2] for name in linears})
+    for target in targets:
+        if target not in leaves:
+            raise UsageError(f"{where}: lora.targets: {target!r} is not a linear layer; choose from {', '.join(leaves)}")
+    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
+
+
+def _bind(layer: StackedLinear, flat: Tensor, grad: Tensor, rank: int) -> None:
+    """Make the layer's A and B, and their gradients, views of the flat tensors: (n_agents, rank * (in + out))."""
+    n_agents, split = flat.shape[0], rank * layer.base.in_features
+    for name, begin, end, shape in (
+        ("a", 0, split, (n_agents, layer.base.in_features, rank)),
+        ("b", split, flat.shape[1], (n_agents, rank, layer.base.out_features)),
+    ):
+        parameter = nn.Parameter(flat[:, begin:end].view(shape))
+        parameter.grad = grad[:, begin:end].view(shape)
+        setattr(layer, name, parameter)

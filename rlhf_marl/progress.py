@@ -1,0 +1,97 @@
+"""What a user sees while training: live rewards, health warnings in words, and a summary."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_marl.config import Config
+from rlhf_marl.health import warnings_of
+
+Row = dict[str, Any]
+
+
+@final
+class Display:
+    """Progress bar with live rewards on a terminal; a line per iteration elsewhere. Use as a context manager."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._config, self._path = config, path
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rewards]}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._warned: set[tuple[str, int]] = set()
+
+    def loading(self) -> None:
+        self._console.print(
+            Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}")
+        )
+
+    def stopping(self) -> None:
+        self._console.print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def iteration(self, iterations: int, rows: list[Row]) -> None:
+        """Show one finished iteration."""
+        rewards = "reward " + "  ".join(
+            f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows)
+        )
+        if self._task is None:
+            self._task = self._progress.add_task("", total=self._config.iterations, rewards=rewards)
+        self._progress.update(self._task, completed=iterations, rewards=rewards)
+        if not self._console.is_terminal:
+            speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+            self._console.print(
+                Text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
+            )
+        for row in rows:
+            for kind, words in warnings_of(row, self._config):
+                if (kind, row["agent"]) not in self._warned:
+                    self._warned.add((kind, row["agent"]))
+                    self._console.print(Text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+
+    def summary(self, rows: list[Row], iterations: int) -> None:
+        """First against last fifth of the updates, per agent, and where everything is."""
+        table = Table(title=f"{iterations} iterations: mean scaled reward")
+        for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
+            table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
+        for agent, name in _agents(rows):
+            first, last = first_and_last_fifth(rows, agent)
+            table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+        if rows:
+            self._console.print(table)
+        self._console.print(Text(f"run directory: {self._path}"))
+
+
+def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:
+    """Mean of one agent's metric over the first and over the last fifth of its updates (at least one each)."""
+    values = [row[key] for row in rows if row["agent"] == agent]
+    fifth = max(1, len(values) // 5)
+    return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
+
+
+def _agents(rows: Sequence[Row]) -> list[tuple[int, str]]:
+    return sorted({row["agent"]: row["reward_model"] for row in rows}.items())
+
+
+def _mean(rows: Sequence[Row], agent: int) -> float:
+    values = [row["reward_scaled"] for row in rows if row["agent"] == agent]
+    return sum(values) / len(values)

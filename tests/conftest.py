@@ -1,0 +1,102 @@
+"""Shared fakes: a tiny random Llama with a byte-level tokenizer and a chat template, built on the spot."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlhf_marl.config import Config, check_config
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, plus the three control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<|im_start|>", "<|im_end|>", *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(["<pad>", "<|im_start|>", "<|im_end|>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<pad>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def tiny_llama(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,  # logits far enough apart that sampled tokens do not hang on rounding
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved tiny chat model, loadable like any local folder."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tiny_llama().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+# Reward functions that cards in tests point to.
+def count_vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    return [sum(c in "aeiou" for c in text) / 4 for text in responses]
+
+
+def length(prompts: list[str], responses: list[str]) -> list[float]:
+    return [float(len(text)) for text in responses]
+
+
+def write_card(folder: Path, name: str, function: str) -> Path:
+    card = folder / f"{name}.yaml"
+    card.write_text(
+        f"name: {name}\ndescription: for tests\nkind: callable\nlicence: none\nscale: 1.0\noffset: 0.0\n"
+        f"function: {function}\n"
+    )
+    return card
+
+
+@pytest.fixture
+def tiny_content(tiny_model_folder: Path, tmp_path: Path) -> dict:
+    """Plain data of a config that trains the tiny model for two iterations in about a second."""
+    vowels = write_card(tmp_path, "vowels", "tests.conftest:count_vowels")
+    long = write_card(tmp_path, "length", "tests.conftest:length")
+    return {
+        "iterations": 2,
+        "dialogues": 2,
+        "turns": 2,
+        "model": {"name": str(tiny_model_folder)},
+        "lora": {"rank": 2, "alpha": 4.0},
+        "agents": [{"reward_model": str(vowels)}, {"reward_model": str(long)}],
+        "generation": {"max_new_tokens": 6, "max_prompt_tokens": 64},
+        "prompts": {"source": "fixed", "question": "hi?"},
+        "controller": {"kind": "shared", "aggregate_tokens": 5, "next_prompt_tokens": 5},
+        "critic": {"width": 16, "depth": 2, "token_features": 4, "step_size": 0.001},
+        "actor": {"step_size": 0.001},
+        "checkpoint_every": 1,
+    }
+
+
+@pytest.fixture
+def tiny_config(tiny_content: dict) -> Config:
+    return check_config(tiny_content, "tiny.yaml")

@@ -1,0 +1,56 @@
+import torch
+
+from rlhf_marl.dialogue.generation import generate, sample, sampling_uniforms
+from tests.conftest import tiny_llama
+
+PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
+
+
+def test_greedy_equals_transformers_own_generate():
+    model = tiny_llama()
+    ours = generate(model, PROMPTS, max_new_tokens=8, end_tokens=[2])
+    for prompt, tokens in zip(PROMPTS, ours, strict=True):
+        ids = torch.tensor([prompt])
+        reference = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0
+        )
+        assert tokens == reference[0, len(prompt) :].tolist()
+
+
+def test_rows_do_not_depend_on_their_batch():
+    model = tiny_llama()
+    uniforms = torch.stack([sampling_uniforms(0, 0, d, 0, 8) for d in range(3)])
+    together = generate(model, PROMPTS, max_new_tokens=8, end_tokens=[2], uniforms=uniforms)
+    alone = [
+        generate(model, [p], max_new_tokens=8, end_tokens=[2], uniforms=uniforms[i : i + 1])[0]
+        for i, p in enumerate(PROMPTS)
+    ]
+    assert together == alone
+
+
+def test_stops_at_an_end_token_and_keeps_it():
+    model = tiny_llama()
+    free = generate(model, PROMPTS[:1], max_new_tokens=8, end_tokens=[2])[0]
+    stopped = generate(model, PROMPTS[:1], max_new_tokens=8, end_tokens=[2, free[3]])[0]
+    assert stopped == free[: free.index(free[3]) + 1]
+
+
+def test_sampling_picks_the_interval_that_holds_the_uniform():
+    logits = torch.log(torch.tensor([[0.25, 0.5, 0.25]])).expand(5, 3)
+    uniforms = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.999], dtype=torch.float64)
+    assert sample(logits, uniforms, 1.0).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_temperature_sharpens():
+    logits = torch.tensor([[1.0, 0.0]]).expand(1000, 2)
+    uniforms = torch.linspace(0, 0.999, 1000, dtype=torch.float64)
+    share = (sample(logits, uniforms, 0.5) == 0).double().mean()  # sigmoid(2) = 0.8808
+    assert abs(share - 0.8808) < 0.002
+
+
+def test_uniforms_depend_on_each_of_the_four_numbers_alone():
+    base = sampling_uniforms(1, 2, 3, 0, 10)
+    assert torch.equal(base, sampling_uniforms(1, 2, 3, 0, 10))
+    assert torch.equal(base[:4], sampling_uniforms(1, 2, 3, 0, 4))
+    for other in [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)]:
+        assert not torch.equal(base, sampling_uniforms(*other, 10))

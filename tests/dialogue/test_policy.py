@@ -1,0 +1,82 @@
+"""Log-probabilities and policy gradients against a plain, one-row-at-a-time computation."""
+
+import pytest
+import torch
+
+from rlhf_marl.dialogue import policy
+from rlhf_marl.dialogue.adapters import StackedAdapters
+from rlhf_marl.dialogue.policy import blocks, evaluate_responses
+from tests.conftest import tiny_llama
+
+STATES = [[5, 6, 7], [9, 8, 7, 6, 5]]
+RESPONSES = [[[20, 21, 2], [30, 31, 32, 33]], [[40, 2], [50, 51, 52, 2]], [[60, 61, 62], [70, 2]]]
+TEMPERATURE = 0.8
+
+
+@pytest.fixture
+def system():
+    model = tiny_llama()
+    adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
+    adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
+    return model, adapters
+
+
+def plain(model, adapters, agent: int, dialogue: int):
+    """Log-probability, mean entropy and summed KL of one response, without padding or batching."""
+    state, response = STATES[dialogue], RESPONSES[agent][dialogue]
+    ids = torch.tensor([state + response])
+    window = slice(len(state) - 1, -1)
+    with adapters.use(None):
+        base = (model(ids).logits[0, window] / TEMPERATURE).log_softmax(-1)
+    with adapters.use(slice(agent, agent + 1)):
+        log_policy = (model(ids).logits[0, window] / TEMPERATURE).log_softmax(-1)
+    log_probability = sum(log_policy[t, token] for t, token in enumerate(response))
+    own = torch.distributions.Categorical(logits=log_policy)
+    kl = torch.distributions.kl_divergence(own, torch.distributions.Categorical(logits=base)).sum()
+    return log_probability, own.entropy().mean(), kl
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
+def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass):
+    model, adapters = system
+    monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
+    signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
+    result = evaluate_responses(
+        model, adapters, STATES, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
+    )
+    batched = adapters.parameters.grad.clone()
+    adapters.parameters.grad.zero_()
+    for agent in range(3):
+        for dialogue in range(2):
+            log_probability, entropy, kl = plain(model, adapters, agent, dialogue)
+            torch.testing.assert_close(result.log_probability[agent, dialogue], log_probability, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
+            (0.7 * kl - signal[agent, dialogue] * log_probability).backward()
+    torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_without_a_signal_no_gradient_is_touched(system):
+    model, adapters = system
+    evaluate_responses(model, adapters, STATES, RESPONSES, temperature=1.0, pad=0)
+    assert not adapters.parameters.grad.any()
+
+
+def test_fresh_adapters_have_no_divergence():
+    model = tiny_llama()
+    adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
+    result = evaluate_responses(model, adapters, STATES, RESPONSES, temperature=1.0, pad=0)
+    torch.testing.assert_close(result.kl, torch.zeros(3, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("agents", "dialogues", "rows"), [(3, 4, 0), (3, 4, 2), (3, 4, 7), (8, 4, 5), (1, 4, 100)])
+def test_blocks_cover_the_grid_once(agents, dialogues, rows):
+    cells = [
+        (a, d)
+        for agent, dialogue in blocks(agents, dialogues, rows)
+        for a in range(agent.start, agent.stop)
+        for d in range(dialogue.start, dialogue.stop)
+    ]
+    assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
+    sizes = [(a.stop - a.start) * (d.stop - d.start) for a, d in blocks(agents, dialogues, rows)]
+    assert max(sizes) <= max(rows, 1)
