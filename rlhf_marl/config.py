@@ -169,6 +169,8 @@ class CriticConfig(Section):
     """D of Eq. (5)."""
     token_features: PositiveInt = 16
     """Dimension of the fixed random map of each token's embedding, the first factor of H."""
+    output_scale: PositiveFloat = 1.0
+    """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""
     optimizer: Literal["sgd", "adam"] = "adam"
     step_size: PositiveFloat = 1e-4
     """β of Algorithm 2."""

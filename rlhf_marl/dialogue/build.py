@@ -144,7 +144,13 @@ def _check_context(config: Config, model: PreTrainedModel, source: str) -> None:
 
 def _critic(config: Config, topology: Topology, device: torch.device) -> Critic:
     generator = torch.Generator().manual_seed(_seed(config.seed, _CRITIC))
-    network = Network(config.critic.width, config.critic.depth, generator=generator, device=device)
+    network = Network(
+        config.critic.width,
+        config.critic.depth,
+        generator=generator,
+        output_scale=config.critic.output_scale,
+        device=device,
+    )
     return Critic(
         network,
         network.initial_weights(generator).to(device),

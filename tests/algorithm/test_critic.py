@@ -1,0 +1,193 @@
+import pytest
+import torch
+
+from rlhf_marl.algorithm import (
+    Critic,
+    Network,
+    Transition,
+    adjacency,
+    consensus_matrix,
+    consensus_power,
+    project_to_ball,
+)
+
+IDENTITY = torch.eye(2, dtype=torch.float64)  # no gossip between two agents
+
+
+def network(width=4, depth=2):
+    return Network(width, depth, generator=torch.Generator().manual_seed(0))
+
+
+def transition(width=4, agents=2, batch=3, seed=0, discount=0.5):
+    generator = torch.Generator().manual_seed(seed)
+    return Transition(
+        x0=torch.randn(1, batch, width, generator=generator),
+        reward=torch.randn(agents, batch, generator=generator),
+        next_x0=torch.randn(1, batch, width, generator=generator),
+        discount=torch.full((1, 1), discount),
+    )
+
+
+def critic(net, power=IDENTITY, **options):
+    settings = {"step_size": 0.1, "average": False} | options
+    initial = net.initial_weights(torch.Generator().manual_seed(1))
+    return Critic(net, initial, (2,), power, **settings)
+
+
+def test_one_td_step_by_hand():
+    """m = D = 1: Q = b relu(w x), so W - β δ ∇Q = w - β (b w x - r - γ b w x') b x."""
+    net = Network(1, 1, generator=torch.Generator().manual_seed(0))
+    net.b = torch.tensor([[2.0]])
+    one = Critic(net, torch.tensor([3.0]), (1,), torch.eye(1), step_size=0.1, average=False)
+    step = Transition(
+        x0=torch.tensor([[[1.0]]]),
+        reward=torch.tensor([[4.0]]),
+        next_x0=torch.tensor([[[0.5]]]),
+        discount=torch.tensor([[0.5]]),
+    )
+    metrics = one.update([step])
+    # Q = 6, Q' = 3, δ = 6 - 4 - 1.5 = 0.5, ∇Q = 2: w = 3 - 0.1 * 0.5 * 2 = 2.9
+    torch.testing.assert_close(one.weights, torch.tensor([[2.9]]))
+    assert metrics.td_error.item() == pytest.approx(0.5)
+    assert metrics.value.item() == pytest.approx(6.0)
+    assert metrics.gradient_norm.item() == pytest.approx(1.0)
+
+
+def test_line_9_averages_the_start_and_all_iterates():
+    """K = 2: W = (W(0) + W(1) + W(2)) / 3."""
+    net, steps = network(), [transition(seed=1), transition(seed=2)]
+    iterates = [critic(net).weights]
+    plain = critic(net)
+    for step in steps:
+        plain.update([step])
+        iterates.append(plain.weights)
+    averaged = critic(net, average=True)
+    averaged.update(steps)
+    torch.testing.assert_close(averaged.weights, sum(iterates) / 3)
+
+
+def test_projection_by_hand():
+    """Layer offsets (3, 4, 0, 0) and (0.6, 0.8, 0, 0) with B = 1: the first shrinks to (0.6, 0.8), the second stays."""
+    net = network(width=2, depth=2)
+    centre = torch.arange(8.0)
+    offsets = torch.tensor([[3.0, 4, 0, 0, 0.6, 0.8, 0, 0]])
+    inside, outside = project_to_ball(centre + offsets, centre, 1.0 + 1e-6, net)
+    expected = torch.tensor([[0.6, 0.8, 0, 0, 0.6, 0.8, 0, 0]])
+    torch.testing.assert_close(inside - centre, expected, atol=1e-5, rtol=0)
+    assert outside.item() == 0.5
+
+
+def test_weights_never_leave_the_ball():
+    net = network()
+    learner = critic(net, radius=0.05, step_size=10.0)
+    metrics = learner.update([transition(seed=k) for k in range(3)])
+    norms = net.layers(learner.weights - learner.initial).flatten(-2).norm(dim=-1)
+    assert norms.max() <= 0.05 + 1e-6
+    assert metrics.projected.min() > 0.5
+
+
+def test_restart_forgets_and_warm_goes_on():
+    net = network()
+    for optimizer in ("sgd", "adam"):
+        restart = critic(net, start="restart", optimizer=optimizer)
+        restart.update([transition(seed=1)])
+        once = restart.weights
+        restart.update([transition(seed=1)])
+        assert torch.equal(restart.weights, once)
+        warm = critic(net, start="warm", optimizer=optimizer)
+        warm.update([transition(seed=1)])
+        assert torch.equal(warm.weights, once)
+        warm.update([transition(seed=1)])
+        assert not torch.equal(warm.weights, once)
+
+
+def test_gossip_closes_the_loop():
+    net = network()
+    power = consensus_power(consensus_matrix("uniform", adjacency("complete", 2)), 20)
+    learner = critic(net, power)
+    metrics = learner.update([transition()])
+    assert metrics.disagreement_before > 1e-3
+    assert metrics.disagreement_after < 1e-6
+    torch.testing.assert_close(learner.weights[0], learner.weights[1])
+
+
+def test_batched_seeds_equal_one_at_a_time():
+    net, steps = network(), [transition(seed=s) for s in range(3)]
+    batched = Critic(net, critic(net).initial, (3, 2), IDENTITY, step_size=0.1, radius=0.5)
+    stacked = Transition(*(torch.stack([getattr(s, f) for s in steps]) for f in Transition.__slots__))
+    batched.update([stacked, stacked])
+    for seed, step in enumerate(steps):
+        alone = critic(net, average=True, radius=0.5)
+        alone.update([step, step])
+        torch.testing.assert_close(batched.weights[seed], alone.weights)
+
+
+def test_adam_equals_torch_on_each_agent_alone():
+    """The reference minimises ½(Q - target)² with autograd, agent by agent."""
+    net, steps = network(), [transition(seed=s) for s in range(4)]
+    learner = critic(net, optimizer="adam", step_size=0.01)
+    for step in steps:
+        learner.update([step])
+    for agent in range(2):
+        weights = learner.initial.clone()[None].requires_grad_()
+        adam = torch.optim.Adam([weights], lr=0.01)
+        for step in steps:
+            with torch.no_grad():
+                target = step.reward[agent] + step.discount * net.forward(weights, step.next_x0)
+            adam.zero_grad()
+            (0.5 * (net.forward(weights, step.x0) - target).square().mean()).backward()
+            adam.step()
+        torch.testing.assert_close(learner.weights[agent], weights[0].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_bad_reward_stops_its_own_agent_alone():
+    for optimizer in ("sgd", "adam"):
+        net, step = network(), transition()
+        healthy = critic(net, optimizer=optimizer)
+        healthy.update([step])
+        poisoned = critic(net, optimizer=optimizer)
+        step.reward[1, 0] = float("nan")
+        metrics = poisoned.update([step])
+        assert metrics.skipped.tolist() == [0, 1]
+        torch.testing.assert_close(poisoned.weights[0], healthy.weights[0])
+        assert torch.equal(poisoned.weights[1], poisoned.initial)
+
+
+def test_state_round_trip_continues_identically():
+    net = network()
+    for optimizer in ("sgd", "adam"):
+        original = critic(net, optimizer=optimizer)
+        original.update([transition(seed=1)])
+        copy = critic(net, optimizer=optimizer)
+        copy.load_state_dict({name: value.clone() for name, value in original.state_dict().items()})
+        original.update([transition(seed=2)])
+        copy.update([transition(seed=2)])
+        assert torch.equal(original.weights, copy.weights)
+
+
+def two_state_chain(optimizer, step_size, updates):
+    """s0 -> s1 -> s0 ..., γ = 0.5, mean reward (1, 0): V(s0) = 1 / (1 - 0.25) = 4/3, V(s1) = 2/3.
+
+    One agent is paid (2, 0), the other nothing: only together do they see the mean.
+    """
+    net = Network(32, 2, generator=torch.Generator().manual_seed(0), output_scale=0.1)
+    power = consensus_power(consensus_matrix("uniform", adjacency("complete", 2)), 5)
+    states = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(3))
+    initial = net.initial_weights(torch.Generator().manual_seed(1))
+    learner = Critic(net, initial, (2,), power, step_size=step_size, optimizer=optimizer, average=False)
+    step = Transition(states, torch.tensor([[2.0, 0.0], [0.0, 0.0]]), states.flip(1), torch.tensor([[0.5]]))
+    for _ in range(updates):
+        learner.update([step])
+    return learner.value(states)
+
+
+def test_gossip_with_plain_steps_finds_the_value_of_the_mean_reward():
+    value = two_state_chain("sgd", 0.2, 600)
+    torch.testing.assert_close(value, torch.tensor([[4 / 3, 2 / 3]] * 2), atol=0.02, rtol=0)
+
+
+def test_gossip_with_adam_is_biased_where_rewards_differ():
+    """Known limit (docs/algorithm.md): Adam rescales each agent's gradient before the average, so opposite ones of
+    different size cancel, and the fixed point is not the value of the mean reward."""
+    value = two_state_chain("adam", 0.002, 600)
+    assert (value - torch.tensor([4 / 3, 2 / 3])).abs().max() > 0.3

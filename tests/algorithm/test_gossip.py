@@ -1,0 +1,65 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rlhf_marl.algorithm import (
+    adjacency,
+    consensus_matrix,
+    consensus_power,
+    disagreement,
+    gossip,
+    gossip_bytes,
+    spectral_gap,
+)
+
+
+def ring(n):
+    return consensus_matrix("metropolis_hastings", adjacency("ring", n))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 7), rounds=st.integers(0, 12), seed=st.integers(0, 99))
+def test_gossip_keeps_the_mean_and_contracts_by_the_second_eigenvalue(n, rounds, seed):
+    matrix = ring(n)
+    values = torch.randn(n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    mixed = gossip(consensus_power(matrix, rounds), values)
+    torch.testing.assert_close(mixed.mean(0), values.mean(0))
+    bound = (1 - spectral_gap(matrix)) ** rounds * disagreement(values)
+    assert disagreement(mixed) <= bound + 1e-12
+
+
+def test_a_power_is_repeated_multiplication():
+    matrix, values = ring(5), torch.randn(5, 3, dtype=torch.float64)
+    expected = values
+    for _ in range(4):
+        expected = matrix @ expected
+    torch.testing.assert_close(gossip(consensus_power(matrix, 4), values), expected)
+
+
+def test_no_rounds_change_nothing_at_all():
+    values = torch.randn(2, 4, 7)
+    assert torch.equal(gossip(consensus_power(ring(4), 0), values), values)
+
+
+def test_leading_dimensions_are_independent_and_dtype_is_kept():
+    values, power = torch.randn(2, 3, 4, 7), consensus_power(ring(4), 3)
+    mixed = gossip(power, values)
+    assert mixed.dtype == torch.float32
+    torch.testing.assert_close(mixed[1, 2], gossip(power, values[1, 2]))
+
+
+def test_disagreement_by_hand():
+    # Two agents at (0, 0) and (6, 8): each is 5 away from the mean (3, 4).
+    assert disagreement(torch.tensor([[0.0, 0.0], [6.0, 8.0]])).item() == 5.0
+
+
+def test_bytes_by_hand():
+    # A path 0 - 1 - 2: four directed links, 10 values of 4 bytes, 3 rounds.
+    path = adjacency("explicit", 3, edges=[(0, 1), (1, 2)])
+    assert gossip_bytes(path, 10, 3) == 4 * 10 * 4 * 3
+
+
+def test_negative_rounds_are_refused():
+    with pytest.raises(ValueError, match="-1 is negative"):
+        consensus_power(ring(3), -1)
