@@ -34,13 +34,16 @@ class Display:
         self._task: TaskID | None = None
         self._warned: set[tuple[str, int]] = set()
 
+    def _print(self, content: object) -> None:
+        self._console.print(content, soft_wrap=True)
+
     def loading(self) -> None:
-        self._console.print(
+        self._print(
             Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}")
         )
 
     def stopping(self) -> None:
-        self._console.print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
+        self._print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -59,14 +62,14 @@ class Display:
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._console.print(
+            self._print(
                 Text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
             )
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._console.print(Text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+                    self._print(Text(f"warning: agent {row['agent']}: {words}", style="yellow"))
 
     def summary(self, rows: list[Row], iterations: int) -> None:
         """First against last fifth of the updates, per agent, and where everything is."""
@@ -77,8 +80,8 @@ class Display:
             first, last = first_and_last_fifth(rows, agent)
             table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
-            self._console.print(table)
-        self._console.print(Text(f"run directory: {self._path}"))
+            self._print(table)
+        self._print(Text(f"run directory: {self._path}"))
 
 
 def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:
