@@ -232,11 +232,13 @@ class Config(Section):
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     @model_validator(mode="after")
-    def _turns_divide(self) -> "Config":
+    def _fits_together(self) -> "Config":
         if self.turns % self.actor.turns_per_update:
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
             )
+        if self.actor.signal == "q_value" and self.actor.credit == "local":
+            raise ValueError("actor.credit: local needs a signal with an immediate reward; for q_value use consensus")
         return self
 
 
@@ -259,7 +261,12 @@ def check_config(content: Mapping[str, Any], source: str) -> Config:
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UsageError(explain(error, source, content)) from None
+        raise UsageError(explain(error, source, content, _all_keys())) from None
+
+
+def _all_keys() -> set[str]:
+    schema = Config.model_json_schema()
+    return {key for part in (schema, *schema["$defs"].values()) for key in part.get("properties", {})}
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

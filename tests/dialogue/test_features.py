@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from rlhf_marl.dialogue.features import CriticFeatures
+
+EMBEDDINGS = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+
+
+def features(lengths=(4,), p=5, width=7, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return CriticFeatures(EMBEDDINGS, part_lengths=lengths, token_features=p, width=width, generator=generator)
+
+
+def test_equals_the_full_matrix_on_padded_unit_norm_embeddings():
+    """x^(0) = H x with H = H_position (I ⊗ P): built here as one matrix from the same draws."""
+    generator = torch.Generator().manual_seed(1)
+    token_map = torch.randn(6, 5, generator=generator) / 5**0.5
+    position_map = torch.randn((4 + 3) * 5, 7, generator=generator) * 2**0.5
+    h = torch.block_diag(*[token_map] * 7) @ position_map  # (7 * 6, 7), transposed H
+    zero = torch.zeros(6)
+    x = torch.cat([EMBEDDINGS[3], EMBEDDINGS[9], zero, zero, EMBEDDINGS[2], zero, zero])
+    expected = (x / x.norm()) @ h
+    torch.testing.assert_close(features((4, 3))([[3, 9]], [[2]])[0], expected)
+
+
+def test_entries_have_the_variance_of_h_on_unit_inputs():
+    """H ~ N(0, 2) and ||x|| = 1 give entries of variance 2."""
+    x0 = features(p=64, width=4000)([[1, 2, 3, 4]])
+    assert x0.var().item() == pytest.approx(2, rel=0.2)
+
+
+def test_order_and_place_of_tokens_matter_and_length_is_cut():
+    f = features()
+    assert not torch.allclose(f([[1, 2]]), f([[2, 1]]))
+    assert torch.equal(f([[1, 2, 3, 4, 5]]), f([[1, 2, 3, 4]]))
+
+
+def test_rows_are_independent():
+    f = features()
+    together = f([[1, 2], [3]])
+    torch.testing.assert_close(together[1], f([[3]])[0])
