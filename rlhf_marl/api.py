@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from rlhf_marl.config import Config, ModelConfig, check_config, load_config
+from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.build import build, load_model, local_chat
 from rlhf_marl.dialogue.state import Message

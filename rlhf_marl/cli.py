@@ -43,10 +43,15 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run exit code 3."""
+    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run 3, Ctrl-C 130."""
     try:
-        cli()
+        cli(standalone_mode=False)
     except RlhfMarlError as error:
         for line in str(error).splitlines():
             click.echo(f"error: {line}", err=True)
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C, as click hands it on
+        sys.exit(130)

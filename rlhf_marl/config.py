@@ -318,7 +318,9 @@ def _child(content: Any, part: str, key: str) -> Any:
 
 def _index(content: list[Any], part: str, key: str) -> int:
     if not part.isdigit() or int(part) >= len(content):
-        raise UsageError(f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)")
+        raise UsageError(
+            f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)"
+        )
     return int(part)
 
 

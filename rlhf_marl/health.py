@@ -13,7 +13,10 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
     if row["critic_skipped"]:
         yield "critic_skipped", "a critic gradient was not finite; the step was skipped"
     if row["critic_dead_units"] > 0.95:
-        yield "dead_critic", "nearly all critic units are off: the critic is dead; lower critic.step_size or critic.radius"
+        yield (
+            "dead_critic",
+            "nearly all critic units are off: the critic is dead; lower critic.step_size or critic.radius",
+        )
     if abs(row["critic_value"]) > 100:
         yield "critic_scale", f"critic values reach {row['critic_value']:.0f}: rescale the reward card or lower radius"
     if row["critic_projected"] == 1.0:
@@ -23,4 +26,7 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
     if row["kl"] / row["response_tokens"] > 2.0:
         yield "kl", "KL to the base model is above 2 nats a token: likely reward hacking; raise actor.kl_coefficient"
     if row["controller_fallbacks"] >= config.dialogues:
-        yield "fallbacks", "the controller wrote nothing usable in a whole batch; see controller_fallback in dialogues.jsonl"
+        yield (
+            "fallbacks",
+            "the controller wrote nothing usable in a whole batch; see controller_fallback in dialogues.jsonl",
+        )

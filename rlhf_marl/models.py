@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +24,13 @@ _INSTALL = {
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+class Source(TypedDict, total=False):
+    """Where on the hub, and whether its code may run."""
+
+    revision: str | None
+    trust_remote_code: bool
 
 
 def resolve_model(reference: str, where: str) -> str:
@@ -62,7 +69,7 @@ def load_causal_lm(
     """A causal language model in evaluation mode, safetensors only.
 
     Raises:
-        UsageError: one line with what is wrong and what to do: not a model, pickle weights, gated or unreachable hub id.
+        UsageError: one line, what is wrong and what to do: not a model, pickle weights, gated or unreachable hub id.
     """
     return _load(
         AutoModelForCausalLM, reference, where, revision, trust_remote_code, dtype=dtype, use_safetensors=True
@@ -131,8 +138,12 @@ def _package_model(reference: str, where: str) -> Path:
     root = Path(spec.origin).parent.resolve()
     path = (root / inside).resolve()
     if not path.is_relative_to(root) or not path.exists():
-        files = sorted(str(p.relative_to(root)) for pattern in ("**/*.gguf", "**/config.json") for p in root.glob(pattern))
-        raise UsageError(f"{where}: {reference!r}: no such file in the package; it has {', '.join(files) or 'no models'}")
+        files = sorted(
+            str(p.relative_to(root)) for pattern in ("**/*.gguf", "**/config.json") for p in root.glob(pattern)
+        )
+        raise UsageError(
+            f"{where}: {reference!r}: no such file in the package; it has {', '.join(files) or 'no models'}"
+        )
     if path.suffix != ".gguf":
         return _checked_folder(path, reference, where)
     folder = cache_dir() / "models" / f"{package}-{_version(package)}-{path.stem}"
@@ -152,7 +163,11 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
         raise UsageError(f"{where}: reading {file.name} needs the gguf package: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The bars of the conversion ignore transformers' switch.
-    with _quiet(), contextlib.redirect_stderr(io.StringIO()), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+    with (
+        _quiet(),
+        contextlib.redirect_stderr(io.StringIO()),
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name,
+    ):
         temporary = Path(name) / "model"
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

@@ -38,9 +38,7 @@ class Display:
         self._console.print(content, soft_wrap=True)
 
     def loading(self) -> None:
-        self._print(
-            Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}")
-        )
+        self._print(Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}"))
 
     def stopping(self) -> None:
         self._print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
@@ -54,17 +52,13 @@ class Display:
 
     def iteration(self, iterations: int, rows: list[Row]) -> None:
         """Show one finished iteration."""
-        rewards = "reward " + "  ".join(
-            f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows)
-        )
+        rewards = "reward " + "  ".join(f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
         if self._task is None:
             self._task = self._progress.add_task("", total=self._config.iterations, rewards=rewards)
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(
-                Text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
-            )
+            self._print(Text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:

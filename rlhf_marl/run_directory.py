@@ -1,9 +1,9 @@
 """The run directory: everything a run leaves behind, readable at any moment, resumable from its last checkpoint.
 
-    config.yaml        the resolved config           environment.json   versions, hardware, seed
-    metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
-    checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest two
-    adapters/agent_0/  PEFT format                   critics.safetensors
+config.yaml        the resolved config           environment.json   versions, hardware, seed
+metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
+checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest two
+adapters/agent_0/  PEFT format                   critics.safetensors
 """
 
 import json
@@ -15,7 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
-import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -59,7 +59,13 @@ def test_choices_are_those_of_the_algorithm():
 def test_command_line_wins_over_the_file():
     config = load_config(
         QUICKSTART,
-        ["--actor.step_size", "1e-5", "--agents.1.reward_model=reward_models/courteous.yaml", "--critic.radius", "null"],
+        [
+            "--actor.step_size",
+            "1e-5",
+            "--agents.1.reward_model=reward_models/courteous.yaml",
+            "--critic.radius",
+            "null",
+        ],
     )
     assert config.actor.step_size == 1e-5
     assert [a.reward_model for a in config.agents][1:] == ["reward_models/courteous.yaml"] * 2
@@ -89,7 +95,10 @@ def test_a_whole_list_and_plain_text_can_be_given():
         (["seed", "3"], "command line: 'seed' is not an option"),
         (["--actor.turns_per_update", "2"], f"{QUICKSTART}: actor.turns_per_update: 2 does not divide turns (3)"),
         (["--actor.signal", "q_value"], f"{QUICKSTART}: actor.credit: local needs a signal with an immediate reward"),
-        (["--model.trust_remote_code", "1"], f"{QUICKSTART}: model.trust_remote_code: 1 given; input should be a valid b"),
+        (
+            ["--model.trust_remote_code", "1"],
+            f"{QUICKSTART}: model.trust_remote_code: 1 given; input should be a valid b",
+        ),
     ],
 )
 def test_each_mistake_is_one_clear_line(overrides, line):

@@ -38,7 +38,9 @@ def test_the_gguf_is_converted_once_and_speaks_chat():
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
     assert "quantization_config" not in json.loads((folder / "config.json").read_text())
     tokenizer = load_tokenizer(SMOLLM2, "x")
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True
+    )
     assert text.endswith("<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
     assert tokenizer.eos_token == "<|im_end|>"
 

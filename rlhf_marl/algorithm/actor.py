@@ -1,7 +1,7 @@
 """The actor's side of Algorithm 1: TD errors, the signal that weighs the score function, and line 17's step.
 
-The paper's δ = Q(s, a) - r - γ Q(s', a') is right for the critic's descent and has the wrong sign for the actor's ascent:
-the advantage is -δ. See docs/algorithm.md for the choice of signals.
+The paper's δ = Q(s, a) - r - γ Q(s', a') is right for the critic's descent and has the wrong sign for the actor's
+ascent: the advantage is -δ. See docs/algorithm.md for the choice of signals.
 """
 
 from typing import Literal
@@ -41,11 +41,11 @@ def actor_signal(
     Lines 12 to 15: every agent's TD error is gossiped with `power`; the batch takes the place of the M columns.
 
     Args:
-        signal: td_q_literal: the gossiped δ (the paper's letter). td_q, td_v: minus the gossiped δ, of a Q or a V critic.
+        signal: td_q_literal: the gossiped δ (the paper's letter). td_q, td_v: minus the gossiped δ, of a Q or V critic.
             q_value: the agent's own Q (Remark 1), and counterfactual: Q minus `counterfactual_value`, its mean over the
             agent's own actions; both need no gossip.
-        credit: consensus: as above. local: r^i / N + gossip(γ V(s') - V(s)): the others' immediate rewards do not depend
-            on agent i's action given the state, so leaving them out keeps the mean gradient and lowers its variance.
+        credit: consensus: as above. local: r^i / N + gossip(γ V(s') - V(s)): the others' immediate rewards do not
+            depend on agent i's action given the state, so leaving them out keeps the mean gradient at lower variance.
         value, next_value, reward, discount: broadcast to (..., n_agents, batch); each agent's own.
 
     Raises:

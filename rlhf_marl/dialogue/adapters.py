@@ -7,6 +7,7 @@ agents are one pass. All trainable numbers live in one flat tensor (n_agents, n_
 
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from rlhf_marl.errors import UsageError
 
@@ -66,7 +68,7 @@ class StackedAdapters:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         seeds: Sequence[int],
         *,
         rank: int,
@@ -114,6 +116,13 @@ class StackedAdapters:
         finally:
             self._active.agents = before
 
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar to `parameters.grad`."""
+        with warnings.catch_warnings():
+            # An agent's adapter is one row of a flat tensor, so a layer's slice has gaps; torch mentions it once.
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            loss.backward()
+
     def save(self, agent: int, folder: Path, base_model: str) -> None:
         """Write one agent's adapter in PEFT's own format."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -125,7 +134,7 @@ class StackedAdapters:
         config = PeftLoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self.alpha,
             target_modules=sorted({name.rpartition(".")[2] for name in self._layers}),
             base_model_name_or_path=base_model,
             inference_mode=True,
@@ -156,19 +165,19 @@ class StackedAdapters:
             layer.b.data[agent] = weights[f"base_model.model.{name}.lora_B.weight"].T.to(layer.b)
 
 
-def _targeted(model: nn.Module, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+def _targeted(model: PreTrainedModel, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:
+    head = model.get_output_embeddings()
     linears = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
     }
     if targets == "all-linear":
         return linears
     leaves = sorted({name.rpartition(".")[2] for name in linears})
     for target in targets:
         if target not in leaves:
-            raise UsageError(f"{where}: lora.targets: {target!r} is not a linear layer; choose from {', '.join(leaves)}")
+            raise UsageError(
+                f"{where}: lora.targets: {target!r} is not a linear layer; choose from {', '.join(leaves)}"
+            )
     return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
 
 

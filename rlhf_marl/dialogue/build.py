@@ -27,7 +27,7 @@ from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.state import Message, check_chat_template, end_tokens, state_tokens
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.errors import UsageError
-from rlhf_marl.models import load_causal_lm, load_tokenizer
+from rlhf_marl.models import Source, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import build_reward_model, load_card
 
@@ -111,7 +111,7 @@ def load_model(
     model: ModelConfig, where: str, device: torch.device
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[int]]:
     """A chat model ready for inference, its tokenizer and the ids that end a response."""
-    source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    source: Source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer = load_tokenizer(model.name, f"{where}.name", **source)
     check_chat_template(tokenizer, f"{where}.name: {model.name!r}")
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -127,8 +127,8 @@ def _check_lengths(config: Config, questions: Questions, tokenizer: PreTrainedTo
         length = len(state_tokens(tokenizer, [Message(role="user", content=text)], 10**9))
         if length > budget:
             raise UsageError(
-                f"{source}: prompts: prompt {number} ({text[:40]!r}...) is {length} tokens long with its chat template; "
-                f"generation.max_prompt_tokens allows {budget}"
+                f"{source}: prompts: prompt {number} ({text[:40]!r}...) is {length} tokens long with its chat "
+                f"template; generation.max_prompt_tokens allows {budget}"
             )
 
 

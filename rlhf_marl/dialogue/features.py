@@ -1,9 +1,9 @@
 """Critic input: padded token embeddings, through the fixed random map H of Eq. (5).
 
-x is the frozen base model's input embeddings of the state's tokens (for a Q critic also of every agent's response), each
-part zero-padded on the right to its fixed length, concatenated, flattened and scaled to ||x||_2 = 1. The full
-H (m x length * embedding) would be large, so it is factorised: one fixed random map for every token's embedding, then one
-over positions. The first factor is applied to the whole vocabulary once; a state's features are then a table lookup.
+x is the frozen base model's input embeddings of the state's tokens (for a Q critic also of every agent's response),
+each part zero-padded on the right to its fixed length, concatenated, flattened and scaled to ||x||_2 = 1. The full H
+(m x length * embedding) would be large, so it is factorised: one fixed random map for every token's embedding, then
+one over positions. The first factor is applied to the whole vocabulary once: a state's features are a table lookup.
 """
 
 from collections.abc import Sequence

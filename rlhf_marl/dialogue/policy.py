@@ -1,6 +1,5 @@
 """Log-probabilities, entropy and KL of sampled responses, and the policy gradient through the stacked adapters."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +67,7 @@ def evaluate_responses(
             kl = _token_sum((policy * (log_policy - reference)).sum(-1), mask)
             if signal is not None:
                 weights = signal[rows, columns].reshape(-1).to(log_probability)
-                _backward((kl_coefficient * kl - weights * log_probability).sum())
+                adapters.backward((kl_coefficient * kl - weights * log_probability).sum())
         with torch.no_grad():
             entropy = _token_sum(-(policy * log_policy).sum(-1), mask) / mask.sum(-1)
             block_shape = (rows.stop - rows.start, -1)
@@ -79,7 +78,7 @@ def evaluate_responses(
 
 
 def blocks(n_agents: int, n_dialogues: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Cut the (agents x dialogues) grid into rectangles of at most `rows` cells (at least one), agents kept together."""
+    """Rectangles of at most `rows` cells (at least one) that tile the (agents x dialogues) grid; agents together."""
     agents_per_block = max(1, min(n_agents, rows))
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
@@ -112,13 +111,6 @@ def _log_policy(
         logits_to_keep=longest + 1,
     ).logits[:, :-1]
     return torch.log_softmax(logits.float() / temperature, dim=-1), tokens, mask
-
-
-def _backward(loss: Tensor) -> None:
-    with warnings.catch_warnings():
-        # An agent's adapter is one row of a flat tensor, so a layer's slice has gaps; torch mentions it once.
-        warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-        loss.backward()
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

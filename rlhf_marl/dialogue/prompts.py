@@ -43,7 +43,9 @@ def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: i
         raise UsageError(f"{where}: prompts: the source holds no prompts")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, str) or not row.strip():
-            raise UsageError(f"{where}: prompts: row {number} is {str(row)[:60]!r}; every prompt must be non-empty text")
+            raise UsageError(
+                f"{where}: prompts: row {number} is {str(row)[:60]!r}; every prompt must be non-empty text"
+            )
     return Questions([str(row).strip() for row in rows], seed)
 
 

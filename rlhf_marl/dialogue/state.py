@@ -43,7 +43,7 @@ class Dialogue:
 def neutralise(text: str, limit: int | None = None) -> str:
     """Make untrusted text safe inside a template: no control tokens, no delimiters, no control characters.
 
-    Chat models mark roles with strings such as <|im_end|> or </s>, and our own templates delimit with <response>; without
+    Chat models mark roles with strings such as <|im_end|> or </s>, and our own templates delimit with tags; without
     angle brackets none of them can be written. Cut to `limit` characters.
     """
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)

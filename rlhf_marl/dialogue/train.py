@@ -71,8 +71,9 @@ def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple
 def transitions(system: DialogueSystem, turns: Iterator[Turn]) -> Iterator[Step]:
     """Complete each turn's transition (s, a, r, s', a').
 
-    A V critic needs s' alone, which is known when the turn ends. A Q critic also needs a', the next turn's responses: its
-    step is yielded one turn later, after the agents have answered (line 7 of Algorithm 1 samples before line 17 updates).
+    A V critic needs s' alone, which is known when the turn ends. A Q critic also needs a', the next turn's responses:
+    its step is yielded one turn later, after the agents have answered (line 7 of Algorithm 1 samples before line 17
+    updates).
     After the last turn the successor is the dialogue's own first state (and response), used if terminal is `restart`.
     """
     is_q = critic_kind(system.config.actor.signal) == "q"

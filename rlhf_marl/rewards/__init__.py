@@ -1,6 +1,7 @@
 """Reward models: the protocol, the cards that describe them, and the one place that checks their scores.
 
-card.py  card format    prototype.py  similarity to examples    python_callable.py  any function    scorers.py  shipped ones
+card.py       card format           python_callable.py  any function
+prototype.py  similarity to examples  scorers.py          shipped functions
 """
 
 import math
@@ -46,7 +47,9 @@ def score_all(
     except RlhfMarlError:
         raise
     except Exception as error:  # whatever a user's scorer raises
-        raise RunStopped(f"{who} raised {type(error).__name__}: {_shown(str(error))}; first text: {_shown(responses[0])}") from error
+        raise RunStopped(
+            f"{who} raised {type(error).__name__}: {_shown(str(error))}; first text: {_shown(responses[0])}"
+        ) from error
     if not hasattr(raw, "__len__") or len(raw) != len(responses):
         count = f"{len(raw)} scores" if hasattr(raw, "__len__") else type(raw).__name__
         raise RunStopped(f"{who} returned {count} for {len(responses)} responses; first text: {_shown(responses[0])}")
@@ -57,11 +60,12 @@ def score_all(
         except (TypeError, ValueError):
             number = math.nan
         if not math.isfinite(number):
-            raise RunStopped(f"{who} returned {_shown(repr(score))}, no finite number, for the text {_shown(text)}")
+            raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
         numbers.append(number)
     return numbers, [card.scaled(number) for number in numbers]
 
 
-def _shown(text: str) -> str:
+def _shown(value: object) -> str:
     """At most 80 characters on one line, control characters escaped."""
-    return repr(text[:80] + ("..." if len(text) > 80 else ""))
+    text = repr(value[:80] if isinstance(value, str) else value)
+    return text if len(text) <= 84 else text[:80] + "..."

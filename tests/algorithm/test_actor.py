@@ -117,9 +117,7 @@ def expected_direction(name, credit):
     [("td_v", "consensus"), ("td_v", "local"), ("q_value", "consensus"), ("counterfactual", "consensus")],
 )
 def test_expected_direction_is_the_policy_gradient(signal, credit):
-    torch.testing.assert_close(
-        expected_direction(signal, credit), finite_difference_gradient(), atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(expected_direction(signal, credit), finite_difference_gradient(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_td_error_of_an_exact_q_critic_is_no_advantage():

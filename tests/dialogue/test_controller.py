@@ -3,6 +3,7 @@
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import ClassVar
 
 import pytest
 
@@ -98,7 +99,7 @@ def test_shipped_templates_load():
 )
 def test_template_mistakes_are_one_line(tmp_path, aggregate, message):
     path = tmp_path / "t.yaml"
-    path.write_text(f"system: s\nnext_prompt: n\naggregate: \"{aggregate}\"\n")
+    path.write_text(f'system: s\nnext_prompt: n\naggregate: "{aggregate}"\n')
     with pytest.raises(UsageError, match=message) as caught:
         load_templates(path)
     assert "\n" not in str(caught.value)
@@ -113,8 +114,8 @@ def endpoint():
     """A chat endpoint that answers with the statuses in `script` first, then properly."""
 
     class Handler(BaseHTTPRequestHandler):
-        script: list[int] = []
-        requests: list[dict] = []
+        script: ClassVar[list[int]] = []
+        requests: ClassVar[list[dict]] = []
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -158,6 +159,8 @@ def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(endpo
     handler, url = endpoint
     handler.script = [500] * 5
     chat = openai_chat("m", api_key="secret", base_url=url, timeout=5, max_retries=1)
-    with pytest.raises(RunStopped, match=r"controller: m at http.* failed after 1 retries: InternalServerError") as caught:
+    with pytest.raises(
+        RunStopped, match=r"controller: m at http.* failed after 1 retries: InternalServerError"
+    ) as caught:
         chat([[Message(role="user", content="a")]], 9)
     assert "secret" not in str(caught.value)

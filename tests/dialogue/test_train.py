@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -131,19 +132,24 @@ def test_transitions_of_v_and_q_critics(tiny_content):
         steps = list(transitions(system, play_turns(system, 0)))
         assert [step.turn.number for step in steps] == [0, 1, 2]
         assert [step.discount for step in steps] == [0.5, 0.5, 0.5 if restart else 0.0]
-        for now, following in zip(steps, steps[1:], strict=False):
+        for now, following in pairwise(steps):
             torch.testing.assert_close(now.next_features, following.features)
         if restart or signal == "td_q":
             torch.testing.assert_close(steps[-1].next_features, steps[0].features)
 
 
 def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
-    """Token in, token out: with a step of size zero the trained log-probability is that of sampling, policy unchanged."""
+    """Token in, token out: with a step of size zero, the trained log-probability is that of sampling."""
     run = train(tiny_content | {"actor": {"step_size": 1e-12}}, tmp_path / "run")
     system = build(run.config, "c", torch.device("cpu"))
     turn = next(play_turns(system, 0))
     statistics = evaluate_responses(
-        system.model, system.adapters, turn.states, [[r.tokens for r in a] for a in turn.responses], temperature=1.0, pad=2
+        system.model,
+        system.adapters,
+        turn.states,
+        [[r.tokens for r in a] for a in turn.responses],
+        temperature=1.0,
+        pad=2,
     )
     first = [row["log_probability"] for row in metrics(run.path)[:2]]
     assert first == pytest.approx(statistics.log_probability.mean(-1).tolist(), abs=1e-4)
@@ -190,7 +196,7 @@ def test_reward_rises(tiny_content, tmp_path):
 
 @pytest.mark.parametrize(
     ("function", "symptom"),
-    [("nan_score", "returned 'nan'"), ("too_few", "returned 1 scores for 2"), ("fails", "raised ZeroDivisionError")],
+    [("nan_score", "returned nan"), ("too_few", "returned 1 scores for 2"), ("fails", "raised ZeroDivisionError")],
 )
 def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path, monkeypatch, function, symptom):
     import tests.conftest as scorers

@@ -58,7 +58,11 @@ def test_prototype_by_hand():
 def test_padding_and_order_never_change_a_prototype_score():
     card = load_card("reward_models/harmless.yaml", "test")
     model = build_reward_model(card)
-    texts = ["Short.", "A much longer sentence, with many more words in it than the others have, on purpose.", "Mid one."]
+    texts = [
+        "Short.",
+        "A much longer sentence, with many more words in it than the others have, on purpose.",
+        "Mid one.",
+    ]
     together = model.score([""] * 3, texts)
     alone = [model.score([""], [text])[0] for text in texts]
     reverse = model.score([""] * 3, texts[::-1])[::-1]
@@ -70,10 +74,10 @@ def test_padding_and_order_never_change_a_prototype_score():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ([1.0, float("nan")], r"returned 'nan', no finite number, for the text 'second'"),
-        ([float("inf"), 1.0], r"returned 'inf', no finite number, for the text 'first'"),
-        ([1.0, "high"], r"no finite number, for the text 'second'"),
-        ([1.0, None], r"returned 'None'"),
+        ([1.0, float("nan")], r"returned nan, no finite number, for the text 'second'"),
+        ([float("inf"), 1.0], r"returned inf, no finite number, for the text 'first'"),
+        ([1.0, "high"], r"returned 'high', no finite number, for the text 'second'"),
+        ([1.0, None], r"returned None, no"),
         ([1.0], r"returned 1 scores for 2 responses; first text: 'first'"),
         (3.0, r"returned float for 2 responses"),
         (ValueError("no\nway"), r"raised ValueError: 'no\\nway'; first text: 'first'"),
