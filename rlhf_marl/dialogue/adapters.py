@@ -116,12 +116,12 @@ class StackedAdapters:
         finally:
             self._active.agents = before
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a scalar to `parameters.grad`."""
+    def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
+        """Add to `parameters.grad` the gradient of a scalar, or of outputs with `gradient` in their own shape."""
         with warnings.catch_warnings():
             # An agent's adapter is one row of a flat tensor, so a layer's slice has gaps; torch mentions it once.
             warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-            loss.backward()
+            torch.autograd.backward(outputs, gradient)
 
     def save(self, agent: int, folder: Path, base_model: str) -> None:
         """Write one agent's adapter in PEFT's own format."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.generation import left_pad, positions
@@ -55,25 +55,33 @@ def evaluate_responses(
     result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
     for rows, columns in blocks(n_agents, n_dialogues, TOKENS_PER_PASS // longest):
-        active = slice(first_agent + rows.start, first_agent + rows.stop)
-        block_responses = [r for agent in responses[rows] for r in agent[columns]]
+        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         block_states = list(states[columns]) * (rows.stop - rows.start)
         with torch.no_grad(), adapters.use(None):
-            reference = _log_policy(model, block_states, block_responses, temperature, pad)[0]
-        with torch.set_grad_enabled(signal is not None), adapters.use(active):
-            log_policy, tokens, mask = _log_policy(model, block_states, block_responses, temperature, pad)
-            log_probability = _token_sum(log_policy.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), mask)
-            policy = log_policy.exp()
-            kl = _token_sum((policy * (log_policy - reference)).sum(-1), mask)
+            divergence = _log_softmax(_shared_prompt_logits(model, block_states, tokens, mask, pad), temperature)
+        with torch.set_grad_enabled(signal is not None):
+            with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
+                logits = _response_logits(model, block_states, tokens, mask, pad)
+            with torch.no_grad():
+                log_policy = _log_softmax(logits, temperature)
+                policy = log_policy.exp()
+                divergence.neg_().add_(log_policy)  # log π - log base
+                kl = torch.linalg.vecdot(policy, divergence)
+                block_shape = (rows.stop - rows.start, -1)
+                log_probability = log_policy.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+                result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
+                entropy = -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
+                result.entropy[rows, columns] = entropy.view(block_shape)
+                result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
-                weights = signal[rows, columns].reshape(-1).to(log_probability)
-                adapters.backward((kl_coefficient * kl - weights * log_probability).sum())
-        with torch.no_grad():
-            entropy = _token_sum(-(policy * log_policy).sum(-1), mask) / mask.sum(-1)
-            block_shape = (rows.stop - rows.start, -1)
-            result.log_probability[rows, columns] = log_probability.view(block_shape)
-            result.entropy[rows, columns] = entropy.view(block_shape)
-            result.kl[rows, columns] = kl.view(block_shape)
+                weight = signal[rows, columns].reshape(-1, 1).to(kl)
+                # Row by row: d(-log π_a)/dz = π - onehot_a and dKL/dz = π (log π - log base - KL), z = logits / T.
+                gradient = (
+                    divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(weight.unsqueeze(-1)).mul_(policy)
+                )
+                gradient.scatter_add_(-1, tokens.unsqueeze(-1), -weight.expand_as(kl).unsqueeze(-1))
+                gradient.mul_((mask / temperature).unsqueeze(-1))
+                adapters.backward(logits, gradient.to(logits.dtype))
     return result
 
 
@@ -89,28 +97,64 @@ def blocks(n_agents: int, n_dialogues: int, rows: int) -> Iterator[tuple[slice, 
             )
 
 
-def _log_policy(
-    model: PreTrainedModel,
-    states: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[int]],
-    temperature: float,
-    pad: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-softmax at each response position, response ids and mask: (rows, T, vocabulary), (rows, T), (rows, T)."""
-    state_ids, state_mask = left_pad(states, pad, model.device)
+def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Response ids and mask, both (rows, longest), with the padding on the right."""
     longest = max(map(len, responses))
-    tokens = torch.tensor([list(r) + [pad] * (longest - len(r)) for r in responses], device=model.device)
-    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=model.device)
-    attention = torch.cat([state_mask, mask], dim=-1)
-    # Logits at the last prompt token and at every response token but the last predict the response.
-    logits = model(
-        input_ids=torch.cat([state_ids, tokens], dim=-1),
+    tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
+    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)
+    return tokens, mask
+
+
+def _response_logits(
+    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
+) -> Tensor:
+    """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
+
+    The last prompt token and every response token but the last predict the response.
+    """
+    state_ids, state_mask = left_pad(states, pad, model.device)
+    attention = torch.cat([state_mask, mask[:, :-1]], dim=-1)
+    return model(
+        input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
         position_ids=positions(attention),
         use_cache=False,
-        logits_to_keep=longest + 1,
-    ).logits[:, :-1]
-    return torch.log_softmax(logits.float() / temperature, dim=-1), tokens, mask
+        logits_to_keep=tokens.shape[1],
+    ).logits
+
+
+def _shared_prompt_logits(
+    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
+) -> Tensor:
+    """As `_response_logits`, for rows of one policy: each distinct state is read once and its cache shared."""
+    distinct = list(dict.fromkeys(map(tuple, states)))
+    rows = torch.tensor([distinct.index(tuple(state)) for state in states], device=model.device)
+    state_ids, state_mask = left_pad(distinct, pad, model.device)
+    cache = DynamicCache(config=model.config)
+    first = model(
+        input_ids=state_ids,
+        attention_mask=state_mask,
+        position_ids=positions(state_mask),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[rows]
+    if tokens.shape[1] == 1:
+        return first
+    cache.batch_select_indices(rows)
+    attention = torch.cat([state_mask[rows], mask[:, :-1]], dim=-1)
+    rest = model(
+        input_ids=tokens[:, :-1],
+        attention_mask=attention,
+        position_ids=positions(attention)[:, state_ids.shape[1] :],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return torch.cat([first, rest], dim=1)
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(logits.float() / temperature, dim=-1)
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:
