@@ -23,6 +23,7 @@ from rlhf_marl.dialogue import controller as controllers
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.generation import generate
+from rlhf_marl.dialogue.packed import pack_linears
 from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.state import Message, check_chat_template, end_tokens, state_tokens
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
@@ -117,6 +118,7 @@ def load_model(
     automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype = automatic if model.dtype == "auto" else getattr(torch, model.dtype)
     loaded = load_causal_lm(model.name, f"{where}.name", dtype=dtype, **source).to(device).eval()
+    pack_linears(loaded.requires_grad_(False))
     ends = end_tokens(tokenizer, loaded.generation_config.eos_token_id if loaded.generation_config else None)
     return loaded, tokenizer, ends
 
