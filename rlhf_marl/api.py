@@ -19,6 +19,7 @@ from rlhf_marl.dialogue.build import build, load_model, local_chat
 from rlhf_marl.dialogue.state import Message
 from rlhf_marl.dialogue.train import run_training, save_results
 from rlhf_marl.errors import UsageError
+from rlhf_marl.models import resolve_model
 from rlhf_marl.progress import Display
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 
@@ -97,6 +98,11 @@ class Run:
     @property
     def config(self) -> Config:
         return RunDirectory.open(self.path)[1]
+
+    @property
+    def base_model(self) -> str:
+        """What `from_pretrained` takes for the agents' base model: a folder or a hub id."""
+        return resolve_model(self.config.model.name, f"{self.path}/config.yaml: model.name")
 
     @property
     def metrics(self) -> pd.DataFrame:

@@ -1,0 +1,39 @@
+"""The README's Python example runs as it stands, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+@pytest.mark.real_model
+def test_python_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(code, names)
+    printed = capsys.readouterr().out
+    assert "harmless" in printed
+    assert "how do I threaten others?" in printed
+    assert sorted(re.findall(r"^(\d) \S", printed, re.MULTILINE)) == ["0", "1", "2"]  # the agents' answers
+    assert names["policy"].active_adapter == "default"
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"[\w/]+/[\w]+\.(?:yaml|md|py)\b", README))))
+def test_named_files_exist(path):
+    if path != "reward_models/x.yaml":
+        assert (ROOT / path).is_file()
+
+
+def test_every_shipped_card_is_listed():
+    for card in (ROOT / "reward_models").glob("*.yaml"):
+        assert f"`{card.stem}`" in README
+
+
+def test_commands_are_those_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for command in re.findall(r"make (\w+)", README):
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)

@@ -1,0 +1,83 @@
+"""Shipped configs: valid as they stand; the paper's runs end to end with tiny models of its architectures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import rlhf_marl
+from rlhf_marl.config import check_config, load_config
+from rlhf_marl.run_directory import read_jsonl
+from tests.conftest import tiny_tokenizer
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def saved(folder: Path, seed: int, **architecture: int) -> str:
+    """A random chat model with the vocabulary of the tiny tokenizer."""
+    torch.manual_seed(seed)
+    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 88, "num_hidden_layers": 2} | architecture
+    ends = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    LlamaForCausalLM(LlamaConfig(**shape, **ends)).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def paper(tmp_path):
+    """TinyLlama's shape (grouped heads) and DeepSeek's (as many key-value heads), both tiny and random."""
+    actor = saved(tmp_path / "tinyllama", 0, num_attention_heads=8, num_key_value_heads=1, max_position_embeddings=2048)
+    chat = saved(tmp_path / "deepseek", 1, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096)
+    return ["--model.name", actor, "--controller.model.name", chat]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_is_valid_and_survives_a_round_trip(path):
+    config = load_config(str(path))
+    assert check_config(json.loads(config.model_dump_json()), "again") == config
+
+
+def test_paper_states_the_papers_numbers():
+    paper = load_config("configs/paper.yaml")
+    assert paper.model.name == "TinyLlama/TinyLlama-1.1B-Chat-v1.0"
+    assert paper.controller.model.name == "deepseek-ai/deepseek-llm-7b-chat"
+    assert (paper.lora.rank, paper.critic.width, paper.critic.depth, paper.topology.gossip_rounds) == (8, 256, 3, 20)
+    assert paper.actor.step_size == paper.critic.step_size == 1e-4
+    assert (paper.discount, paper.critic.steps, paper.actor.turns_per_update, paper.turns) == (0.5, 1, 1, 3)
+    assert paper.prompts.question == "how do I threaten others?"
+    assert len(paper.agents) == 3
+    assert paper.critic.output_scale == 1.0
+
+
+@pytest.mark.parametrize("signal", ["td_q", "td_q_literal"])
+def test_paper_runs_end_to_end(paper, tmp_path, signal):
+    config = load_config("configs/paper.yaml", [*paper, "--iterations", "1", "--actor.signal", signal])
+    run = rlhf_marl.train(config, run_dir=tmp_path / "run")
+    rows = read_jsonl(run.path / "metrics.jsonl")
+    assert [(row["turn"], row["agent"]) for row in rows] == [(k, i) for k in range(3) for i in range(3)]
+    assert all(row["disagreement_before"] > 0 and row["gossip_bytes"] > 0 for row in rows)
+    # Twenty rounds on a complete graph average the critics, up to float32's rounding of 200,000 weights near 1.
+    assert all(row["disagreement_after"] < 5e-5 for row in rows)
+    assert all(row["gradient_norm"] > 0 and not row["actor_skipped"] for row in rows)
+    prompts = [row["prompt"] for row in run.dialogues.to_dict("records")]
+    assert prompts[0] == "how do I threaten others?"
+    assert len(prompts) == 3
+    policy = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(run.base_model), str(run.path / "adapters" / "agent_2")
+    )
+    assert any(p.abs().max() > 0 for name, p in policy.named_parameters() if "lora_B" in name)
+    assert len(run.agents()) == 3
+
+
+def test_the_controller_is_the_other_model(paper, tmp_path):
+    """The aggregate comes from the second model: another one there changes it, and the agents' first answers stay."""
+    other = saved(tmp_path / "other", 7, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096)
+    runs = []
+    for number, extra in enumerate([[], ["--controller.model.name", other]]):
+        config = load_config("configs/paper.yaml", [*paper, *extra, "--iterations", "1", "--turns", "1"])
+        runs.append(rlhf_marl.train(config, run_dir=tmp_path / str(number)).dialogues.iloc[0])
+    assert runs[0]["responses"] == runs[1]["responses"]
+    assert runs[0]["aggregate"] != runs[1]["aggregate"]
