@@ -55,14 +55,42 @@ class Chat(Protocol):
     def __call__(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]: ...
 
 
-class Templates(BaseModel):
-    """The controller's instructions; Jinja2 over `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
+class Example(BaseModel):
+    """A worked example, shown to the model as an earlier turn of the chat."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    user: str
+    assistant: str
+
+
+class Task(BaseModel):
+    """One instruction; `user` is Jinja2 over `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     system: str
-    aggregate: str
-    next_prompt: str
+    examples: list[Example] = []
+    user: str
+
+    def messages(self, where: str, **variables: object) -> list[Message]:
+        """The chat that asks for it."""
+        shown = [
+            Message(role=role, content=getattr(example, role).strip())
+            for example in self.examples
+            for role in ("user", "assistant")
+        ]
+        request = Message(role="user", content=render(self.user, where, **variables).strip())
+        return [Message(role="system", content=self.system), *shown, request]
+
+
+class Templates(BaseModel):
+    """The controller's two tasks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    aggregate: Task
+    next_prompt: Task
 
 
 def load_templates(path: Path) -> Templates:
@@ -73,8 +101,8 @@ def load_templates(path: Path) -> Templates:
     except ValidationError as error:
         raise UsageError(explain(error, str(path), content)) from None
     example = {"prompt": "p", "responses": ["a", "b"], "history": [], "aggregate": "c"}
-    for name, text in templates:
-        render(text, f"{path}: {name}", **example)
+    for name, task in templates:
+        task.messages(f"{path}: {name}.user", **example)
     return templates
 
 
@@ -132,14 +160,8 @@ class ChatController:
             "responses": [neutralise(text, self._limit) for text in exchange.responses],
         }
 
-    def _ask(self, template: str, variables: Sequence[dict], max_tokens: int) -> list[str]:
-        conversations = [
-            [
-                Message(role="system", content=self._templates.system),
-                Message(role="user", content=render(template, "controller.templates", **v)),
-            ]
-            for v in variables
-        ]
+    def _ask(self, task: Task, variables: Sequence[dict], max_tokens: int) -> list[str]:
+        conversations = [task.messages("controller.templates", **v) for v in variables]
         return [neutralise(text) for text in self._chat(conversations, max_tokens)]
 
 

@@ -6,6 +6,7 @@ a run repeats bit for bit, adding an agent does not change the others' draws, an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -59,6 +60,25 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
+def read_beginning(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
+) -> tuple[DynamicCache, int]:
+    """Read what all prompts begin with, once per policy: the cache for all rows, and how many tokens it holds.
+
+    At least one token of every prompt is left. Rows belong to n_policies policies, contiguously and evenly. Gradients
+    flow through the cache.
+    """
+    cache = DynamicCache(config=model.config)
+    columns = zip(*prompts, strict=False)
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    shared = min(alike, min(map(len, prompts)) - 1)
+    if shared:
+        beginning = torch.tensor([list(prompts[0][:shared])] * n_policies, device=model.device)
+        model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache.batch_repeat_interleave(len(prompts) // n_policies)
+    return cache, shared
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -68,22 +88,26 @@ def generate(
     end_tokens: Sequence[int],
     uniforms: Tensor | None = None,
     temperature: float = 1.0,
+    n_policies: int = 1,
 ) -> list[list[int]]:
     """Sample (or, without uniforms, take the most likely) continuation of each prompt.
 
     Args:
         prompts: token ids per row; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
+        n_policies: rows belong to this many policies, contiguously and evenly. What all prompts begin with is read once
+            per policy.
 
     Returns:
         Token ids per row, ending with an end token or at the limit.
     """
     device = model.device
-    ids, mask = left_pad(prompts, end_tokens[0], device)
     ends = torch.tensor(end_tokens, device=device)
     uniforms = None if uniforms is None else uniforms.to(device)
-    cache = DynamicCache(config=model.config)
-    position_ids, step_ids = positions(mask), ids
+    cache, shared = read_beginning(model, prompts, n_policies)
+    ids, rest = left_pad([prompt[shared:] for prompt in prompts], end_tokens[0], device)
+    mask = torch.cat([rest.new_ones(len(prompts), shared), rest], dim=-1)
+    position_ids, step_ids = positions(mask)[:, shared:], ids
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     sampled = []
     for step in range(max_new_tokens):

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import left_pad, positions
+from rlhf_marl.dialogue.generation import left_pad, positions, read_beginning
 
 # Activations of one backward pass grow with its tokens; above this many the (agents x dialogues) grid is split, so that
 # memory stays flat in the number of agents. Gradients add up over the parts.
@@ -61,7 +61,7 @@ def evaluate_responses(
             divergence = _log_softmax(_shared_prompt_logits(model, block_states, tokens, mask, pad), temperature)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
-                logits = _response_logits(model, block_states, tokens, mask, pad)
+                logits = _response_logits(model, block_states, tokens, mask, pad, rows.stop - rows.start)
             with torch.no_grad():
                 log_policy = _log_softmax(logits, temperature)
                 policy = log_policy.exp()
@@ -106,19 +106,23 @@ def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.devic
 
 
 def _response_logits(
-    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
+    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int, n_policies: int
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
 
-    The last prompt token and every response token but the last predict the response.
+    The last prompt token and every response token but the last predict the response. What all states begin with is read
+    once per policy; the gradient through it is the sum over the rows.
     """
-    state_ids, state_mask = left_pad(states, pad, model.device)
-    attention = torch.cat([state_mask, mask[:, :-1]], dim=-1)
+    cache, shared = read_beginning(model, states, n_policies)
+    state_ids, state_mask = left_pad([state[shared:] for state in states], pad, model.device)
+    beginning = state_mask.new_ones(len(states), shared)
+    attention = torch.cat([beginning, state_mask, mask[:, :-1]], dim=-1)
     return model(
         input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
-        position_ids=positions(attention),
-        use_cache=False,
+        position_ids=positions(attention)[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
         logits_to_keep=tokens.shape[1],
     ).logits
 

@@ -119,6 +119,7 @@ def respond(
             end_tokens=system.end_tokens,
             uniforms=uniforms,
             temperature=generation.temperature,
+            n_policies=n_agents,
         )
     texts = system.tokenizer.batch_decode(rows, skip_special_tokens=True)
     responses = [

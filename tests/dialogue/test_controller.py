@@ -9,8 +9,10 @@ import pytest
 
 from rlhf_marl.dialogue.controller import (
     ChatController,
+    Example,
     Exchange,
     ScriptedController,
+    Task,
     Templates,
     load_templates,
     openai_chat,
@@ -21,9 +23,8 @@ from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.paths import find_data
 
 TEMPLATES = Templates(
-    system="S",
-    aggregate="{{ prompt }}{% for r in responses %}<r>{{ r }}</r>{% endfor %}",
-    next_prompt="after {{ aggregate }}",
+    aggregate=Task(system="S", user="{{ prompt }}{% for r in responses %}<r>{{ r }}</r>{% endfor %}"),
+    next_prompt=Task(system="T", examples=[Example(user="u\n", assistant="v")], user="after {{ aggregate }}"),
 )
 EXCHANGE = Exchange([Message(role="user", content="why?")], ["first", "second"])
 
@@ -48,6 +49,15 @@ def test_merges_then_asks_for_the_next_prompt():
     (merged,) = controller(chat_of([" both ", "and then?\nmore"], seen)).merge([EXCHANGE], turn=0, last=False)
     assert (merged.aggregate, merged.next_prompt, merged.fallback) == ("both", "and then?", False)
     assert seen == [("why?<r>first</r><r>second</r>", 7), ("after both", 5)]
+
+
+def test_examples_are_earlier_turns_of_the_chat():
+    assert TEMPLATES.next_prompt.messages("test", aggregate="x") == [
+        {"role": "system", "content": "T"},
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "v"},
+        {"role": "user", "content": "after x"},
+    ]
 
 
 def test_the_last_turn_needs_no_next_prompt():
@@ -86,20 +96,20 @@ def test_scripted_controller_follows_its_script():
 
 def test_shipped_templates_load():
     templates = load_templates(find_data("prompts/controller.yaml", "test"))
-    assert "quoted" in templates.system
+    assert all("quoted" in task.system for task in (templates.aggregate, templates.next_prompt))
 
 
 @pytest.mark.parametrize(
     ("aggregate", "message"),
     [
-        ("{{ nope }}", "aggregate: template error: 'nope' is undefined"),
-        ("{% if %}", "aggregate: template error"),
-        ("{{ ''.__class__.__mro__ }}", "aggregate: template error: access to attribute '__class__'"),
+        ("{{ nope }}", "aggregate.user: template error: 'nope' is undefined"),
+        ("{% if %}", "aggregate.user: template error"),
+        ("{{ ''.__class__.__mro__ }}", "aggregate.user: template error: access to attribute '__class__'"),
     ],
 )
 def test_template_mistakes_are_one_line(tmp_path, aggregate, message):
     path = tmp_path / "t.yaml"
-    path.write_text(f'system: s\nnext_prompt: n\naggregate: "{aggregate}"\n')
+    path.write_text(f'next_prompt: {{system: s, user: n}}\naggregate: {{system: s, user: "{aggregate}"}}\n')
     with pytest.raises(UsageError, match=message) as caught:
         load_templates(path)
     assert "\n" not in str(caught.value)

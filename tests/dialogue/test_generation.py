@@ -1,5 +1,6 @@
 import torch
 
+from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.generation import generate, sample, sampling_uniforms
 from tests.conftest import tiny_llama
 
@@ -26,6 +27,21 @@ def test_rows_do_not_depend_on_their_batch():
         for i, p in enumerate(PROMPTS)
     ]
     assert together == alone
+
+
+def test_a_shared_beginning_changes_nothing():
+    """Prompts that begin alike, or are alike: with one read of the beginning per policy, the same tokens."""
+    model = tiny_llama()
+    adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
+    adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
+    for prompts in ([[5, 6, 7, 8], [5, 6, 9]], [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 7]]):
+        with adapters.use(slice(0, 2)):
+            together = generate(model, prompts * 2, max_new_tokens=6, end_tokens=[2], n_policies=2)
+        alone = []
+        for agent in range(2):
+            with adapters.use(slice(agent, agent + 1)):
+                alone += [generate(model, [p], max_new_tokens=6, end_tokens=[2])[0] for p in prompts]
+        assert together == alone
 
 
 def test_stops_at_an_end_token_and_keeps_it():

@@ -21,9 +21,8 @@ def system():
     return model, adapters
 
 
-def plain(model, adapters, agent: int, dialogue: int):
+def plain(model, adapters, agent: int, state: list[int], response: list[int]):
     """Log-probability, mean entropy and summed KL of one response, without padding or batching."""
-    state, response = STATES[dialogue], RESPONSES[agent][dialogue]
     ids = torch.tensor([state + response])
     window = slice(len(state) - 1, -1)
     with adapters.use(None):
@@ -36,19 +35,21 @@ def plain(model, adapters, agent: int, dialogue: int):
     return log_probability, own.entropy().mean(), kl
 
 
+@pytest.mark.parametrize("states", [STATES, [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 9, 8]]])
 @pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
-def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass):
+def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass, states):
+    """Whatever the split into passes, and whether states differ, are alike or begin alike."""
     model, adapters = system
     monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
     result = evaluate_responses(
-        model, adapters, STATES, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
+        model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
     )
     batched = adapters.parameters.grad.clone()
     adapters.parameters.grad.zero_()
     for agent in range(3):
         for dialogue in range(2):
-            log_probability, entropy, kl = plain(model, adapters, agent, dialogue)
+            log_probability, entropy, kl = plain(model, adapters, agent, states[dialogue], RESPONSES[agent][dialogue])
             torch.testing.assert_close(result.log_probability[agent, dialogue], log_probability, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
