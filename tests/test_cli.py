@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,7 @@ def test_train_resume_and_the_summary(run, config_file, tmp_path):
     ("options", "line"),
     [
         (["--topology.grph", "ring"], "topology.grph: unknown key (value 'ring'); did you mean 'graph'?"),
+        (["--topology.graph", "rng"], "topology.graph: 'rng' is not allowed; choose 'ring', 'complete', 'star'"),
         (["--topology.graph", "explicit", "--topology.edges", "[[0, 5]]"], "topology: edges: [0, 5] must name two"),
         (
             ["--topology.graph", "explicit", "--topology.edges", "[]"],
@@ -134,6 +137,39 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
     code, _, errors = run("train", str(config_file), "--run-dir", "out", "--resume", "--iterations", str(done + 1))
     assert code == 0, errors
     assert {row["iteration"] for row in read_jsonl(metrics)} == set(range(done + 1))
+
+
+def test_a_gated_model_says_what_to_do(config_file, tmp_path):
+    """Against a hub of our own that guards every file, as the real one answers."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.send_header("X-Error-Code", "GatedRepo")
+            self.send_header("X-Error-Message", "Access to model org/gated is restricted.")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    hub = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path)}
+    answer = subprocess.run(
+        [sys.executable, "-m", "rlhf_marl", "train", str(config_file), "--model.name", "org/gated"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env=os.environ | online | {"PYTHONPATH": str(Path.cwd())},
+    )
+    hub.shutdown()
+    hub.server_close()
+    assert answer.returncode == 2, answer.stderr
+    assert "model.name: 'org/gated' is gated or private: request access on its page, then set HF_TOKEN" in answer.stderr
+    assert "Traceback" not in answer.stderr
 
 
 def test_schema_is_json(run):
