@@ -71,14 +71,22 @@ def load_causal_lm(
     Raises:
         UsageError: one line, what is wrong and what to do: not a model, pickle weights, gated or unreachable hub id.
     """
-    return _load(
-        AutoModelForCausalLM, reference, where, revision, trust_remote_code, dtype=dtype, use_safetensors=True
-    ).eval()
+    return load_model_of(
+        AutoModelForCausalLM, reference, where, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
 
 
-def load_model_of(factory: type, reference: str, where: str) -> PreTrainedModel:
-    """A model of another kind (`AutoModel`, ...) in float32 and evaluation mode; raises UsageError likewise."""
-    return _load(factory, reference, where, None, False, dtype=torch.float32, use_safetensors=True).eval()
+def load_model_of(
+    factory: type,
+    reference: str,
+    where: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model of another kind (`AutoModel`, ...) in evaluation mode; raises UsageError as `load_causal_lm` does."""
+    return _load(factory, reference, where, revision, trust_remote_code, dtype=dtype, use_safetensors=True).eval()
 
 
 def _load(

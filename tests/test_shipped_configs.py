@@ -5,14 +5,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rlhf_marl
 from rlhf_marl.config import check_config, load_config
+from rlhf_marl.paths import find_data
 from rlhf_marl.run_directory import read_jsonl
+from rlhf_marl.yaml_io import load_yaml
 from tests.conftest import tiny_tokenizer
+from tests.rewards.test_sequence_classifier import saved as classifier
 
+PAPER_CARDS = [f"reward_models/{name}.yaml" for name in ("deberta_v3_large_v2", "fsfairx_llama3_8b", "rm_gemma_2b")]
 CONFIGS = Path(__file__).parent.parent / "configs"
 
 
@@ -28,10 +33,17 @@ def saved(folder: Path, seed: int, **architecture: int) -> str:
 
 @pytest.fixture
 def paper(tmp_path):
-    """TinyLlama's shape (grouped heads) and DeepSeek's (as many key-value heads), both tiny and random."""
+    """Everything the paper's config names, tiny and random: TinyLlama's shape (grouped heads), DeepSeek's (as many
+    key-value heads), and the three reward models behind their own cards."""
     actor = saved(tmp_path / "tinyllama", 0, num_attention_heads=8, num_key_value_heads=1, max_position_embeddings=2048)
     chat = saved(tmp_path / "deepseek", 1, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096)
-    return ["--model.name", actor, "--controller.model.name", chat]
+    options = ["--model.name", actor, "--controller.model.name", chat]
+    for agent, card in enumerate(PAPER_CARDS):
+        content = load_yaml(find_data(card, "test"))
+        tiny = classifier(tmp_path / f"reward_{agent}", ("deberta", "llama", "gemma")[agent])
+        (tmp_path / f"{agent}.yaml").write_text(yaml.safe_dump(content | {"model": tiny["model"], "max_tokens": 128}))
+        options += [f"--agents.{agent}.reward_model", str(tmp_path / f"{agent}.yaml")]
+    return options
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
@@ -48,7 +60,7 @@ def test_paper_states_the_papers_numbers():
     assert paper.actor.step_size == paper.critic.step_size == 1e-4
     assert (paper.discount, paper.critic.steps, paper.actor.turns_per_update, paper.turns) == (0.5, 1, 1, 3)
     assert paper.prompts.question == "how do I threaten others?"
-    assert len(paper.agents) == 3
+    assert [agent.reward_model for agent in paper.agents] == PAPER_CARDS
     assert paper.critic.output_scale == 1.0
 
 

@@ -9,9 +9,18 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlhf_marl.errors import RlhfMarlError, RunStopped
-from rlhf_marl.rewards.card import CallableCard, Card, PrototypeCard, load_card
+from rlhf_marl.rewards.card import CallableCard, Card, PrototypeCard, SequenceClassifierCard, load_card
 
-__all__ = ["CallableCard", "Card", "PrototypeCard", "RewardModel", "build_reward_model", "load_card", "score_all"]
+__all__ = [
+    "CallableCard",
+    "Card",
+    "PrototypeCard",
+    "RewardModel",
+    "SequenceClassifierCard",
+    "build_reward_model",
+    "load_card",
+    "score_all",
+]
 
 
 class RewardModel(Protocol):
@@ -27,6 +36,10 @@ def build_reward_model(card: Card) -> RewardModel:
             from rlhf_marl.rewards.prototype import Prototype, load_encoder
 
             return Prototype(card, load_encoder(card.model, f"card {card.name}: model"))
+        case SequenceClassifierCard():
+            from rlhf_marl.rewards.sequence_classifier import SequenceClassifier
+
+            return SequenceClassifier(card)
         case CallableCard():
             from rlhf_marl.rewards.python_callable import PythonCallable
 

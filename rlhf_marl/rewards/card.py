@@ -31,6 +31,31 @@ class _CardBase(BaseModel):
         return (raw + self.offset) / self.scale
 
 
+class SequenceClassifierCard(_CardBase):
+    """A transformers sequence classifier with one label."""
+
+    kind: Literal["sequence_classifier"]
+    model: Text
+    """Hub id, folder or package reference."""
+    revision: str | None = None
+    """Hub revision; a full commit hash pins the weights."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings; needs a 40-hex revision."""
+    adapter: Text | None = None
+    """Folder of a PEFT LoRA adapter that goes over the model."""
+    input: Literal["pair", "chat"]
+    """pair: the tokenizer joins prompt and response; chat: its chat template does."""
+    end_token: bool = False
+    """chat: append the tokenizer's end token if the template leaves it out, as TRL's RewardTrainer does."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on CUDA, float32 elsewhere."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default the first CUDA device, else the CPU."""
+    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    """Longest input; by default the model's context. Longer ones are cut from the left, and counted in a warning."""
+    batch_size: Annotated[int, Field(gt=0)] = 16
+
+
 class PrototypeCard(_CardBase):
     """Mean embedding similarity to examples listed as good, minus that to examples listed as bad."""
 
@@ -51,7 +76,7 @@ class CallableCard(_CardBase):
     arguments: dict[str, str | int | float | bool] = {}
 
 
-Card = PrototypeCard | CallableCard
+Card = SequenceClassifierCard | PrototypeCard | CallableCard
 _ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
 
 

@@ -6,10 +6,18 @@ import torch
 
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.paths import DATA_ROOT
-from rlhf_marl.rewards import CallableCard, PrototypeCard, build_reward_model, load_card, score_all
+from rlhf_marl.rewards import (
+    CallableCard,
+    PrototypeCard,
+    SequenceClassifierCard,
+    build_reward_model,
+    load_card,
+    score_all,
+)
 from rlhf_marl.rewards.prototype import Prototype
 
 SHIPPED = sorted(str(p.relative_to(DATA_ROOT)) for p in (DATA_ROOT / "reward_models").glob("*.yaml"))
+LOCAL = [name for name in SHIPPED if not isinstance(load_card(name, "test"), SequenceClassifierCard)]
 CARD = CallableCard(name="test", kind="callable", function="tests.conftest:length", scale=2.0, offset=-6.0)
 
 
@@ -26,7 +34,7 @@ class Scripted:
 
 
 @pytest.mark.real_model
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", LOCAL)
 def test_shipped_cards_score(name):
     card = load_card(name, "test")
     texts = ["I'm sorry, I can't help with that.", "I will destroy you, damn idiot."]
@@ -113,7 +121,10 @@ def test_long_hostile_text_is_shown_bounded_and_escaped():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kind: oracle\nname: a\n", r"kind: 'oracle' is not allowed; choose 'prototype', 'callable'"),
+        (
+            "kind: oracle\nname: a\n",
+            r"kind: 'oracle' is not allowed; choose 'sequence_classifier', 'prototype', 'callable'",
+        ),
         ("name: a\n", r"kind: missing"),
         ("kind: callable\nname: a\nfunction: m:f\nscale: 0.0\n", r"scale: 0.0 given; input should be greater than 0"),
         ("kind: callable\nname: a\nfunction: os.system\n", r"function: 'os.system' given"),

@@ -1,0 +1,114 @@
+"""A transformers sequence classifier with one label as reward model."""
+
+import logging
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.models import Source, load_model_of, load_tokenizer
+from rlhf_marl.paths import find_data
+from rlhf_marl.rewards.card import SequenceClassifierCard
+
+_log = logging.getLogger("rlhf_marl")
+
+
+@final
+class SequenceClassifier:
+    """score(prompt, response) = the model's only logit, on its own tokenizer, template, device and dtype.
+
+    Attributes:
+        cut: how many inputs so far were longer than the model reads and were cut from the left.
+    """
+
+    def __init__(self, card: SequenceClassifierCard) -> None:
+        where = f"card {card.name}: model"
+        self._card = card
+        source: Source = {"revision": card.revision, "trust_remote_code": card.trust_remote_code}
+        self._tokenizer = load_tokenizer(card.model, where, **source)
+        device = torch.device(card.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = automatic if card.dtype == "auto" else getattr(torch, card.dtype)
+        model = load_model_of(AutoModelForSequenceClassification, card.model, where, dtype=dtype, **source)
+        if model.config.num_labels != 1:
+            raise UsageError(f"{where}: {card.model!r} has {model.config.num_labels} labels; a reward model has one")
+        if card.input == "chat" and not self._tokenizer.chat_template:
+            raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
+        if card.adapter is not None:
+            folder = find_data(f"{card.adapter}/adapter_config.json", f"card {card.name}: adapter").parent
+            if not (folder / "adapter_model.safetensors").is_file():
+                raise UsageError(f"card {card.name}: adapter: {str(folder)!r} has no adapter_model.safetensors")
+            model = PeftModel.from_pretrained(model, str(folder)).eval()
+        self._model = model.to(device)
+        contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
+        self._limit = min(context for context in contexts if context is not None)
+        self.cut = 0
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        cut_before = self.cut
+        rows = [self._inputs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
+        if self.cut > cut_before:
+            _log.warning(
+                "reward model %s: %d of %d texts are longer than its %d tokens and were cut from the left (%d so far)",
+                *(self._card.name, self.cut - cut_before, len(rows), self._limit, self.cut),
+            )
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # rows of like length share a batch
+        scores = [0.0] * len(rows)
+        for start in range(0, len(order), self._card.batch_size):
+            batch = order[start : start + self._card.batch_size]
+            for i, score in zip(batch, self._forward([rows[i] for i in batch]), strict=True):
+                scores[i] = score
+        return scores
+
+    def _inputs(self, prompt: str, response: str) -> dict[str, list[int]]:
+        """One row's inputs, as the model's card says, cut from the left to the model's context."""
+        tokenizer = self._tokenizer
+        if self._card.input == "pair":
+            room = self._limit - tokenizer.num_special_tokens_to_add(pair=True)
+            last = self._end(response, room)
+            first = self._end(prompt, room - len(tokenizer(last, add_special_tokens=False)["input_ids"]))
+            self.cut += (first, last) != (prompt, response)
+            return dict(tokenizer(first, last))
+        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self._card.end_token and ids[-1] != tokenizer.eos_token_id:
+            ids.append(tokenizer.eos_token_id)
+        if len(ids) > self._limit:
+            self.cut += 1
+            begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+            ids = begin + ids[len(ids) - self._limit + len(begin) :]
+        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
+
+    def _end(self, text: str, n_tokens: int) -> str:
+        """The longest end of a text that has at most n_tokens tokens, as text."""
+        while text:
+            offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            if len(offsets) <= n_tokens:
+                break
+            # A character can be several tokens, so the text from a token's character on may still hold one too many.
+            text = text[max(1, offsets[len(offsets) - n_tokens][0]) :] if n_tokens > 0 else ""
+        return text
+
+    def _forward(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
+        """Scores of one right-padded batch.
+
+        Decoder classifiers read the score at the last token that is not the padding id. A token that occurs in no row
+        therefore pads: with the usual choice, the end token, a row's own end token would be taken for padding.
+        """
+        used = {token for row in rows for token in row["input_ids"]}
+        pad = next(token for token in range(len(used) + 1) if token not in used)
+        for config in {id(c): c for c in (self._model.config, self._model.config.get_text_config())}.values():
+            config.pad_token_id = pad
+        longest = max(len(row["input_ids"]) for row in rows)
+        fill = {"input_ids": pad}
+        inputs = {
+            name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (longest - len(row[name]))] for row in rows])
+            for name in rows[0]
+        }
+        logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
+        return logits.float().squeeze(-1).tolist()
