@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -32,6 +33,9 @@ def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str,
     from rlhf_marl.config import load_config
 
     run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config)
+
+
+cli.add_command(reward)
 
 
 @cli.command()

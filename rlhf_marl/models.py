@@ -84,9 +84,14 @@ def load_model_of(
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    **options: Any,
 ) -> PreTrainedModel:
-    """A model of another kind (`AutoModel`, ...) in evaluation mode; raises UsageError as `load_causal_lm` does."""
-    return _load(factory, reference, where, revision, trust_remote_code, dtype=dtype, use_safetensors=True).eval()
+    """A model of another kind (`AutoModel`, ...) in evaluation mode; raises UsageError as `load_causal_lm` does.
+
+    `options` go to `from_pretrained`, such as num_labels.
+    """
+    options |= {"dtype": dtype, "use_safetensors": True}
+    return _load(factory, reference, where, revision, trust_remote_code, **options).eval()
 
 
 def _load(
@@ -96,7 +101,7 @@ def _load(
         raise UsageError(f"{where}: trust_remote_code needs a pinned revision (a 40-digit commit hash)")
     source = resolve_model(reference, where)
     local = Path(source).is_dir()
-    with _quiet():
+    with quiet():
         try:
             return factory.from_pretrained(
                 source, revision=None if local else revision, trust_remote_code=trust_remote_code, **options
@@ -172,7 +177,7 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     # The bars of the conversion ignore transformers' switch.
     with (
-        _quiet(),
+        quiet(),
         contextlib.redirect_stderr(io.StringIO()),
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name,
     ):
@@ -192,7 +197,7 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
                 os.replace(temporary, folder)
 
 
-class _quiet:
+class quiet:
     """Without transformers' progress bars; its warnings stay."""
 
     def __enter__(self) -> None:

@@ -30,7 +30,7 @@ from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import Source, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
-from rlhf_marl.rewards import build_reward_model, load_card
+from rlhf_marl.rewards import build_reward_model, finished_card, load_card
 
 # Every use of the seed has its own stream; sampling uses [seed, agent, dialogue, turn], which is longer than these.
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
@@ -46,7 +46,10 @@ def build(config: Config, source: str, device: torch.device) -> DialogueSystem:
         UsageError: one line: source, key, what was given, what is allowed.
     """
     topology = build_topology(config, source)
-    cards = [load_card(a.reward_model, f"{source}: agents.{i}.reward_model") for i, a in enumerate(config.agents)]
+    cards = [
+        finished_card(load_card(agent.reward_model, f"{source}: agents.{i}.reward_model"))
+        for i, agent in enumerate(config.agents)
+    ]
     questions = load_questions(config.prompts, config.seed, source)
     templates = _templates(config, source)
     model, tokenizer, ends = load_model(config.model, f"{source}: model", device)

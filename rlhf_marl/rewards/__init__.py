@@ -1,7 +1,10 @@
 """Reward models: the protocol, the cards that describe them, and the one place that checks their scores.
 
-card.py       card format           python_callable.py  any function
-prototype.py  similarity to examples  scorers.py          shipped functions
+card.py                 card format                  python_callable.py  any function
+sequence_classifier.py  transformers classifiers     scorers.py          shipped functions
+prototype.py            similarity to examples       server.py           a scoring server
+ensemble.py             several cards as one         preferences.py      preference pairs
+training.py             trains a classifier here
 """
 
 import math
@@ -9,15 +12,28 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from rlhf_marl.errors import RlhfMarlError, RunStopped
-from rlhf_marl.rewards.card import CallableCard, Card, PrototypeCard, SequenceClassifierCard, load_card
+from rlhf_marl.rewards.card import (
+    CallableCard,
+    Card,
+    EnsembleCard,
+    PrototypeCard,
+    SequenceClassifierCard,
+    ServerCard,
+    TrainedCard,
+    load_card,
+)
 
 __all__ = [
     "CallableCard",
     "Card",
+    "EnsembleCard",
     "PrototypeCard",
     "RewardModel",
     "SequenceClassifierCard",
+    "ServerCard",
+    "TrainedCard",
     "build_reward_model",
+    "finished_card",
     "load_card",
     "score_all",
 ]
@@ -30,7 +46,7 @@ class RewardModel(Protocol):
 
 
 def build_reward_model(card: Card) -> RewardModel:
-    """The scorer behind a card; raises UsageError if what it needs is not there."""
+    """The scorer behind a finished card; raises UsageError if what it needs is not there."""
     match card:
         case PrototypeCard():
             from rlhf_marl.rewards.prototype import Prototype, load_encoder
@@ -44,6 +60,30 @@ def build_reward_model(card: Card) -> RewardModel:
             from rlhf_marl.rewards.python_callable import PythonCallable
 
             return PythonCallable(card)
+        case ServerCard():
+            from rlhf_marl.rewards.server import Server
+
+            return Server(card)
+        case EnsembleCard():
+            from rlhf_marl.rewards.ensemble import Ensemble
+
+            members = [finished_card(load_card(m.card, f"card {card.name}: members")) for m in card.members]
+            return Ensemble(card, [(member, build_reward_model(member)) for member in members])
+        case TrainedCard():
+            return build_reward_model(finished_card(card))
+
+
+def finished_card(card: Card) -> Card:
+    """The card that can score: itself, or for a `trained` one that of its model, trained now if not in the cache."""
+    if not isinstance(card, TrainedCard):
+        return card
+    from rlhf_marl.rewards.training import cached_folder, train_reward_model
+
+    where = f"card {card.name}"
+    folder = cached_folder(card, where)
+    if not (folder / "card.yaml").is_file():
+        train_reward_model(card, folder, where)
+    return load_card(str(folder / "card.yaml"), where)
 
 
 def score_all(

@@ -67,16 +67,91 @@ class PrototypeCard(_CardBase):
     batch_size: Annotated[int, Field(gt=0)] = 64
 
 
+class TrainedCard(_CardBase):
+    """A classifier trained here from preference pairs, on first use; `scale` and `offset` are fitted then."""
+
+    kind: Literal["trained"]
+    data: Text
+    """JSON Lines of preference pairs (`prompt`, `chosen`, `rejected`), or the name of a `datasets` source."""
+    split: Text = "train"
+    """Split of a `datasets` source."""
+    base: Text = MINILM
+    """The encoder or language model that gets a scalar head."""
+    input: Literal["pair", "chat"] = "pair"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the pairs kept for accuracy, scaling and calibration."""
+    epochs: Annotated[float, Field(gt=0)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: Annotated[int, Field(gt=0)] = 16
+    max_tokens: Annotated[int, Field(gt=0)] = 256
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class ServerCard(_CardBase):
+    """A scoring server: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}."""
+
+    kind: Literal["http"]
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    api_key_env: Text | None = None
+    """Environment variable whose value is sent as a bearer token."""
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds one request may take."""
+    max_retries: Annotated[int, Field(ge=0)] = 5
+    """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
+    batch_size: Annotated[int, Field(gt=0)] = 32
+
+
+class Member(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    card: Text
+    """Path of the member's card."""
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+
+
+class EnsembleCard(_CardBase):
+    """Several cards as one: the weighted sum, the mean or the minimum of their scaled scores."""
+
+    kind: Literal["ensemble"]
+    combine: Literal["sum", "mean", "minimum"] = "mean"
+    """sum: weighted; mean: weighted, divided by the sum of the weights; minimum: of the members, weights unused."""
+    members: Annotated[list[Member], Field(min_length=1)]
+
+
+class JudgeCard(_CardBase):
+    """A chat model that grades each response by a rubric."""
+
+    kind: Literal["judge"]
+    model: Text
+    """Hub id, folder or package reference of a local chat model; with base_url, the name the endpoint knows."""
+    revision: str | None = None
+    base_url: str | None = None
+    """An OpenAI-compatible endpoint that serves the model; a local model if not given."""
+    api_key_env: Text = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    rubric: Text = "prompts/judge.yaml"
+    """Instructions: system message, worked examples, and a template over `prompt` and `response`."""
+    grades: Annotated[list[Text], Field(min_length=2)] = ["1", "2", "3", "4", "5"]
+    """Answers from worst to best; the score is the expected place, from 0 to len(grades) - 1."""
+    failed_score: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    """Score where an endpoint's answer names no grade; such answers are counted in a warning."""
+    batch_size: Annotated[int, Field(gt=0)] = 8
+    timeout: Annotated[float, Field(gt=0)] = 60.0
+    max_retries: Annotated[int, Field(ge=0)] = 5
+
+
 class CallableCard(_CardBase):
     """A Python function f(prompts, responses, **arguments) -> scores."""
 
     kind: Literal["callable"]
     function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
     """module:function."""
+    convention: Literal["rlhf_marl", "trl"] = "rlhf_marl"
+    """trl: called as TRL's reward functions are, f(prompts=..., completions=..., **arguments)."""
     arguments: dict[str, str | int | float | bool] = {}
 
 
-Card = SequenceClassifierCard | PrototypeCard | CallableCard
+Card = SequenceClassifierCard | TrainedCard | PrototypeCard | CallableCard | ServerCard | JudgeCard | EnsembleCard
 _ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
 
 

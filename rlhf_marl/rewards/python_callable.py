@@ -10,7 +10,7 @@ from rlhf_marl.rewards.card import CallableCard
 
 @final
 class PythonCallable:
-    """Calls f(prompts, responses, **arguments); the function is imported when the model is built."""
+    """Calls the function, in our convention or in TRL's; it is imported when the model is built."""
 
     def __init__(self, card: CallableCard) -> None:
         module, _, name = card.function.partition(":")
@@ -20,7 +20,10 @@ class PythonCallable:
             raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {error}") from None
         if not callable(self._function):
             raise UsageError(f"card {card.name}: function: {card.function!r} is not a function")
+        self._trl = card.convention == "trl"
         self._arguments = dict(card.arguments)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        if self._trl:
+            return self._function(prompts=list(prompts), completions=list(responses), **self._arguments)
         return self._function(list(prompts), list(responses), **self._arguments)

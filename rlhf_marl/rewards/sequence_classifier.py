@@ -6,7 +6,7 @@ from typing import final
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import Source, load_model_of, load_tokenizer
@@ -65,34 +65,12 @@ class SequenceClassifier:
         return scores
 
     def _inputs(self, prompt: str, response: str) -> dict[str, list[int]]:
-        """One row's inputs, as the model's card says, cut from the left to the model's context."""
-        tokenizer = self._tokenizer
-        if self._card.input == "pair":
-            room = self._limit - tokenizer.num_special_tokens_to_add(pair=True)
-            last = self._end(response, room)
-            first = self._end(prompt, room - len(tokenizer(last, add_special_tokens=False)["input_ids"]))
-            self.cut += (first, last) != (prompt, response)
-            return dict(tokenizer(first, last))
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self._card.end_token and ids[-1] != tokenizer.eos_token_id:
-            ids.append(tokenizer.eos_token_id)
-        if len(ids) > self._limit:
-            self.cut += 1
-            begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
-            ids = begin + ids[len(ids) - self._limit + len(begin) :]
-        return {"input_ids": ids, "attention_mask": [1] * len(ids)}
-
-    def _end(self, text: str, n_tokens: int) -> str:
-        """The longest end of a text that has at most n_tokens tokens, as text."""
-        while text:
-            offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            if len(offsets) <= n_tokens:
-                break
-            # A character can be several tokens, so the text from a token's character on may still hold one too many.
-            text = text[max(1, offsets[len(offsets) - n_tokens][0]) :] if n_tokens > 0 else ""
-        return text
+        card = self._card
+        inputs, cut = classifier_inputs(
+            self._tokenizer, prompt, response, kind=card.input, limit=self._limit, end_token=card.end_token
+        )
+        self.cut += cut
+        return inputs
 
     def _forward(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
         """Scores of one right-padded batch.
@@ -112,3 +90,37 @@ class SequenceClassifier:
         }
         logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
         return logits.float().squeeze(-1).tolist()
+
+
+def classifier_inputs(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, *, kind: str, limit: int, end_token: bool
+) -> tuple[dict[str, list[int]], bool]:
+    """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
+
+    kind: pair (the tokenizer joins the two texts) or chat (its template does).
+    """
+    if kind == "pair":
+        room = limit - tokenizer.num_special_tokens_to_add(pair=True)
+        last = _end(tokenizer, response, room)
+        first = _end(tokenizer, prompt, room - len(tokenizer(last, add_special_tokens=False)["input_ids"]))
+        return dict(tokenizer(first, last)), (first, last) != (prompt, response)
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+    if end_token and ids[-1] != tokenizer.eos_token_id:
+        ids.append(tokenizer.eos_token_id)
+    cut = len(ids) > limit
+    if cut:
+        begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+        ids = begin + ids[len(ids) - limit + len(begin) :]
+    return {"input_ids": ids, "attention_mask": [1] * len(ids)}, cut
+
+
+def _end(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> str:
+    """The longest end of a text that has at most n_tokens tokens, as text."""
+    while text:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) <= n_tokens:
+            break
+        # A character can be several tokens, so the text from a token's character on may still hold one too many.
+        text = text[max(1, offsets[len(offsets) - n_tokens][0]) :] if n_tokens > 0 else ""
+    return text

@@ -123,7 +123,7 @@ def test_long_hostile_text_is_shown_bounded_and_escaped():
     [
         (
             "kind: oracle\nname: a\n",
-            r"kind: 'oracle' is not allowed; choose 'sequence_classifier', 'prototype', 'callable'",
+            r"kind: 'oracle' is not allowed; choose 'sequence_classifier', 'trained', 'prototype', 'callable'",
         ),
         ("name: a\n", r"kind: missing"),
         ("kind: callable\nname: a\nfunction: m:f\nscale: 0.0\n", r"scale: 0.0 given; input should be greater than 0"),

@@ -53,7 +53,9 @@ def pair_tokenizer():
         special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)],
     )
     names = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=backend, model_input_names=names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_input_names=names, eos_token="<|im_end|>", pad_token="<pad>"
+    )
 
 
 def end_padded_tokenizer():

@@ -1,0 +1,99 @@
+"""Preference pairs: which of two responses to a prompt people like better."""
+
+import gzip
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.paths import find_data
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One judged pair. prompt: everything before the responses."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
+    """Read pairs from a JSON Lines file (also gzipped), a shipped one, or a `datasets` source.
+
+    A row holds `chosen` and `rejected`, and a `prompt` unless these contain it: as text, as lists of messages, or as
+    transcripts of the hh-rlhf form ("\\n\\nHuman: ...\\n\\nAssistant: ...").
+
+    Raises:
+        UsageError: no such source, or a row that is no pair; names the line.
+    """
+    if re.search(r"\.jsonl(\.gz)?$", source):
+        path = find_data(source, where)
+        name = str(path)
+        rows = _json_lines(path)
+    else:
+        name = source
+        rows = _dataset(source, split, where)
+    pairs = []
+    for number, row in enumerate(rows, 1):
+        try:
+            pairs.append(_pair(row))
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+            raise UsageError(f"{name}: row {number} is no preference pair: {reason}") from None
+    if not pairs:
+        raise UsageError(f"{name}: holds no preference pairs")
+    return pairs
+
+
+def _json_lines(path: Path) -> list[Any]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    rows = []
+    try:
+        with opener(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                if line.strip():
+                    rows.append(json.loads(line))
+    except (json.JSONDecodeError, RecursionError):
+        raise UsageError(f"{path}: line {len(rows) + 1} is not JSON: {line[:60]!r}") from None
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    return rows
+
+
+def _dataset(name: str, split: str, where: str) -> list[Any]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return list(datasets.load_dataset(name, split=split))
+    except Exception as error:  # the library raises many unrelated types for one user mistake
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {reason}") from None
+
+
+def _pair(row: Any) -> Pair:
+    chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
+    prompt = _turns(row["prompt"]) if row.get("prompt") else []
+    if not prompt:
+        if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
+            raise ValueError("without a prompt, chosen and rejected must share all messages but the last")
+        prompt = chosen[:-1]
+    if not (chosen[-1] and rejected[-1]):
+        raise ValueError("an empty response")
+    return Pair("\n\n".join(prompt), chosen[-1], rejected[-1])
+
+
+def _turns(value: Any) -> list[str]:
+    """The texts of a message list, of an hh-rlhf transcript, or of plain text."""
+    if isinstance(value, list):
+        return [str(message["content"]).strip() for message in value]
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is neither text nor messages")
+    if _TURN.match(value):
+        return [text.strip() for text in _TURN.split(value)[2::2]]
+    return [value.strip()]

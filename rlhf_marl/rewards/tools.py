@@ -1,0 +1,163 @@
+"""What `rlhf-marl reward ...` does: list, score, calibrate, agreement between reward models, rescoring of a run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, finished_card, load_card, score_all
+from rlhf_marl.rewards.preferences import Pair
+from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
+
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How reward models judge the same pairs.
+
+    accuracy: per card. correlation: Spearman's rank correlation of two cards' score differences (chosen - rejected),
+    with a 95% interval by bootstrap over pairs, per pair of cards.
+    """
+
+    accuracy: dict[str, Accuracy]
+    correlation: dict[tuple[str, str], tuple[float, float, float]]
+
+
+def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
+    """A card that can score, and its model."""
+    card = finished_card(load_card(reference, where))
+    return card, build_reward_model(card)
+
+
+def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
+    """One row per card file in the folders: name, kind, what it scores with, licence, whether it is on this machine."""
+    rows = []
+    for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
+        try:
+            card = load_card(str(path), "reward list")
+        except UsageError as error:
+            rows.append(
+                {"card": str(path), "name": "", "kind": "", "scorer": f"not a card: {error}", "licence": "", "here": ""}
+            )
+            continue
+        rows.append(
+            {
+                "card": f"reward_models/{path.name}" if path.parent == DATA_ROOT / "reward_models" else str(path),
+                "name": card.name,
+                "kind": card.kind,
+                "scorer": _scorer(card),
+                "licence": card.licence,
+                "here": _here(card),
+            }
+        )
+    return rows
+
+
+def _scorer(card: Card) -> str:
+    for attribute in ("model", "function", "url", "data"):
+        if hasattr(card, attribute):
+            return str(getattr(card, attribute))
+    return ", ".join(member.card for member in getattr(card, "members", []))
+
+
+def _here(card: Card) -> str:
+    """Whether the card can score without a download or a training: yes, no, or unknown until it is tried."""
+    if isinstance(card, TrainedCard):
+        return "trained" if (cached_folder(card, card.name) / "card.yaml").is_file() else "trains on first use"
+    model = getattr(card, "model", None)
+    if model is None:
+        return "yes" if hasattr(card, "function") else ""
+    if model.startswith("package:") or Path(model).exists():
+        return "yes"
+    from huggingface_hub import try_to_load_from_cache
+
+    return "cached" if isinstance(try_to_load_from_cache(model, "config.json"), str) else "not cached"
+
+
+def calibrated(model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
+    """(scale, offset) that give these responses mean 0 and standard deviation 1: scaled = (raw + offset) / scale.
+
+    Raises:
+        UsageError: fewer than two responses, or all scores alike.
+    """
+    raw = np.asarray(model.score(prompts, responses), dtype=float)
+    if len(raw) < 2 or not raw.std(ddof=1) > 0:
+        raise UsageError("reward calibrate: needs at least two responses with different scores")
+    return float(raw.std(ddof=1)), float(-raw.mean())
+
+
+def agreement(models: dict[str, RewardModel], pairs: Sequence[Pair], seed: int = 0) -> Agreement:
+    """Score the pairs with every model and compare."""
+    prompts = [pair.prompt for pair in pairs] * 2
+    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    differences: dict[str, np.ndarray] = {}
+    accuracies = {}
+    for name, model in models.items():
+        scores = model.score(prompts, responses)
+        chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
+        accuracies[name] = accuracy(chosen, rejected)
+        differences[name] = np.asarray(chosen) - np.asarray(rejected)
+    names = list(models)
+    resamples = np.random.default_rng(seed).integers(len(pairs), size=(_RESAMPLES, len(pairs)))
+    correlation = {
+        (a, b): _rank_correlation(differences[a], differences[b], resamples)
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+    }
+    return Agreement(accuracies, correlation)
+
+
+def _rank_correlation(a: np.ndarray, b: np.ndarray, resamples: np.ndarray) -> tuple[float, float, float]:
+    """Spearman's ρ with its 95% percentile-bootstrap interval; nan where one side does not vary."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan"), float("nan"), float("nan")
+    resampled = []
+    for rows in resamples:
+        if np.ptp(a[rows]) > 0 and np.ptp(b[rows]) > 0:
+            resampled.append(spearmanr(a[rows], b[rows]).statistic)
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return float(spearmanr(a, b).statistic), float(low), float(high)
+
+
+def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
+    """Score a run's dialogues with other reward models: a row per card, agent and iteration."""
+    run, config = RunDirectory.open(path, "reward rescore")
+    turns = read_jsonl(run.dialogues)
+    if not turns:
+        raise UsageError(f"reward rescore: {str(path)!r} has no finished dialogues yet")
+    prompts = [turn["prompt"] for turn in turns]
+    rows = []
+    for reference in references:
+        card, model = opened(reference, "reward rescore")
+        for agent in range(len(config.agents)):
+            responses = [turn["responses"][agent]["text"] for turn in turns]
+            _, scaled = score_all(card, model, prompts, responses, agent=agent)
+            by_iteration: dict[int, list[float]] = {}
+            for turn, score in zip(turns, scaled, strict=True):
+                by_iteration.setdefault(turn["iteration"], []).append(score)
+            rows += [
+                {"card": card.name, "agent": agent, "iteration": iteration, "reward_scaled": float(np.mean(scores))}
+                for iteration, scores in by_iteration.items()
+            ]
+    return rows
+
+
+def read_texts(path: Path) -> list[dict[str, Any]]:
+    """Rows with `prompt` and `response` from a JSON Lines file."""
+    rows = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+            row["prompt"], row["response"] = str(row["prompt"]), str(row["response"])
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{path}: line {number} needs a `prompt` and a `response`: {line[:60]!r}") from None
+        rows.append(row)
+    return rows

@@ -1,0 +1,203 @@
+"""Train a reward model from preference pairs: TRL's RewardTrainer, then scaling and calibration on held-out pairs."""
+
+import contextlib
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from scipy.stats import binomtest
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.models import load_model_of, load_tokenizer, quiet
+from rlhf_marl.paths import cache_dir, find_data
+from rlhf_marl.rewards.card import SequenceClassifierCard, TrainedCard
+from rlhf_marl.rewards.preferences import Pair, load_pairs
+from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, classifier_inputs
+
+_BINS = 5  # of the reliability table, between confidence 0.5 and 1
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Share of pairs whose chosen response scores higher (ties count half), with Wilson's 95% interval."""
+
+    accuracy: float
+    low: float
+    high: float
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One row of the reliability table: pairs whose more likely response has a probability in this range."""
+
+    confidence: float  # mean of the model's own probability, sigmoid(score difference)
+    accuracy: float
+    pairs: int
+
+
+def cached_folder(card: TrainedCard, where: str) -> Path:
+    """Where the model of a card lives; another recipe or other data give another folder."""
+    digest = hashlib.sha256(card.model_dump_json().encode())
+    if card.data.endswith((".jsonl", ".jsonl.gz")):
+        digest.update(find_data(card.data, where).read_bytes())
+    return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
+
+
+def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
+    """Write model, tokenizer, finished card (`card.yaml`) and measurements (`training.json`) to a new folder.
+
+    Returns the measurements: accuracy on held-out pairs with its interval, scale, offset, reliability table.
+
+    Raises:
+        UsageError: unreadable data, too few pairs, an unusable base, or a folder that exists.
+    """
+    if folder.exists():
+        raise UsageError(f"{where}: {str(folder)!r} already exists")
+    pairs = load_pairs(card.data, f"{where}: data", card.split)
+    train, held_out = split_pairs(pairs, card.held_out, card.seed)
+    if min(len(train), len(held_out)) < 2:
+        raise UsageError(f"{where}: data: {len(pairs)} pairs are too few to train on and to hold {card.held_out} out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        temporary = Path(name) / "model"
+        _fit(card, train, temporary, where)
+        raw_card = SequenceClassifierCard(
+            name=card.name,
+            kind="sequence_classifier",
+            model=str(temporary),
+            input=card.input,
+            max_tokens=card.max_tokens,
+        )
+        chosen, rejected = score_pairs(SequenceClassifier(raw_card), held_out)
+        scores = torch.tensor(chosen + rejected, dtype=torch.float64)
+        measured = {
+            "held_out": asdict(accuracy(chosen, rejected)),
+            "reliability": [asdict(row) for row in reliability(chosen, rejected)],
+            "scale": float(f"{max(scores.std().item(), 1e-6):.4g}"),
+            "offset": float(f"{-scores.mean().item():.4g}"),
+            "trained_on": len(train),
+        }
+        result = raw_card.model_dump(mode="json", exclude_defaults=True) | {
+            "description": card.description,
+            "licence": card.licence,
+            "model": str(folder),
+            "scale": measured["scale"],
+            "offset": measured["offset"],
+        }
+        (temporary / "card.yaml").write_text(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), "utf-8")
+        (temporary / "training.json").write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
+        try:
+            os.replace(temporary, folder)
+        except OSError:  # another process was first
+            if not (folder / "card.yaml").is_file():
+                raise
+    return measured
+
+
+def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(training, held-out) pairs in a seeded order; pairs with the same prompt stay together."""
+    prompts = sorted({pair.prompt for pair in pairs})
+    random.Random(seed).shuffle(prompts)
+    kept = set(prompts[round(held_out * len(prompts)) :])
+    return [p for p in pairs if p.prompt in kept], [p for p in pairs if p.prompt not in kept]
+
+
+def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> None:
+    from datasets import Dataset, disable_progress_bars
+    from transformers.trainer_callback import PrinterCallback
+    from trl import RewardConfig, RewardTrainer
+
+    disable_progress_bars()
+    torch.manual_seed(card.seed)
+    tokenizer = load_tokenizer(card.base, f"{where}: base")
+    # TRL's collator passes ids and mask alone; without segments here, scoring sees what training saw.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.pad_token is None:
+        raise UsageError(f"{where}: base: the tokenizer of {card.base!r} has neither a padding nor an end token")
+    cuda = torch.cuda.is_available()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # a new head is what we want, not a warning
+    with quiet(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        # TRL sets the old name of an option whether it is given or not.
+        warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
+        model = load_model_of(AutoModelForSequenceClassification, card.base, f"{where}: base", num_labels=1)
+        trainer = RewardTrainer(
+            model=model,
+            args=RewardConfig(
+                output_dir=str(folder.parent / "trainer"),
+                num_train_epochs=card.epochs,
+                learning_rate=card.learning_rate,
+                per_device_train_batch_size=card.batch_size,
+                warmup_steps=0.1,
+                max_length=None,
+                seed=card.seed,
+                bf16=cuda,
+                dataloader_pin_memory=cuda,
+                gradient_checkpointing=False,
+                disable_tqdm=True,
+                logging_strategy="no",
+                save_strategy="no",
+                report_to="none",
+            ),
+            train_dataset=Dataset.from_list([_tokens(card, tokenizer, pair) for pair in pairs]),
+            processing_class=tokenizer,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    transformers_logging.set_verbosity(verbosity)
+    shutil.rmtree(folder.parent / "trainer", ignore_errors=True)
+
+
+def _tokens(card: TrainedCard, tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:
+    return {
+        f"{name}_ids": classifier_inputs(
+            tokenizer, pair.prompt, response, kind=card.input, limit=card.max_tokens, end_token=False
+        )[0]["input_ids"]
+        for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
+    }
+
+
+def score_pairs(model: SequenceClassifier, pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:
+    """Raw scores of the chosen and of the rejected responses."""
+    prompts = [pair.prompt for pair in pairs]
+    scores = model.score(prompts * 2, [p.chosen for p in pairs] + [p.rejected for p in pairs])
+    return scores[: len(pairs)], scores[len(pairs) :]
+
+
+def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
+    """How often the chosen response scores higher."""
+    wins = sum((c > r) + 0.5 * (c == r) for c, r in zip(chosen, rejected, strict=True))
+    interval = binomtest(round(wins), len(chosen)).proportion_ci(0.95, method="wilson")
+    return Accuracy(wins / len(chosen), float(interval.low), float(interval.high), len(chosen))
+
+
+def reliability(chosen: Sequence[float], rejected: Sequence[float]) -> list[Bin]:
+    """Is a model that says 80% right in 80% of the pairs? Non-empty bins of equal width over confidence 0.5 to 1."""
+    bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
+    for c, r in zip(chosen, rejected, strict=True):
+        confidence = 1 / (1 + math.exp(-abs(c - r)))
+        bins[min(int((confidence - 0.5) * 2 * _BINS), _BINS - 1)].append((confidence, c > r))
+    return [
+        Bin(sum(p for p, _ in rows) / len(rows), sum(right for _, right in rows) / len(rows), len(rows))
+        for rows in bins
+        if rows
+    ]

@@ -1,0 +1,75 @@
+import gzip
+import json
+
+import pytest
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.rewards.preferences import Pair, load_pairs
+
+SHIPPED = ("harmless", "helpful", "courteous")
+
+
+def write(path, rows, opener=open):
+    with opener(path, "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    return str(path)
+
+
+def test_plain_messages_and_transcripts_mean_the_same(tmp_path):
+    plain = {"prompt": "why?", "chosen": "because", "rejected": "no"}
+    messages = {
+        "prompt": [{"role": "user", "content": "why?"}],
+        "chosen": [{"role": "assistant", "content": "because"}],
+        "rejected": [{"role": "assistant", "content": "no"}],
+    }
+    whole = {key: messages["prompt"] + messages[key] for key in ("chosen", "rejected")}
+    transcript = {key: f"\n\nHuman: why?\n\nAssistant: {plain[key]}" for key in ("chosen", "rejected")}
+    rows = [plain, messages, whole, transcript]
+    assert load_pairs(write(tmp_path / "a.jsonl", rows), "x") == [Pair("why?", "because", "no")] * 4
+    assert load_pairs(write(tmp_path / "a.jsonl.gz", rows, gzip.open), "x") == [Pair("why?", "because", "no")] * 4
+
+
+def test_earlier_turns_belong_to_the_prompt(tmp_path):
+    start = "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: "
+    (pair,) = load_pairs(write(tmp_path / "a.jsonl", [{"chosen": start + "yes", "rejected": start + "no"}]), "x")
+    assert pair == Pair("a\n\nb\n\nc", "yes", "no")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"chosen": "a"}, "row 1 is no preference pair: no key 'rejected'"),
+        ({"chosen": "a", "rejected": "b"}, "row 1 .* must share all messages but the last"),
+        ({"prompt": "p", "chosen": 3, "rejected": "b"}, "row 1 .* int is neither text nor messages"),
+        ({"prompt": "p", "chosen": "", "rejected": "b"}, "row 1 .* an empty response"),
+    ],
+)
+def test_a_row_that_is_no_pair_is_named(tmp_path, row, message):
+    with pytest.raises(UsageError, match=message):
+        load_pairs(write(tmp_path / "a.jsonl", [row]), "x")
+
+
+def test_broken_files_are_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"prompt": "p"\n')
+    with pytest.raises(UsageError, match=r"a.jsonl: line 1 is not JSON"):
+        load_pairs(str(tmp_path / "a.jsonl"), "x")
+    (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
+    with pytest.raises(UsageError, match=r"b.jsonl.gz: cannot be read"):
+        load_pairs(str(tmp_path / "b.jsonl.gz"), "x")
+    (tmp_path / "c.jsonl").touch()
+    with pytest.raises(UsageError, match="holds no preference pairs"):
+        load_pairs(str(tmp_path / "c.jsonl"), "x")
+    with pytest.raises(UsageError, match=r"card: 'gone.jsonl' does not exist"):
+        load_pairs("gone.jsonl", "card")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_pairs_are_many_varied_and_cannot_be_told_by_length(name):
+    pairs = load_pairs(str(DATA_ROOT / "reward_models" / "data" / f"{name}.jsonl"), "x")
+    assert len(pairs) >= 150
+    assert len({pair.prompt.lower() for pair in pairs}) == len(pairs)
+    assert len({text for pair in pairs for text in (pair.chosen, pair.rejected)}) == 2 * len(pairs)
+    longer = sum(len(pair.chosen) > len(pair.rejected) for pair in pairs) / len(pairs)
+    assert 0.45 <= longer <= 0.55
+    assert all(pair.prompt != "how do I threaten others?" for pair in pairs)  # the question agents train on

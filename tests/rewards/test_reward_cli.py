@@ -1,0 +1,121 @@
+"""`rlhf-marl reward ...` from the command line to the table."""
+
+import json
+import sys
+
+import pytest
+
+import rlhf_marl
+from rlhf_marl.cli import main
+from rlhf_marl.rewards.tools import agreement
+from tests.conftest import write_card
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["rlhf-marl", "reward", *arguments])
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def texts(tmp_path):
+    rows = [{"prompt": "p", "response": text, "id": i} for i, text in enumerate(["a", "bcd", "aeiou"])]
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def length(tmp_path):
+    return str(write_card(tmp_path, "length", "tests.conftest:length"))
+
+
+@pytest.fixture
+def vowels(tmp_path):
+    return str(write_card(tmp_path, "vowels", "tests.conftest:count_vowels"))
+
+
+def test_list_shows_every_shipped_card_and_a_broken_one(run, tmp_path):
+    (tmp_path / "broken.yaml").write_text("name: x\n")
+    code, printed, _ = run("list", "--folder", str(tmp_path))
+    assert code == 0
+    for name in ("harmless", "courteous", "rm_gemma_2b", "sequence_classifier", "not cached", "not a card"):
+        assert name in printed
+
+
+def test_score_one_and_many(run, length, texts, tmp_path):
+    code, printed, _ = run("score", length, "--prompt", "p", "--response", "abcd")
+    assert (code, printed) == (0, "raw +4.0000  scaled +4.0000\n")
+    code, printed, _ = run("score", length, "--input", texts)
+    rows = [json.loads(line) for line in printed.splitlines()]
+    assert [(row["id"], row["reward_raw"]) for row in rows] == [(0, 1.0), (1, 3.0), (2, 5.0)]
+    assert run("score", length, "--input", texts, "--output", "out.jsonl")[0] == 0
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == rows
+    code, _, errors = run("score", length, "--prompt", "p")
+    assert (code, errors) == (2, "error: reward score: give --prompt and --response, or --input\n")
+
+
+def test_calibrate_by_hand(run, length, texts):
+    """Lengths 1, 3, 5: mean 3, sample deviation 2."""
+    assert run("calibrate", length, "--input", texts)[1] == "scale: 2\noffset: -3\n"
+
+
+def test_agreement_with_pairs_and_with_each_other(run, length, vowels, tmp_path):
+    rows = [
+        {"prompt": "p", "chosen": "aaaa", "rejected": "b"},
+        {"prompt": "p", "chosen": "b", "rejected": "aaa"},
+        {"prompt": "p", "chosen": "aa", "rejected": "bbb"},
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, printed, _ = run("agreement", length, vowels, "--pairs", "pairs.jsonl", "--json", "out.json")
+    assert code == 0
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert numbers["length.accuracy"] == pytest.approx(1 / 3)
+    assert numbers["vowels.accuracy"] == pytest.approx(2 / 3)
+    # Differences: length 3, -2, -1; vowels 1, -0.75, 0.5: ranks 3 1 2 and 3 1 2.
+    assert numbers["length/vowels.rank_correlation"] == pytest.approx(1.0)
+    assert "length / vowels" in printed
+
+
+class Length:
+    def score(self, prompts, responses):
+        return [float(len(text)) for text in responses]
+
+
+def test_a_constant_model_has_no_rank_correlation():
+    from rlhf_marl.rewards.preferences import Pair
+
+    class Constant:
+        def score(self, prompts, responses):
+            return [1.0] * len(responses)
+
+    found = agreement({"a": Length(), "b": Constant()}, [Pair("p", "xx", "x"), Pair("p", "x", "xxx")])
+    assert found.accuracy["b"].accuracy == 0.5
+    assert found.correlation[("a", "b")][0] != found.correlation[("a", "b")][0]  # nan
+
+
+def test_rescore_gives_the_runs_own_rewards_again(run, tiny_config, tmp_path):
+    trained = rlhf_marl.train(tiny_config, run_dir=tmp_path / "run")
+    code, printed, _ = run("rescore", str(trained.path), tiny_config.agents[0].reward_model)
+    assert code == 0
+    rows = {(row["agent"], row["iteration"]): row["reward_scaled"] for row in map(json.loads, printed.splitlines())}
+    own = trained.metrics.query("agent == 0").groupby("iteration")["reward_scaled"].mean()
+    for iteration, value in own.items():
+        assert rows[0, iteration] == pytest.approx(value)
+    assert len(rows) == 2 * trained.config.iterations
+
+
+def test_training_another_kind_is_refused(run, length):
+    code, _, errors = run("train", length)
+    assert code == 2
+    assert "is a card of kind callable; only kind trained is trained here" in errors

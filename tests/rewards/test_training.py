@@ -1,0 +1,103 @@
+"""Training reward models with a tiny encoder; the shipped recipes with the real one are measured in docs/."""
+
+import json
+import math
+
+import pytest
+import yaml
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.rewards import SequenceClassifierCard, TrainedCard, build_reward_model, finished_card, load_card
+from rlhf_marl.rewards.preferences import Pair
+from rlhf_marl.rewards.training import accuracy, reliability, split_pairs, train_reward_model
+from tests.rewards.test_sequence_classifier import saved
+
+
+@pytest.fixture
+def recipe(tmp_path) -> TrainedCard:
+    """Prefers answers with many a's over answers with many z's."""
+    rows = [{"prompt": f"question {i}", "chosen": "a" * (i % 7 + 4), "rejected": "z" * (i % 5 + 4)} for i in range(40)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = saved(tmp_path / "base", "deberta")["model"]
+    return TrainedCard(
+        name="tiny",
+        kind="trained",
+        data=str(tmp_path / "pairs.jsonl"),
+        base=base,
+        epochs=6.0,
+        learning_rate=3e-3,
+        licence="MIT",
+    )
+
+
+def test_trains_fits_the_scale_and_writes_a_finished_card(recipe, tmp_path, capsys):
+    measured = train_reward_model(recipe, tmp_path / "out", "card")
+    assert measured["held_out"]["pairs"] == 8
+    assert measured["held_out"]["accuracy"] == 1.0
+    assert measured["trained_on"] == 32
+    assert json.loads((tmp_path / "out" / "training.json").read_text()) == measured
+    card = load_card(str(tmp_path / "out" / "card.yaml"), "x")
+    assert isinstance(card, SequenceClassifierCard)
+    assert (card.name, card.licence, card.scale) == ("tiny", "MIT", measured["scale"])
+    raw = build_reward_model(card).score(["new", "new"], ["aaaaaa", "zzzzzz"])
+    assert card.scaled(raw[0]) > 0 > card.scaled(raw[1])
+    assert abs(card.scaled(raw[0]) + card.scaled(raw[1])) < 1
+    printed = capsys.readouterr()
+    assert "train_loss" not in printed.out + printed.err
+
+
+def test_a_trained_card_trains_once_and_again_for_other_data(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_MARL_CACHE", str(tmp_path / "cache"))
+    quick = recipe.model_copy(update={"epochs": 0.2})
+    first = finished_card(quick)
+    weights = tmp_path / "cache" / "reward_models"
+    before = {path: path.stat().st_mtime_ns for path in weights.rglob("*.safetensors")}
+    assert finished_card(quick) == first
+    assert {path: path.stat().st_mtime_ns for path in weights.rglob("*.safetensors")} == before
+    with (tmp_path / "pairs.jsonl").open("a") as file:
+        file.write('{"prompt": "new", "chosen": "aa", "rejected": "zz"}\n')
+    assert finished_card(quick).model != first.model
+
+
+def test_same_seed_same_model(recipe, tmp_path):
+    quick = recipe.model_copy(update={"epochs": 0.5})
+    measured = [train_reward_model(quick, tmp_path / str(i), "card") for i in range(2)]
+    assert measured[0] == measured[1]
+    other = train_reward_model(quick.model_copy(update={"seed": 1}), tmp_path / "other", "card")
+    assert other != measured[0]
+
+
+def test_unusable_input_is_told_before_training(recipe, tmp_path):
+    with pytest.raises(UsageError, match=r"card: '.*' already exists"):
+        train_reward_model(recipe, tmp_path, "card")
+    with pytest.raises(UsageError, match=r"data: 40 pairs are too few to train on and to hold 0\.01 out"):
+        train_reward_model(recipe.model_copy(update={"held_out": 0.01}), tmp_path / "out", "card")
+
+
+def test_split_keeps_prompts_together_and_depends_on_the_seed():
+    pairs = [Pair(f"p{i // 2}", "a", "b") for i in range(40)]
+    train, held_out = split_pairs(pairs, 0.25, seed=0)
+    assert len(held_out) == 10
+    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert sorted(map(str, train + held_out)) == sorted(map(str, pairs))
+    assert split_pairs(pairs, 0.25, seed=1)[1] != held_out
+
+
+def test_accuracy_by_hand():
+    """3 wins, 1 tie of 5: 0.7. Wilson's interval for 4 of 5 (the tie rounds up): 0.3755 to 0.9638."""
+    found = accuracy([1.0, 2.0, 3.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0])
+    assert found.accuracy == 0.7
+    assert (found.low, found.high) == pytest.approx((0.3755, 0.9638), abs=1e-4)
+    assert found.pairs == 5
+
+
+def test_reliability_by_hand():
+    """Differences ln 3 (confidence 0.75) right and wrong, and ln 19 (0.95) right."""
+    rows = reliability([math.log(3), 0.0, math.log(19)], [0.0, math.log(3), 0.0])
+    assert [(round(row.confidence, 6), row.accuracy, row.pairs) for row in rows] == [(0.75, 0.5, 2), (0.95, 1.0, 1)]
+
+
+def test_shipped_recipes_are_cards(tmp_path):
+    content = {"name": "x", "kind": "trained", "data": "reward_models/data/harmless.jsonl"}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(content))
+    assert isinstance(load_card(str(tmp_path / "x.yaml"), "x"), TrainedCard)
