@@ -1,6 +1,5 @@
 """Config in, DialogueSystem out. Cheap checks come first, so that a mistake is told before any model loads."""
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -27,6 +26,7 @@ from rlhf_marl.dialogue.packed import pack_linears
 from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.state import Message, check_chat_template, end_tokens, state_tokens
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
+from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import Source, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
@@ -205,17 +205,15 @@ def _controller(
         case TransformersController() as limits:
             chat = local_chat(*load_model(limits.model, f"{source}: controller.model", device))
         case OpenAIController() as limits:
-            key = os.environ.get(limits.api_key_env)
-            if not key:
-                raise UsageError(
-                    f"{source}: controller.api_key_env: the environment variable {limits.api_key_env} is not set"
+            chat = controllers.endpoint_chat(
+                Endpoint(
+                    f"{source}: controller",
+                    limits.model,
+                    api_key_env=limits.api_key_env,
+                    base_url=limits.base_url,
+                    timeout=limits.timeout,
+                    max_retries=limits.max_retries,
                 )
-            chat = controllers.openai_chat(
-                limits.model,
-                api_key=key,
-                base_url=limits.base_url,
-                timeout=limits.timeout,
-                max_retries=limits.max_retries,
             )
     assert templates is not None
     return controllers.ChatController(chat, templates, **_chat_limits(limits))

@@ -1,22 +1,13 @@
 """The controller: merges the agents' responses into the team's answer and writes the next prompt."""
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-import openai
-from jinja2 import StrictUndefined, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from rlhf_marl.dialogue.state import Message, neutralise
-from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.validation import explain
-from rlhf_marl.yaml_io import load_yaml
-
-_JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+from rlhf_marl.endpoint import Endpoint, text_of
+from rlhf_marl.instructions import Instructions, Task, load_instructions, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,39 +46,8 @@ class Chat(Protocol):
     def __call__(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]: ...
 
 
-class Example(BaseModel):
-    """A worked example, shown to the model as an earlier turn of the chat."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    user: str
-    assistant: str
-
-
-class Task(BaseModel):
-    """One instruction; `user` is Jinja2 over `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    system: str
-    examples: list[Example] = []
-    user: str
-
-    def messages(self, where: str, **variables: object) -> list[Message]:
-        """The chat that asks for it."""
-        shown = [
-            Message(role=role, content=getattr(example, role).strip())
-            for example in self.examples
-            for role in ("user", "assistant")
-        ]
-        request = Message(role="user", content=render(self.user, where, **variables).strip())
-        return [Message(role="system", content=self.system), *shown, request]
-
-
-class Templates(BaseModel):
-    """The controller's two tasks."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+class Templates(Instructions):
+    """The controller's two tasks, over `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
 
     aggregate: Task
     next_prompt: Task
@@ -95,23 +55,11 @@ class Templates(BaseModel):
 
 def load_templates(path: Path) -> Templates:
     """Read and compile-check a template file; raises UsageError with one line per mistake."""
-    content = load_yaml(path)
-    try:
-        templates = Templates.model_validate(content)
-    except ValidationError as error:
-        raise UsageError(explain(error, str(path), content)) from None
+    templates = load_instructions(path, Templates)
     example = {"prompt": "p", "responses": ["a", "b"], "history": [], "aggregate": "c"}
     for name, task in templates:
         task.messages(f"{path}: {name}.user", **example)
     return templates
-
-
-def render(template: str, where: str, **variables: object) -> str:
-    """Render a sandboxed Jinja2 template; a mistake in it is a UsageError that names `where`."""
-    try:
-        return _JINJA.from_string(template).render(**variables)
-    except TemplateError as error:
-        raise UsageError(f"{where}: template error: {error}") from None
 
 
 @final
@@ -187,34 +135,10 @@ class ScriptedController:
         return merged
 
 
-def openai_chat(
-    model: str, *, api_key: str, base_url: str | None, timeout: float, max_retries: int, parallel: int = 8
-) -> Chat:
-    """A chat model behind an OpenAI-compatible endpoint, asked in parallel; greedy.
-
-    The returned function raises RunStopped when the endpoint still fails after the client's own retries.
-    """
-    client = openai.OpenAI(api_key=api_key, base_url=base_url, timeout=timeout, max_retries=max_retries)
-
-    def complete(messages: Sequence[Message], max_tokens: int) -> str:
-        try:
-            answer = client.chat.completions.create(
-                model=model,
-                messages=list(messages),  # type: ignore[arg-type]
-                max_tokens=max_tokens,
-                temperature=0.0,
-            )
-        except openai.OpenAIError as error:
-            reason = str(error).splitlines()[0].replace(api_key, "***")[:200] if str(error) else ""
-            place = base_url or "the default OpenAI endpoint"
-            raise RunStopped(
-                f"controller: {model} at {place} failed after {max_retries} retries: {type(error).__name__}: {reason}"
-            ) from None
-        return (answer.choices[0].message.content or "") if answer.choices else ""
+def endpoint_chat(endpoint: Endpoint) -> Chat:
+    """A chat model behind an OpenAI-compatible endpoint."""
 
     def chat(conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
-        with ThreadPoolExecutor(max_workers=min(parallel, len(conversations))) as pool:
-            ask: Callable[[Sequence[Message]], str] = lambda messages: complete(messages, max_tokens)  # noqa: E731
-            return list(pool.map(ask, conversations))
+        return [text_of(choice) for choice in endpoint.ask(conversations, max_tokens)]
 
     return chat

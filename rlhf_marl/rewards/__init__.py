@@ -1,10 +1,10 @@
 """Reward models: the protocol, the cards that describe them, and the one place that checks their scores.
 
-card.py                 card format                  python_callable.py  any function
-sequence_classifier.py  transformers classifiers     scorers.py          shipped functions
-prototype.py            similarity to examples       server.py           a scoring server
-ensemble.py             several cards as one         preferences.py      preference pairs
-training.py             trains a classifier here
+card.py                 card format                  python_callable.py   any function
+sequence_classifier.py  transformers classifiers     scorers.py           shipped functions
+prototype.py            similarity to examples       server.py            a scoring server
+ensemble.py             several cards as one         preferences.py       preference pairs
+judge.py                a grading chat model         training.py          trains a classifier here
 """
 
 import math
@@ -16,6 +16,7 @@ from rlhf_marl.rewards.card import (
     CallableCard,
     Card,
     EnsembleCard,
+    JudgeCard,
     PrototypeCard,
     SequenceClassifierCard,
     ServerCard,
@@ -27,6 +28,7 @@ __all__ = [
     "CallableCard",
     "Card",
     "EnsembleCard",
+    "JudgeCard",
     "PrototypeCard",
     "RewardModel",
     "SequenceClassifierCard",
@@ -64,6 +66,10 @@ def build_reward_model(card: Card) -> RewardModel:
             from rlhf_marl.rewards.server import Server
 
             return Server(card)
+        case JudgeCard():
+            from rlhf_marl.rewards.judge import Judge
+
+            return Judge(card)
         case EnsembleCard():
             from rlhf_marl.rewards.ensemble import Ensemble
 

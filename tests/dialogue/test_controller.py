@@ -9,17 +9,16 @@ import pytest
 
 from rlhf_marl.dialogue.controller import (
     ChatController,
-    Example,
     Exchange,
     ScriptedController,
-    Task,
     Templates,
+    endpoint_chat,
     load_templates,
-    openai_chat,
-    render,
 )
 from rlhf_marl.dialogue.state import Message, neutralise
+from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.instructions import Example, Task, render
 from rlhf_marl.paths import find_data
 
 TEMPLATES = Templates(
@@ -155,20 +154,26 @@ def endpoint():
     thread.join()
 
 
-def test_openai_endpoint_is_asked_and_retried(endpoint):
+def chat_at(url, monkeypatch, max_retries):
+    monkeypatch.setenv("CHAT_KEY", "secret")
+    options = {"api_key_env": "CHAT_KEY", "base_url": url, "timeout": 5, "max_retries": max_retries}
+    return endpoint_chat(Endpoint("controller", "m", **options))
+
+
+def test_openai_endpoint_is_asked_and_retried(endpoint, monkeypatch):
     handler, url = endpoint
     handler.script, handler.requests = [500, 429], []
-    chat = openai_chat("m", api_key="secret", base_url=url, timeout=5, max_retries=3, parallel=1)
+    chat = chat_at(url, monkeypatch, max_retries=3)
     assert chat([[Message(role="user", content=t)] for t in "ab"], 9) == ["echo a", "echo b"]
     assert len(handler.requests) == 4
     assert handler.requests[0]["max_tokens"] == 9
     assert handler.requests[0]["authorization"] == "Bearer secret"
 
 
-def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(endpoint):
+def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(endpoint, monkeypatch):
     handler, url = endpoint
     handler.script = [500] * 5
-    chat = openai_chat("m", api_key="secret", base_url=url, timeout=5, max_retries=1)
+    chat = chat_at(url, monkeypatch, max_retries=1)
     with pytest.raises(
         RunStopped, match=r"controller: m at http.* failed after 1 retries: InternalServerError"
     ) as caught:

@@ -1,0 +1,128 @@
+"""A chat model that grades by a rubric."""
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol, final
+
+import torch
+
+from rlhf_marl.dialogue.generation import left_pad, positions
+from rlhf_marl.dialogue.state import Message, check_chat_template, neutralise, state_tokens
+from rlhf_marl.endpoint import Endpoint, text_of
+from rlhf_marl.errors import UsageError
+from rlhf_marl.instructions import Task, load_instructions
+from rlhf_marl.models import load_causal_lm, load_tokenizer
+from rlhf_marl.paths import find_data
+from rlhf_marl.rewards.card import JudgeCard
+
+_log = logging.getLogger("rlhf_marl")
+_TOP = 20  # alternatives an endpoint is asked for at each token
+
+
+class Grader(Protocol):
+    """Weights of the grades for each conversation, or None where the answer names no grade."""
+
+    def __call__(self, conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]: ...
+
+
+@final
+class Judge:
+    """score = expected place of the grade, Σ_k k p_k, from 0 (the worst) to len(grades) - 1.
+
+    Attributes:
+        failed: how many answers so far named no grade and got the card's failed_score.
+    """
+
+    def __init__(self, card: JudgeCard, grader: Grader | None = None) -> None:
+        """grader: by default what the card describes, a local model or an endpoint."""
+        self._card = card
+        path = find_data(card.rubric, f"card {card.name}: rubric")
+        self._rubric, self._where = load_instructions(path, Task), f"{path}: user"
+        self._rubric.messages(self._where, prompt="p", response="r")  # told now, not at the first score
+        self._grade = grader or (_endpoint_grader(card) if card.base_url is not None else _local_grader(card))
+        self.failed = 0
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        conversations = [
+            self._rubric.messages(self._where, prompt=neutralise(prompt), response=neutralise(response))
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
+        scores = []
+        failed_before = self.failed
+        for start in range(0, len(conversations), self._card.batch_size):
+            for weights in self._grade(conversations[start : start + self._card.batch_size]):
+                if weights is None or not sum(weights) > 0:
+                    self.failed += 1
+                    scores.append(self._card.failed_score)
+                else:
+                    scores.append(sum(k * weight for k, weight in enumerate(weights)) / sum(weights))
+        if self.failed > failed_before:
+            _log.warning(
+                "judge %s: %d of %d answers named none of the grades %s (%d so far)",
+                *(self._card.name, self.failed - failed_before, len(scores), self._card.grades, self.failed),
+            )
+        return scores
+
+
+def _local_grader(card: JudgeCard) -> Grader:
+    """Probabilities of the grades' first tokens as the next token."""
+    where = f"card {card.name}: model"
+    tokenizer = load_tokenizer(card.model, where, revision=card.revision)
+    check_chat_template(tokenizer, f"{where}: {card.model!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model = load_causal_lm(card.model, where, dtype=dtype, revision=card.revision).to(device)
+    first = [tokenizer(grade, add_special_tokens=False)["input_ids"][0] for grade in card.grades]
+    if len(set(first)) < len(first):
+        raise UsageError(f"card {card.name}: grades: two of {card.grades} begin with the same token of {card.model}")
+    context = model.config.max_position_embeddings
+
+    @torch.inference_mode()
+    def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
+        rows = [state_tokens(tokenizer, messages, context) for messages in conversations]
+        ids, mask = left_pad(rows, tokenizer.eos_token_id, device)
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1
+        ).logits[:, -1]
+        return list(torch.softmax(logits[:, first].float(), dim=-1).tolist())
+
+    return grade
+
+
+def _endpoint_grader(card: JudgeCard) -> Grader:
+    """Probabilities of the grades where the endpoint tells them, else the first grade its text names."""
+    endpoint = Endpoint(
+        f"judge {card.name}",
+        card.model,
+        api_key_env=card.api_key_env,
+        base_url=card.base_url,
+        timeout=card.timeout,
+        max_retries=card.max_retries,
+    )
+
+    def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
+        choices = endpoint.ask(conversations, 8, logprobs=True, top_logprobs=_TOP)
+        return [_from_probabilities(choice, card.grades) or _from_text(choice, card.grades) for choice in choices]
+
+    return grade
+
+
+def _from_probabilities(choice: Any, grades: Sequence[str]) -> list[float] | None:
+    """Weights from the alternatives of the answer's first token; None without them or where none is a grade."""
+    content = choice is not None and choice.logprobs is not None and choice.logprobs.content
+    if not content:
+        return None
+    weights = [0.0] * len(grades)
+    for alternative in content[0].top_logprobs:
+        if (token := alternative.token.strip()) in grades:
+            weights[grades.index(token)] += math.exp(alternative.logprob)
+    return weights if any(weights) else None
+
+
+def _from_text(choice: Any, grades: Sequence[str]) -> list[float] | None:
+    """All weight on the first grade that the text names as a word of its own."""
+    longest_first = "|".join(re.escape(grade) for grade in sorted(grades, key=len, reverse=True))
+    found = re.search(rf"(?<!\w)(?:{longest_first})(?!\w)", text_of(choice))
+    return [float(grade == found.group()) for grade in grades] if found else None
