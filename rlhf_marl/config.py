@@ -270,7 +270,10 @@ def _all_keys() -> set[str]:
 
 
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Set dotted keys (`--a.b.0.c value` or `--a.b.0.c=value`) in nested mappings and lists; values are YAML."""
+    """Set dotted keys (`--a.b.0.c value` or `--a.b.0.c=value`) in nested mappings and lists; values are YAML.
+
+    Without its index a list's key means every item: `--agents.reward_model x.yaml`, or `"[x.yaml, y.yaml, z.yaml]"`.
+    """
     remaining = list(overrides)
     while remaining:
         option = remaining.pop(0)
@@ -295,13 +298,28 @@ def _value(text: str) -> Any:
 
 
 def _set(content: Any, key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for part in parents:
+    parts = key.split(".")
+    for place, part in enumerate(parts[:-1]):
         content = _child(content, part, key)
+        if isinstance(content, list) and not parts[place + 1].isdigit():
+            _set_each(content, ".".join(parts[place + 1 :]), value, key)
+            return
     if isinstance(content, list):
-        content[_index(content, last, key)] = value
+        content[_index(content, parts[-1], key)] = value
     else:
-        content[last] = value
+        content[parts[-1]] = value
+
+
+def _set_each(items: list[Any], rest: str, value: Any, key: str) -> None:
+    """The same key of every item of a list: one value for all, or a list with one for each."""
+    values = value if isinstance(value, list) else [value] * len(items)
+    if len(values) != len(items):
+        name = key.removesuffix(f".{rest}")
+        raise UsageError(f"command line: --{key}: {len(values)} values given for {len(items)} {name}")
+    for item, one in zip(items, values, strict=True):
+        if not isinstance(item, dict):
+            raise UsageError(f"command line: --{key}: {item!r} has no keys below it")
+        _set(item, rest, one)
 
 
 def _child(content: Any, part: str, key: str) -> Any:

@@ -72,6 +72,14 @@ def test_command_line_wins_over_the_file():
     assert config.critic.radius is None
 
 
+def test_one_key_of_every_agent():
+    def cards(value: str) -> list[str]:
+        return [agent.reward_model for agent in load_config(QUICKSTART, ["--agents.reward_model", value]).agents]
+
+    assert cards("x.yaml") == ["x.yaml"] * 3
+    assert cards("[a.yaml, b.yaml, c.yaml]") == ["a.yaml", "b.yaml", "c.yaml"]
+
+
 def test_a_whole_list_and_plain_text_can_be_given():
     content = apply_overrides({}, ["--agents", "[{reward_model: a.yaml}]", "--prompts.question", "why: because?"])
     assert content == {"agents": [{"reward_model": "a.yaml"}], "prompts": {"question": "why: because?"}}
@@ -89,6 +97,14 @@ def test_a_whole_list_and_plain_text_can_be_given():
         (["--controller.kind", "oracle"], f"{QUICKSTART}: controller.kind: 'oracle' is not allowed; choose 'shared'"),
         (["--controller.timeout", "3"], f"{QUICKSTART}: controller.timeout: unknown key"),
         (["--agents", "[]"], f"{QUICKSTART}: agents: [] given; list should have at least 1 item"),
+        (
+            ["--agents.reward_model", "[a, b]"],
+            "command line: --agents.reward_model: 2 values given for 3 agents",
+        ),
+        (
+            ["--agents.reward_model", "[a, b, c, d]"],
+            "command line: --agents.reward_model: 4 values given for 3 agents",
+        ),
         (["--agents.3.reward_model", "x"], "command line: --agents.3.reward_model: '3' is not an index of a list of 3"),
         (["--seed.x", "3"], "command line: --seed.x: 'seed' holds 0, which has no keys below it"),
         (["--seed"], "command line: --seed: no value given"),
