@@ -168,7 +168,9 @@ def _table(rows: list[dict[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*rows[0])
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name == "card")
     for row in rows:
         table.add_row(*(Text(value) for value in row.values()))
     Console().print(table)

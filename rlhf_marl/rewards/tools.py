@@ -38,20 +38,17 @@ def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
 
 
 def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per card file in the folders: name, kind, what it scores with, licence, whether it is on this machine."""
+    """One row per card file in the folders: kind, what it scores with, licence, whether it is on this machine."""
     rows = []
     for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
         try:
             card = load_card(str(path), "reward list")
         except UsageError as error:
-            rows.append(
-                {"card": str(path), "name": "", "kind": "", "scorer": f"not a card: {error}", "licence": "", "here": ""}
-            )
+            rows.append({"card": str(path), "kind": "", "scorer": f"not a card: {error}", "licence": "", "here": ""})
             continue
         rows.append(
             {
                 "card": f"reward_models/{path.name}" if path.parent == DATA_ROOT / "reward_models" else str(path),
-                "name": card.name,
                 "kind": card.kind,
                 "scorer": _scorer(card),
                 "licence": card.licence,

@@ -16,7 +16,7 @@ from rlhf_marl.rewards import (
 from rlhf_marl.rewards.prototype import Prototype
 
 SHIPPED = sorted(str(p.relative_to(DATA_ROOT)) for p in (DATA_ROOT / "reward_models").glob("*.yaml"))
-LOCAL = [name for name in SHIPPED if load_card(name, "test").kind in ("prototype", "callable", "trained")]
+LOCAL = [name for name in SHIPPED if load_card(name, "test").kind in ("prototype", "callable")]
 CARD = CallableCard(name="test", kind="callable", function="tests.conftest:length", scale=2.0, offset=-6.0)
 
 
