@@ -13,10 +13,10 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from rlhf_marl.chat import Message
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.build import build, load_model, local_chat
-from rlhf_marl.dialogue.state import Message
 from rlhf_marl.dialogue.train import run_training, save_results
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import resolve_model

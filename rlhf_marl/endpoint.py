@@ -7,7 +7,7 @@ from typing import Any, final
 
 import openai
 
-from rlhf_marl.dialogue.state import Message
+from rlhf_marl.chat import Message
 from rlhf_marl.errors import RunStopped, UsageError
 
 _PARALLEL = 8

@@ -7,7 +7,7 @@ from jinja2 import StrictUndefined, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rlhf_marl.dialogue.state import Message
+from rlhf_marl.chat import Message
 from rlhf_marl.errors import UsageError
 from rlhf_marl.validation import explain
 from rlhf_marl.yaml_io import load_yaml

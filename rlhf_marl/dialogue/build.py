@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_marl.algorithm import Critic, Network, adjacency, consensus_matrix, consensus_power, critic_kind, spectral_gap
+from rlhf_marl.chat import Message, chat_tokens, check_chat_template, end_tokens
 from rlhf_marl.config import (
     ChatLimits,
     Config,
@@ -24,7 +25,6 @@ from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.generation import generate
 from rlhf_marl.dialogue.packed import pack_linears
 from rlhf_marl.dialogue.prompts import Questions, load_questions
-from rlhf_marl.dialogue.state import Message, check_chat_template, end_tokens, state_tokens
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError
@@ -129,7 +129,7 @@ def load_model(
 def _check_lengths(config: Config, questions: Questions, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     budget = config.generation.max_prompt_tokens
     for number, text in enumerate(questions.texts, 1):
-        length = len(state_tokens(tokenizer, [Message(role="user", content=text)], 10**9))
+        length = len(chat_tokens(tokenizer, [Message(role="user", content=text)], 10**9))
         if length > budget:
             raise UsageError(
                 f"{source}: prompts: prompt {number} ({text[:40]!r}...) is {length} tokens long with its chat "
@@ -236,7 +236,7 @@ def local_chat(
     context = getattr(model.config, "max_position_embeddings", None) or 10**9
 
     def chat(conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
-        prompts = [state_tokens(tokenizer, messages, context - max_tokens) for messages in conversations]
+        prompts = [chat_tokens(tokenizer, messages, context - max_tokens) for messages in conversations]
         with adapters.use(agents) if adapters else nullcontext():
             rows = generate(model, prompts, max_new_tokens=max_tokens, end_tokens=ends)
         return tokenizer.batch_decode(rows, skip_special_tokens=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from rlhf_marl.dialogue.state import Message, neutralise
+from rlhf_marl.chat import Message, neutralise
 from rlhf_marl.endpoint import Endpoint, text_of
 from rlhf_marl.instructions import Instructions, Task, load_instructions, render
 

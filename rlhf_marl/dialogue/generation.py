@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from rlhf_marl.chat import left_pad, positions
+
 
 @dataclass(frozen=True, slots=True)
 class Response:
@@ -45,19 +47,6 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tenso
     cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
     target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
     return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-
-
-def left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both (rows, longest), with the padding on the left."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[pad] * (longest - len(s)) + list(s) for s in sequences], device=device)
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask
-
-
-def positions(mask: Tensor) -> Tensor:
-    """(rows, length) position of each token among its row's real tokens; padding gets 0."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
 def read_beginning(

@@ -2,7 +2,7 @@
 
 On a CPU, oneDNN multiplies by a weight that was reordered once into its own layout about 1.7 times faster at 4 to 12
 rows than by a plain matrix (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
-missing, or on another device, layers stay plain.
+missing, or on another device, layers stay plain. The price is a second copy of the weights in memory.
 """
 
 from typing import final

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import left_pad, positions, read_beginning
+from rlhf_marl.dialogue.generation import read_beginning
 
 # Activations of one backward pass grow with its tokens; above this many the (agents x dialogues) grid is split, so that
 # memory stays flat in the number of agents. Gradients add up over the parts.

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.dialogue.controller import Exchange
 from rlhf_marl.dialogue.generation import Response, generate, sampling_uniforms
-from rlhf_marl.dialogue.state import Dialogue, Message, state_tokens
+from rlhf_marl.dialogue.state import Dialogue
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.rewards import score_all
 
@@ -131,7 +132,7 @@ def respond(
 
 def _states(system: DialogueSystem, dialogues: Sequence[Dialogue]) -> list[list[int]]:
     budget = system.config.generation.max_prompt_tokens
-    return [state_tokens(system.tokenizer, dialogue.messages, budget) for dialogue in dialogues]
+    return [chat_tokens(system.tokenizer, dialogue.messages, budget) for dialogue in dialogues]
 
 
 def _score(

@@ -8,8 +8,7 @@ from typing import Any, Protocol, final
 
 import torch
 
-from rlhf_marl.dialogue.generation import left_pad, positions
-from rlhf_marl.dialogue.state import Message, check_chat_template, neutralise, state_tokens
+from rlhf_marl.chat import Message, chat_tokens, check_chat_template, left_pad, neutralise, positions
 from rlhf_marl.endpoint import Endpoint, text_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import Task, load_instructions
@@ -81,7 +80,7 @@ def _local_grader(card: JudgeCard) -> Grader:
 
     @torch.inference_mode()
     def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
-        rows = [state_tokens(tokenizer, messages, context) for messages in conversations]
+        rows = [chat_tokens(tokenizer, messages, context) for messages in conversations]
         ids, mask = left_pad(rows, tokenizer.eos_token_id, device)
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import pytest
 
+from rlhf_marl.chat import Message, neutralise
 from rlhf_marl.dialogue.controller import (
     ChatController,
     Exchange,
@@ -15,7 +16,6 @@ from rlhf_marl.dialogue.controller import (
     endpoint_chat,
     load_templates,
 )
-from rlhf_marl.dialogue.state import Message, neutralise
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.instructions import Example, Task, render
