@@ -124,10 +124,14 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
                 for names, (rho, low, high) in found.correlation.items()
             ]
         )
-        _heat_map(list(found.accuracy), {names: rho for names, (rho, _, _) in found.correlation.items()})
+        _heat_map(
+            [name for name in found.accuracy if not name.startswith("(")],
+            {names: rho for names, (rho, _, _) in found.correlation.items()},
+        )
     if output is not None:
         numbers: dict[str, float] = {}
         for name, a in found.accuracy.items():
+            name = name.strip("()").replace(" ", "_")
             numbers |= {f"{name}.accuracy": a.accuracy, f"{name}.low": a.low, f"{name}.high": a.high}
         for (a_name, b_name), (rho, _, _) in found.correlation.items():
             numbers[f"{a_name}/{b_name}.rank_correlation"] = rho

@@ -23,7 +23,8 @@ _RESAMPLES = 2000
 class Agreement:
     """How reward models judge the same pairs.
 
-    accuracy: per card. correlation: Spearman's rank correlation of two cards' score differences (chosen - rejected),
+    accuracy: per card, and of two baselines: the longer response wins, a coin is thrown.
+    correlation: Spearman's rank correlation of two cards' score differences (chosen - rejected),
     with a 95% interval by bootstrap over pairs, per pair of cards.
     """
 
@@ -102,8 +103,12 @@ def agreement(models: dict[str, RewardModel], pairs: Sequence[Pair], seed: int =
         chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
         accuracies[name] = accuracy(chosen, rejected)
         differences[name] = np.asarray(chosen) - np.asarray(rejected)
+    lengths = [float(len(text)) for text in responses]
+    accuracies["(longer wins)"] = accuracy(lengths[: len(pairs)], lengths[len(pairs) :])
+    generator = np.random.default_rng(seed)
+    accuracies["(coin)"] = accuracy(*generator.random((2, len(pairs))).tolist())
     names = list(models)
-    resamples = np.random.default_rng(seed).integers(len(pairs), size=(_RESAMPLES, len(pairs)))
+    resamples = generator.integers(len(pairs), size=(_RESAMPLES, len(pairs)))
     correlation = {
         (a, b): _rank_correlation(differences[a], differences[b], resamples)
         for i, a in enumerate(names)

@@ -83,6 +83,8 @@ def test_agreement_with_pairs_and_with_each_other(run, length, vowels, tmp_path)
     numbers = json.loads((tmp_path / "out.json").read_text())
     assert numbers["length.accuracy"] == pytest.approx(1 / 3)
     assert numbers["vowels.accuracy"] == pytest.approx(2 / 3)
+    assert numbers["longer_wins.accuracy"] == numbers["length.accuracy"]
+    assert 0 <= numbers["coin.accuracy"] <= 1
     # Differences: length 3, -2, -1; vowels 1, -0.75, 0.5: ranks 3 1 2 and 3 1 2.
     assert numbers["length/vowels.rank_correlation"] == pytest.approx(1.0)
     assert "length / vowels" in printed
