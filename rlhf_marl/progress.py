@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -31,14 +31,16 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task: TaskID | None = None
+        self._task = self._progress.add_task("", total=config.iterations, rewards="playing the first dialogues")
         self._warned: set[tuple[str, int]] = set()
 
     def _print(self, content: object) -> None:
         self._console.print(content, soft_wrap=True)
 
     def loading(self) -> None:
-        self._print(Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}"))
+        self._print(
+            Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
+        )
 
     def stopping(self) -> None:
         self._print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
@@ -53,8 +55,6 @@ class Display:
     def iteration(self, iterations: int, rows: list[Row]) -> None:
         """Show one finished iteration."""
         rewards = "reward " + "  ".join(f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
-        if self._task is None:
-            self._task = self._progress.add_task("", total=self._config.iterations, rewards=rewards)
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)

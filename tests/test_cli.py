@@ -91,7 +91,7 @@ def test_train_resume_and_the_summary(run, config_file, tmp_path):
         (["--generation.max_prompt_tokens", "600"], "generation: max_prompt_tokens + max_new_tokens is 606; "),
         (
             ["--controller.kind", "openai", "--controller.model", "m"],
-            "controller.api_key_env: the environment variable",
+            "controller: api_key_env: the environment variable",
         ),
         (["--resume"], "--resume: needs --run-dir"),
         (["--tracker", "wandb"], "tracker: 'wandb' is not installed: pip install wandb"),
