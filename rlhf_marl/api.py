@@ -70,7 +70,7 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
-    with _sigint(display.stopping) as interrupted, display:
+    with run.locked(), _sigint(display.stopping) as interrupted, display:
         finished = run_training(system, run, report, lambda: bool(interrupted))
     save_results(system, run)
     if trackers:

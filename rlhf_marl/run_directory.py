@@ -6,25 +6,32 @@ checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest t
 adapters/agent_0/  PEFT format                   critics.safetensors
 """
 
+import hashlib
 import json
+import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "tracker"}
 _KEPT_CHECKPOINTS = 2
+_TENSORS, _VALUES = "state.safetensors", "state.json"
+_log = logging.getLogger("rlhf_marl")
 
 
 @final
@@ -70,20 +77,38 @@ class RunDirectory:
         """An existing run, if its config agrees with this one.
 
         Raises:
-            UsageError: no run there, or the config differs in more than its length; names the first difference.
+            UsageError: no run there, another process works on it, or the config differs in more than its length; names
+                the first difference.
         """
         run, before = cls.open(path, "--resume")
         old, new = before.model_dump(mode="json"), config.model_dump(mode="json")
         for key, was, now in _differences(old, new):
             if key not in _MAY_CHANGE_ON_RESUME:
                 raise UsageError(f"--resume: {path} was started with {key} = {was!r}, now it is {now!r}; use a new run")
-        dump_config(config, path / "config.yaml")
+        with run.locked():
+            dump_config(config, path / "config.yaml")
         return run
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Inside, no other process writes here; the lock of a dead process does not hold. UsageError if one does."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UsageError(f"--run-dir: {str(self.path)!r} is being written by another process") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
     def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to a JSON Lines file, flushed."""
-        with file.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        except OSError as error:
+            raise _unwritable(file, error) from None
 
     def forget_from(self, iteration: int) -> None:
         """Drop lines of iterations at or after this one (and a torn last line): they will be written again."""
@@ -96,28 +121,74 @@ class RunDirectory:
             os.replace(temporary, file)
 
     def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write the state after `iteration` finished iterations beside the others, then make it visible by renaming."""
+        """Write the state after `iteration` finished iterations beside the others, then make it visible by renaming.
+
+        Files and folder are on the disk before the name is. Raises RunStopped if the disk refuses; the checkpoints
+        before stay as they are.
+        """
         folder = self._checkpoints / f"iteration_{iteration:05d}"
         temporary = folder.with_suffix(".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"iteration": iteration, **values}) + "\n", "utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+            manifest = {_TENSORS: _fingerprint(temporary / _TENSORS)}
+            content = {"iteration": iteration, **values, "files": manifest}
+            (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
+            for path in (temporary / _TENSORS, temporary / _VALUES, temporary):
+                _flush(path)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(temporary, folder)
+            _flush(self._checkpoints)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _unwritable(folder, error) from None
         for old in self._finished_checkpoints()[:-_KEPT_CHECKPOINTS]:
             shutil.rmtree(old)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and values of the newest checkpoint, or None if there is none yet."""
+        """Tensors and values of the newest whole checkpoint, or None if there is none yet.
+
+        A damaged one is passed over with a warning that says which and why.
+
+        Raises:
+            UsageError: there are checkpoints, and all are damaged.
+        """
         finished = self._finished_checkpoints()
-        if not finished:
-            return None
-        values = json.loads((finished[-1] / "state.json").read_text("utf-8"))
-        return load_file(finished[-1] / "state.safetensors"), values
+        for folder in reversed(finished):
+            try:
+                values = json.loads((folder / _VALUES).read_text("utf-8"))
+                for name, fingerprint in values.pop("files").items():
+                    if _fingerprint(folder / name) != fingerprint:
+                        raise ValueError(f"{name} is not what was written")
+                return load_file(folder / _TENSORS), values
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
+        if finished:
+            raise UsageError(f"--resume: all checkpoints in {self._checkpoints} are damaged; start a new run")
+        return None
 
     def _finished_checkpoints(self) -> list[Path]:
         return sorted(p for p in self._checkpoints.glob("iteration_*") if p.suffix != ".tmp")
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _unwritable(path: Path, error: Exception) -> RunStopped:
+    reason = getattr(error, "strerror", None) or error
+    return RunStopped(f"{path} cannot be written: {reason}; make room and go on with --resume")
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
