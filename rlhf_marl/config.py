@@ -3,6 +3,7 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -343,5 +344,7 @@ def _index(content: list[Any], part: str, key: str) -> int:
 
 
 def dump_config(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML, defaults included, in the order of the schema."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    """Write the resolved config as YAML, defaults included, in the order of the schema; whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    os.replace(temporary, path)

@@ -53,10 +53,10 @@ class RunDirectory:
             run._checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
-        dump_config(config, path / "config.yaml")
         (path / "environment.json").write_text(json.dumps(_environment(config), indent=2) + "\n", "utf-8")
         run.metrics.touch()
         run.dialogues.touch()
+        dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
         return run
 
     @staticmethod
