@@ -81,7 +81,7 @@ def build(config: Config, source: str, device: torch.device) -> DialogueSystem:
         critic=_critic(config, topology, device),
         features=_features(config, embeddings),
         cards=cards,
-        reward_models=[build_reward_model(card) for card in cards],
+        reward_models=[build_reward_model(card, (model, tokenizer)) for card in cards],
         controller=_controller(config, templates, model, tokenizer, ends, adapters, device, source),
         questions=questions,
     )

@@ -9,7 +9,7 @@ judge.py                a grading chat model         training.py          trains
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rlhf_marl.errors import RlhfMarlError, RunStopped
 from rlhf_marl.rewards.card import (
@@ -27,6 +27,7 @@ from rlhf_marl.rewards.card import (
 __all__ = [
     "CallableCard",
     "Card",
+    "ChatModel",
     "EnsembleCard",
     "JudgeCard",
     "PrototypeCard",
@@ -41,14 +42,23 @@ __all__ = [
 ]
 
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ChatModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+
+
 class RewardModel(Protocol):
     """Scores responses to prompts: one raw number per pair, in order."""
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
 
 
-def build_reward_model(card: Card) -> RewardModel:
-    """The scorer behind a finished card; raises UsageError if what it needs is not there."""
+def build_reward_model(card: Card, base: ChatModel | None = None) -> RewardModel:
+    """The scorer behind a card; raises UsageError if what it needs is not there.
+
+    base: the agents' base model and its tokenizer, which a judge can grade with.
+    """
     match card:
         case PrototypeCard():
             from rlhf_marl.rewards.prototype import Prototype, load_encoder
@@ -69,14 +79,14 @@ def build_reward_model(card: Card) -> RewardModel:
         case JudgeCard():
             from rlhf_marl.rewards.judge import Judge
 
-            return Judge(card)
+            return Judge(card, base)
         case EnsembleCard():
             from rlhf_marl.rewards.ensemble import Ensemble
 
             members = [finished_card(load_card(m.card, f"card {card.name}: members")) for m in card.members]
-            return Ensemble(card, [(member, build_reward_model(member)) for member in members])
+            return Ensemble(card, [(member, build_reward_model(member, base)) for member in members])
         case TrainedCard():
-            return build_reward_model(finished_card(card))
+            return build_reward_model(finished_card(card), base)
 
 
 def finished_card(card: Card) -> Card:

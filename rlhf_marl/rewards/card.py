@@ -122,8 +122,9 @@ class JudgeCard(_CardBase):
     """A chat model that grades each response by a rubric."""
 
     kind: Literal["judge"]
-    model: Text
-    """Hub id, folder or package reference of a local chat model; with base_url, the name the endpoint knows."""
+    model: Text | None = None
+    """Hub id, folder or package reference of a local chat model; with base_url, the name the endpoint knows. If not
+    given, the agents' own base model with adapters off, which costs no memory (within a run)."""
     revision: str | None = None
     base_url: str | None = None
     """An OpenAI-compatible endpoint that serves the model; a local model if not given."""

@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol, final
+from typing import Any, NoReturn, Protocol, final
 
 import torch
 
@@ -14,6 +14,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import Task, load_instructions
 from rlhf_marl.models import load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
+from rlhf_marl.rewards import ChatModel
 from rlhf_marl.rewards.card import JudgeCard
 
 _log = logging.getLogger("rlhf_marl")
@@ -34,13 +35,17 @@ class Judge:
         failed: how many answers so far named no grade and got the card's failed_score.
     """
 
-    def __init__(self, card: JudgeCard, grader: Grader | None = None) -> None:
-        """grader: by default what the card describes, a local model or an endpoint."""
+    def __init__(self, card: JudgeCard, base: ChatModel | None = None, grader: Grader | None = None) -> None:
+        """
+        Args:
+            base: the agents' base model and its tokenizer, for a card without a model.
+            grader: by default what the card describes, a local model or an endpoint.
+        """
         self._card = card
         path = find_data(card.rubric, f"card {card.name}: rubric")
         self._rubric, self._where = load_instructions(path, Task), f"{path}: user"
         self._rubric.messages(self._where, prompt="p", response="r")  # told now, not at the first score
-        self._grade = grader or (_endpoint_grader(card) if card.base_url is not None else _local_grader(card))
+        self._grade = grader or (_endpoint_grader(card) if card.base_url is not None else _local_grader(card, base))
         self.failed = 0
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -65,23 +70,18 @@ class Judge:
         return scores
 
 
-def _local_grader(card: JudgeCard) -> Grader:
+def _local_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
     """Probabilities of the grades' first tokens as the next token."""
-    where = f"card {card.name}: model"
-    tokenizer = load_tokenizer(card.model, where, revision=card.revision)
-    check_chat_template(tokenizer, f"{where}: {card.model!r}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model = load_causal_lm(card.model, where, dtype=dtype, revision=card.revision).to(device)
+    model, tokenizer = _chat_model(card) if card.model is not None else base or _missing(card)
     first = [tokenizer(grade, add_special_tokens=False)["input_ids"][0] for grade in card.grades]
     if len(set(first)) < len(first):
-        raise UsageError(f"card {card.name}: grades: two of {card.grades} begin with the same token of {card.model}")
+        raise UsageError(f"card {card.name}: grades: two of {card.grades} begin with the same token")
     context = model.config.max_position_embeddings
 
     @torch.inference_mode()
     def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
         rows = [chat_tokens(tokenizer, messages, context) for messages in conversations]
-        ids, mask = left_pad(rows, tokenizer.eos_token_id, device)
+        ids, mask = left_pad(rows, tokenizer.eos_token_id, model.device)
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1
         ).logits[:, -1]
@@ -90,8 +90,24 @@ def _local_grader(card: JudgeCard) -> Grader:
     return grade
 
 
+def _chat_model(card: JudgeCard) -> ChatModel:
+    where = f"card {card.name}: model"
+    assert card.model is not None
+    tokenizer = load_tokenizer(card.model, where, revision=card.revision)
+    check_chat_template(tokenizer, f"{where}: {card.model!r}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return load_causal_lm(card.model, where, dtype=dtype, revision=card.revision).to(device), tokenizer
+
+
+def _missing(card: JudgeCard) -> NoReturn:
+    raise UsageError(f"card {card.name}: model: not given; outside a run there is no agents' base model to take")
+
+
 def _endpoint_grader(card: JudgeCard) -> Grader:
     """Probabilities of the grades where the endpoint tells them, else the first grade its text names."""
+    if card.model is None:
+        _missing(card)
     endpoint = Endpoint(
         f"judge {card.name}",
         card.model,
