@@ -230,6 +230,8 @@ class Config(Section):
     actor: ActorConfig = ActorConfig()
     checkpoint_every: PositiveInt = 5
     """Iterations between checkpoints; the last one is always kept."""
+    stop_after_skipped: PositiveInt = 10
+    """Updates in a row in which some step was not finite and was skipped, before the run stops (resumable)."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
 
     @model_validator(mode="after")

@@ -28,7 +28,7 @@ from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
-_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "tracker"}
+_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "stop_after_skipped", "tracker"}
 _KEPT_CHECKPOINTS = 2
 _TENSORS, _VALUES = "state.safetensors", "state.json"
 _log = logging.getLogger("rlhf_marl")

@@ -102,7 +102,7 @@ class Critic:
         projected = torch.zeros_like(skipped)
         for k, transition in enumerate(transitions):
             delta, value, gradient = self._td_gradient(transition)
-            usable = gradient.isfinite().all(-1)
+            usable = gradient.norm(dim=-1).isfinite()  # a huge gradient would leave inf in Adam's second moment
             self._step(gradient, usable)
             inside, outside = project_to_ball(self._iterate.data, self.initial, self.radius, self.network)
             self._iterate.data.copy_(inside)

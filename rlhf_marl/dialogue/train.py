@@ -12,6 +12,7 @@ from rlhf_marl.algorithm import critic_kind, gossip_bytes
 from rlhf_marl.dialogue.rollout import Turn, play_turns
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, UpdateMetrics, critic_features, update
+from rlhf_marl.errors import RunStopped
 from rlhf_marl.run_directory import RunDirectory
 
 Row = dict[str, Any]
@@ -28,9 +29,14 @@ def run_training(
 
     Returns:
         The number of finished iterations.
+
+    Raises:
+        RunStopped: a reward model or the controller failed, the disk is full, or nothing finite was learned for
+            `stop_after_skipped` updates in a row.
     """
     iteration, updates = restore(system, run)
     run.forget_from(iteration)
+    skipped = 0
     while iteration < system.config.iterations:
         turns, rows = run_iteration(system, iteration, updates)
         updates += len(rows) // len(system.cards)
@@ -41,9 +47,23 @@ def run_training(
         if stopped or iteration % system.config.checkpoint_every == 0 or iteration == system.config.iterations:
             run.save_checkpoint(iteration, checkpoint_tensors(system), {"updates": updates})
         report(iteration, rows)
+        skipped = _skipped_in_a_row(rows, skipped)
+        if skipped >= system.config.stop_after_skipped:
+            raise RunStopped(
+                f"iteration {iteration}: the last {skipped} updates had steps that were not finite and were skipped; "
+                "see actor_skipped and critic_skipped in metrics.jsonl; lower the step sizes or rescale the reward card"
+            )
         if stopped:
             break
     return iteration
+
+
+def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
+    """Updates in a row, up to the newest, in which some agent's actor or critic step was skipped."""
+    for number in sorted({row["update"] for row in rows}):
+        bad = any(row["actor_skipped"] or row["critic_skipped"] for row in rows if row["update"] == number)
+        before = before + 1 if bad else 0
+    return before
 
 
 def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple[list[Turn], list[Row]]:

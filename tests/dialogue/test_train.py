@@ -219,6 +219,24 @@ def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path
     assert metrics(train(content, tmp_path / "run", resume=True).path) == metrics(whole.path)
 
 
+def test_steps_that_are_not_finite_never_reach_weights_and_stop_a_run_that_only_has_them(tiny_content, tmp_path):
+    """Rewards near float32's end: every gradient overflows. The other agents' gossip is spoiled too, no weight is."""
+    card = write_card(tmp_path, "huge", "tests.dialogue.test_train:huge")
+    content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "iterations": 9, "stop_after_skipped": 3}
+    with pytest.raises(RunStopped, match=r"iteration 2: the last 4 updates had steps that were not finite") as caught:
+        train(content, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert all(row["actor_skipped"] and row["critic_skipped"] for row in rows)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("iteration_00002")
+    tensors = load_file(checkpoint / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def huge(prompts, responses):
+    return [3e38 if i % 2 else -3e38 for i in range(len(responses))]
+
+
 def test_trained_agents_chat(tiny_content, tmp_path):
     run = train(tiny_content, tmp_path / "run")
     agents = rlhf_marl.load_run(run.path).agents()
