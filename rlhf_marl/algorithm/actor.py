@@ -44,8 +44,9 @@ def actor_signal(
         signal: td_q_literal: the gossiped δ (the paper's letter). td_q, td_v: minus the gossiped δ, of a Q or V critic.
             q_value: the agent's own Q (Remark 1), and counterfactual: Q minus `counterfactual_value`, its mean over the
             agent's own actions; both need no gossip.
-        credit: consensus: as above. local: r^i / N + gossip(γ V(s') - V(s)): the others' immediate rewards do not
-            depend on agent i's action given the state, so leaving them out keeps the mean gradient at lower variance.
+        credit: consensus: as above. local: (A^t)_ii r^i + gossip(γ V(s') - V(s)), so r^i / N where gossip averages:
+            the others' immediate rewards do not depend on agent i's action given the state, so leaving them out keeps the
+            mean gradient at lower variance.
         value, next_value, reward, discount: broadcast to (..., n_agents, batch); each agent's own.
 
     Raises:
@@ -66,7 +67,7 @@ def actor_signal(
     if credit == "consensus":
         advantage = -gossip(power, td_error(value, reward, next_value, discount))
     else:
-        advantage = reward / reward.shape[-2] + gossip(power, discount * next_value - value)
+        advantage = power.diagonal().to(reward).unsqueeze(-1) * reward + gossip(power, discount * next_value - value)
     return -advantage if signal == "td_q_literal" else advantage
 
 

@@ -1,7 +1,6 @@
 """Similarity to examples, in a sentence encoder's space."""
 
 from collections.abc import Sequence
-from functools import cache
 from typing import final
 
 import torch
@@ -36,10 +35,14 @@ class Encoder:
         return embeddings[torch.tensor(order).argsort()]
 
 
-@cache
+_ENCODERS: dict[str, Encoder] = {}
+
+
 def load_encoder(reference: str, where: str) -> Encoder:
     """One encoder per model, shared by all cards that name it."""
-    return Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
+    if reference not in _ENCODERS:
+        _ENCODERS[reference] = Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
+    return _ENCODERS[reference]
 
 
 @final

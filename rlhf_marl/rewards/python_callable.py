@@ -1,6 +1,8 @@
 """A Python function as reward model."""
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
 from typing import final
 
@@ -14,10 +16,13 @@ class PythonCallable:
 
     def __init__(self, card: CallableCard) -> None:
         module, _, name = card.function.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
         try:
             self._function = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {error}") from None
+        except Exception as error:  # whatever a user's module raises while it is imported
+            reason = f"{type(error).__name__}: {error}"
+            raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {reason}") from None
         if not callable(self._function):
             raise UsageError(f"card {card.name}: function: {card.function!r} is not a function")
         self._trl = card.convention == "trl"

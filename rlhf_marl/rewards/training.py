@@ -94,7 +94,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
         result = raw_card.model_dump(mode="json", exclude_defaults=True) | {
             "description": card.description,
             "licence": card.licence,
-            "model": str(folder),
+            "model": str(folder.resolve()),
             "scale": measured["scale"],
             "offset": measured["offset"],
         }

@@ -72,7 +72,7 @@ def samples():
     return s, a, s2, a2, visitation[s] * pi[s, a] * TRANSITION[s, a, s2] * pi[s2, a2]
 
 
-def signal_of(name, credit):
+def signal_of(name, credit, power=POWER):
     v, q, _ = exact(THETA)
     s, a, s2, a2, _ = samples()
     counterfactual = None
@@ -89,7 +89,7 @@ def signal_of(name, credit):
     return actor_signal(
         name,
         credit,
-        POWER,
+        power,
         value=value.expand(N, -1),
         next_value=next_value.expand(N, -1),
         reward=local_rewards()[:, s, a],
@@ -108,8 +108,8 @@ def scores():
     return result
 
 
-def expected_direction(name, credit):
-    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit), scores())
+def expected_direction(name, credit, power=POWER):
+    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, power), scores())
 
 
 @pytest.mark.parametrize(
@@ -131,10 +131,14 @@ def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
     assert finite_difference_gradient().abs().max() > 0.01
 
 
-def test_local_and_consensus_credit_have_the_same_mean_for_a_q_critic_too():
+@pytest.mark.parametrize("signal", ["td_v", "td_q"])
+@pytest.mark.parametrize("self_weight", [1 / N, 0.7, 1.0])
+def test_local_and_consensus_credit_have_the_same_mean_however_far_gossip_went(signal, self_weight):
     """The others' immediate rewards, which local credit leaves out, do not depend on agent i's action."""
+    others = (1 - self_weight) / (N - 1)
+    power = torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight)
     torch.testing.assert_close(
-        expected_direction("td_q", "local"), expected_direction("td_q", "consensus"), atol=1e-9, rtol=0
+        expected_direction(signal, "local", power), expected_direction(signal, "consensus", power), atol=1e-9, rtol=0
     )
 
 

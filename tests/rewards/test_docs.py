@@ -32,7 +32,6 @@ def folder(tmp_path, monkeypatch):
     answers = [{"prompt": "p", "response": "word " * i} for i in range(1, 5)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
