@@ -88,8 +88,7 @@ def calibrate(card: str, source: Path) -> None:
     from rlhf_marl.rewards.tools import calibrated, opened, read_texts
 
     rows = read_texts(source)
-    _, model = opened(card)
-    scale, offset = calibrated(model, [row["prompt"] for row in rows], [row["response"] for row in rows])
+    scale, offset = calibrated(*opened(card), [row["prompt"] for row in rows], [row["response"] for row in rows])
     click.echo(f"scale: {scale:.4g}\noffset: {offset:.4g}")
 
 
@@ -103,9 +102,7 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
     from rlhf_marl.rewards.tools import agreement as compare
     from rlhf_marl.rewards.tools import opened
 
-    found = compare(
-        {finished.name: model for finished, model in map(opened, card)}, load_pairs(pairs, "reward agreement: --pairs")
-    )
+    found = compare([opened(reference) for reference in card], load_pairs(pairs, "reward agreement: --pairs"))
     _table(
         [
             {

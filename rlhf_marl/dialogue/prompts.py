@@ -1,6 +1,5 @@
 """Where dialogues start: a fixed question, a JSONL list or a `datasets` source, in a seeded order."""
 
-import json
 from pathlib import Path
 from typing import final
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from rlhf_marl.config import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.errors import UsageError
+from rlhf_marl.jsonl import read_rows, text_at
 from rlhf_marl.paths import find_data
 
 
@@ -22,7 +22,7 @@ class Questions:
     def index(self, dialogue: int) -> int:
         """Which question dialogue number `dialogue` starts with."""
         epoch, place = divmod(dialogue, len(self.texts))
-        order = np.random.default_rng(np.random.SeedSequence([self._seed, epoch])).permutation(len(self.texts))
+        order = np.random.default_rng(np.random.SeedSequence([self._seed, epoch, 0, 0, 1])).permutation(len(self.texts))
         return int(order[place])
 
 
@@ -34,42 +34,24 @@ def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: i
     """
     match prompts:
         case FixedPrompt():
-            rows: list[object] = [prompts.question]
+            texts = [prompts.question]
         case JsonlPrompts():
-            rows = _jsonl_column(find_data(prompts.path, f"{where}: prompts.path"), prompts.column)
+            texts = _jsonl_column(find_data(prompts.path, f"{where}: prompts.path"), prompts.column)
         case DatasetPrompts():
-            rows = _dataset_column(prompts, where)
-    if not rows:
+            texts = _dataset_column(prompts, where)
+    if not texts:
         raise UsageError(f"{where}: prompts: the source holds no prompts")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, str) or not row.strip():
-            raise UsageError(
-                f"{where}: prompts: row {number} is {str(row)[:60]!r}; every prompt must be non-empty text"
-            )
-    return Questions([str(row).strip() for row in rows], seed)
+    for number, text in enumerate(texts, 1):
+        if not text.strip():
+            raise UsageError(f"{where}: prompts: prompt {number} is {text[:60]!r}; every prompt must be non-empty text")
+    return Questions([text.strip() for text in texts], seed)
 
 
-def _jsonl_column(path: Path, column: str) -> list[object]:
-    rows: list[object] = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            raise UsageError(f"{path}: line {number} is not JSON: {line[:60]!r}") from None
-        if not isinstance(row, dict) or column not in row:
-            found = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            raise UsageError(f"{path}: line {number} has no column {column!r}; it has {found}")
-        rows.append(row[column])
-    return rows
+def _jsonl_column(path: Path, column: str) -> list[str]:
+    return [text_at(row, column, f"{path}: line {number}") for number, row in read_rows(path)]
 
 
-def _dataset_column(prompts: DatasetPrompts, where: str) -> list[object]:
+def _dataset_column(prompts: DatasetPrompts, where: str) -> list[str]:
     import datasets  # slow to import, and needed for this source alone
 
     datasets.disable_progress_bars()
@@ -85,4 +67,4 @@ def _dataset_column(prompts: DatasetPrompts, where: str) -> list[object]:
         raise UsageError(
             f"{where}: prompts.column: {prompts.column!r} is not a column; choose from {', '.join(data.column_names)}"
         )
-    return list(data[prompts.column])
+    return [text_at(row, prompts.column, f"{where}: prompts: row {number}") for number, row in enumerate(data, 1)]

@@ -103,14 +103,14 @@ def finished_card(card: Card) -> Card:
 
 
 def score_all(
-    card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str], *, agent: int
+    card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str], *, agent: int | None = None
 ) -> tuple[list[float], list[float]]:
-    """Raw and scaled scores of an agent's responses.
+    """Raw and scaled scores of responses, in a run of an agent's.
 
     Raises:
         RunStopped: the scorer failed, or a score is missing or no finite number; names agent, card and text.
     """
-    who = f"agent {agent}: reward model {card.name!r}"
+    who = ("" if agent is None else f"agent {agent}: ") + f"reward model {card.name!r}"
     try:
         raw = model.score(prompts, responses)
     except RlhfMarlError:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import find_data
@@ -116,6 +116,12 @@ class EnsembleCard(_CardBase):
     combine: Literal["sum", "mean", "minimum"] = "mean"
     """sum: weighted; mean: weighted, divided by the sum of the weights; minimum: of the members, weights unused."""
     members: Annotated[list[Member], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _mean_exists(self) -> "EnsembleCard":
+        if self.combine == "mean" and sum(member.weight for member in self.members) == 0:
+            raise ValueError("members: the weights sum to 0, which has no mean; use combine: sum")
+        return self
 
 
 class JudgeCard(_CardBase):

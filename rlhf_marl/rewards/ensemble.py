@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import final
 
-from rlhf_marl.rewards import RewardModel
+from rlhf_marl.rewards import RewardModel, score_all
 from rlhf_marl.rewards.card import Card, EnsembleCard
 
 
@@ -19,10 +19,7 @@ class Ensemble:
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         columns = []
         for card, model in self._members:
-            raw = model.score(prompts, responses)
-            if len(raw) != len(responses):
-                raise ValueError(f"member {card.name!r} returned {len(raw)} scores for {len(responses)} responses")
-            columns.append([card.scaled(number) for number in raw])
+            columns.append(score_all(card, model, prompts, responses)[1])
         if self._combine == "minimum":
             return [min(row) for row in zip(*columns, strict=True)]
         divisor = sum(self._weights) if self._combine == "mean" else 1.0

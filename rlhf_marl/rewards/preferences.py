@@ -1,13 +1,11 @@
 """Preference pairs: which of two responses to a prompt people like better."""
 
-import gzip
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.jsonl import read_rows
 from rlhf_marl.paths import find_data
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -33,36 +31,19 @@ def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
     """
     if re.search(r"\.jsonl(\.gz)?$", source):
         path = find_data(source, where)
-        name = str(path)
-        rows = _json_lines(path)
+        name, rows = f"{path}: line", list(read_rows(path))
     else:
-        name = source
-        rows = _dataset(source, split, where)
+        name, rows = f"{source}: row", list(enumerate(_dataset(source, split, where), 1))
     pairs = []
-    for number, row in enumerate(rows, 1):
+    for number, row in rows:
         try:
             pairs.append(_pair(row))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"{name}: row {number} is no preference pair: {reason}") from None
+            raise UsageError(f"{name} {number} is no preference pair: {reason}") from None
     if not pairs:
-        raise UsageError(f"{name}: holds no preference pairs")
+        raise UsageError(f"{source}: holds no preference pairs")
     return pairs
-
-
-def _json_lines(path: Path) -> list[Any]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    rows = []
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                if line.strip():
-                    rows.append(json.loads(line))
-    except (json.JSONDecodeError, RecursionError):
-        raise UsageError(f"{path}: line {len(rows) + 1} is not JSON: {line[:60]!r}") from None
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
-    return rows
 
 
 def _dataset(name: str, split: str, where: str) -> list[Any]:

@@ -1,8 +1,8 @@
 """What `rlhf-marl reward ...` does: list, score, calibrate, agreement between reward models, rescoring of a run."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.jsonl import read_rows, text_at
 from rlhf_marl.paths import DATA_ROOT
 from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, finished_card, load_card, score_all
 from rlhf_marl.rewards.preferences import Pair
@@ -73,41 +74,49 @@ def _here(card: Card) -> str:
     model = getattr(card, "model", None)
     if model is None:
         return "yes" if hasattr(card, "function") else ""
-    if model.startswith("package:") or Path(model).exists():
+    if model.startswith("package:"):
+        package = model.removeprefix("package:").partition("/")[0]
+        return "yes" if find_spec(package) is not None else "not installed"
+    if Path(model).exists():
         return "yes"
+    if getattr(card, "base_url", None) is not None:
+        return "endpoint"
     from huggingface_hub import try_to_load_from_cache
 
     return "cached" if isinstance(try_to_load_from_cache(model, "config.json"), str) else "not cached"
 
 
-def calibrated(model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
+def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
     """(scale, offset) that give these responses mean 0 and standard deviation 1: scaled = (raw + offset) / scale.
 
     Raises:
         UsageError: fewer than two responses, or all scores alike.
     """
-    raw = np.asarray(model.score(prompts, responses), dtype=float)
+    raw = np.asarray(score_all(card, model, prompts, responses)[0])
     if len(raw) < 2 or not raw.std(ddof=1) > 0:
         raise UsageError("reward calibrate: needs at least two responses with different scores")
     return float(raw.std(ddof=1)), float(-raw.mean())
 
 
-def agreement(models: dict[str, RewardModel], pairs: Sequence[Pair], seed: int = 0) -> Agreement:
-    """Score the pairs with every model and compare."""
+def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair], seed: int = 0) -> Agreement:
+    """Score the pairs with every model and compare; raises UsageError if two cards have the same name."""
+    names = [card.name for card, _ in models]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"reward agreement: two cards are named {name!r}; give one of them another name")
     prompts = [pair.prompt for pair in pairs] * 2
     responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
     differences: dict[str, np.ndarray] = {}
     accuracies = {}
-    for name, model in models.items():
-        scores = model.score(prompts, responses)
+    for card, model in models:
+        scores, _ = score_all(card, model, prompts, responses)
         chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
-        accuracies[name] = accuracy(chosen, rejected)
-        differences[name] = np.asarray(chosen) - np.asarray(rejected)
+        accuracies[card.name] = accuracy(chosen, rejected)
+        differences[card.name] = np.asarray(chosen) - np.asarray(rejected)
     lengths = [float(len(text)) for text in responses]
     accuracies["(longer wins)"] = accuracy(lengths[: len(pairs)], lengths[len(pairs) :])
     generator = np.random.default_rng(seed)
     accuracies["(coin)"] = accuracy(*generator.random((2, len(pairs))).tolist())
-    names = list(models)
     resamples = generator.integers(len(pairs), size=(_RESAMPLES, len(pairs)))
     correlation = {
         (a, b): _rank_correlation(differences[a], differences[b], resamples)
@@ -153,13 +162,12 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
-    """Rows with `prompt` and `response` from a JSON Lines file."""
+    """Rows with `prompt` and `response` from a JSON Lines file; raises UsageError for a row without them, or no rows."""
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-            row["prompt"], row["response"] = str(row["prompt"]), str(row["response"])
-        except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{path}: line {number} needs a `prompt` and a `response`: {line[:60]!r}") from None
+    for number, row in read_rows(path):
+        for key in ("prompt", "response"):
+            text_at(row, key, f"{path}: line {number}")
         rows.append(row)
+    if not rows:
+        raise UsageError(f"{path}: holds no responses")
     return rows

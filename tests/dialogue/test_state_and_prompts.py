@@ -73,9 +73,11 @@ def test_datasets_source(tmp_path):
     [
         ([{"prompt": "a"}, '{"prompt": '], "line 2 is not JSON"),
         ([{"text": "a"}], "line 1 has no column 'prompt'; it has text"),
-        ([{"prompt": "a"}, {"prompt": " "}], "row 2 is ' '; every prompt must be non-empty text"),
-        ([{"prompt": 3}], "row 1 is '3'"),
-        (["[1]"], "line 1 has no column"),
+        ([{"prompt": "a"}, {"prompt": " "}], "prompt 2 is ' '; every prompt must be non-empty text"),
+        ([{"prompt": 3}], "line 1: prompt is '3'; it must be text"),
+        (["[1]"], "line 1 is no JSON object"),
+        (["", {"text": "a"}], "line 2 has no column"),
+        (['{"prompt": "\\ud800"}'], "line 1: prompt holds half a character"),
         ([""], "holds no prompts"),
     ],
 )

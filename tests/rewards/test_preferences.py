@@ -39,10 +39,10 @@ def test_earlier_turns_belong_to_the_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "a"}, "row 1 is no preference pair: no key 'rejected'"),
-        ({"chosen": "a", "rejected": "b"}, "row 1 .* must share all messages but the last"),
-        ({"prompt": "p", "chosen": 3, "rejected": "b"}, "row 1 .* int is neither text nor messages"),
-        ({"prompt": "p", "chosen": "", "rejected": "b"}, "row 1 .* an empty response"),
+        ({"chosen": "a"}, "line 1 is no preference pair: no key 'rejected'"),
+        ({"chosen": "a", "rejected": "b"}, "line 1 .* must share all messages but the last"),
+        ({"prompt": "p", "chosen": 3, "rejected": "b"}, "line 1 .* int is neither text nor messages"),
+        ({"prompt": "p", "chosen": "", "rejected": "b"}, "line 1 .* an empty response"),
     ],
 )
 def test_a_row_that_is_no_pair_is_named(tmp_path, row, message):

@@ -8,6 +8,7 @@ import pytest
 
 import rlhf_marl
 from rlhf_marl.cli import main
+from rlhf_marl.rewards import CallableCard
 from rlhf_marl.rewards.tools import agreement
 from tests.conftest import write_card
 
@@ -91,6 +92,26 @@ def test_agreement_with_pairs_and_with_each_other(run, length, vowels, tmp_path)
     assert len(re.findall(r"\+1\.00(?!\d)", printed)) == 4  # the heat map: both diagonals and both off-diagonal cells
 
 
+def named(name):
+    return CallableCard(name=name, kind="callable", function="m:f")
+
+
+def test_bad_scores_and_equal_names_are_one_line(run, length, tmp_path):
+    broken = str(write_card(tmp_path, "broken", "tests.rewards.test_reward_cli:nothing"))
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    code, _, errors = run("agreement", broken, "--pairs", "pairs.jsonl")
+    assert (code, errors[:60]) == (3, "error: reward model 'broken' returned nan, no finite number,")
+    code, _, errors = run("agreement", length, length, "--pairs", "pairs.jsonl")
+    assert (code, errors) == (
+        2,
+        "error: reward agreement: two cards are named 'length'; give one of them another name\n",
+    )
+
+
+def nothing(prompts, responses):
+    return [float("nan")] * len(responses)
+
+
 class Length:
     def score(self, prompts, responses):
         return [float(len(text)) for text in responses]
@@ -103,7 +124,7 @@ def test_a_constant_model_has_no_rank_correlation():
         def score(self, prompts, responses):
             return [1.0] * len(responses)
 
-    found = agreement({"a": Length(), "b": Constant()}, [Pair("p", "xx", "x"), Pair("p", "x", "xxx")])
+    found = agreement([(named("a"), Length()), (named("b"), Constant())], [Pair("p", "xx", "x"), Pair("p", "x", "xxx")])
     assert found.accuracy["b"].accuracy == 0.5
     assert found.correlation[("a", "b")][0] != found.correlation[("a", "b")][0]  # nan
 
