@@ -16,6 +16,7 @@ from pathlib import Path
 
 import click
 
+from rlhf_marl.api import load_run
 from rlhf_marl.progress import first_and_last_fifth
 from rlhf_marl.run_directory import read_jsonl
 
@@ -29,7 +30,7 @@ VARIANTS = {
 
 def train(config: str, folder: Path, overrides: list[str], threads: int) -> None:
     """One run in a process of its own, unless it is there and finished; an unfinished one goes on."""
-    if (folder / "critics.safetensors").exists():
+    if finished(folder):
         return
     command = [sys.executable, "-m", "rlhf_marl", "train", config, "--run-dir", str(folder), *overrides]
     resume = ["--resume"] if (folder / "config.yaml").exists() else []
@@ -37,6 +38,14 @@ def train(config: str, folder: Path, overrides: list[str], threads: int) -> None
         [*command, *resume], check=True, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": str(threads)}
     )
     click.echo(f"finished {folder}", err=True)
+
+
+def finished(folder: Path) -> bool:
+    """Whether all of a run's iterations are there."""
+    if not (folder / "critics.safetensors").exists():
+        return False
+    iterations = load_run(folder).config.iterations
+    return read_jsonl(folder / "metrics.jsonl")[-1]["iteration"] == iterations - 1
 
 
 def table(out: Path, variants: list[str], seeds: int) -> str:

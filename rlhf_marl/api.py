@@ -58,7 +58,10 @@ def train(
     display.loading()
     accelerator = _accelerator(config, path, name)
     system = build(config, name, accelerator.device)
-    run = run or RunDirectory.create(path, config)
+    if run is None:
+        run = RunDirectory.create(path, config, system.cards)
+    else:
+        run.check_cards(system.cards)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -72,7 +75,7 @@ def train(
 
     with run.locked(), _sigint(display.stopping) as interrupted, display:
         finished = run_training(system, run, report, lambda: bool(interrupted))
-    save_results(system, run)
+        save_results(system, run)
     if trackers:
         accelerator.end_training()
     display.summary(read_jsonl(run.metrics), finished)

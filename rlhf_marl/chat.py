@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -16,26 +17,57 @@ class Message(TypedDict):
 
 
 def neutralise(text: str, limit: int | None = None) -> str:
-    """Make untrusted text safe inside a template: no control tokens, no delimiters, no control characters.
+    """Make untrusted text safe between a template's tags: no angle brackets, no control characters.
 
-    Chat models mark roles with strings such as <|im_end|> or </s>, and our own templates delimit with tags; without
-    angle brackets none of them can be written. Cut to `limit` characters.
+    Cut to `limit` characters. Control tokens of other forms, such as [INST], are broken where the text meets its
+    tokenizer (`plain_text`).
     """
     printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
     cut = printable if limit is None else printable[:limit]
     return cut.replace("<", "‹").replace(">", "›").strip()
 
 
+def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """The text with a space inside everything that the tokenizer would read as a special token."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in added.union(tokenizer.all_special_tokens):
+        if token in text:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+    return text
+
+
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], budget: int) -> list[int]:
-    """Token ids of a chat in the model's own template, ready to be answered; the last `budget` of them."""
-    ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
-    return list(ids)[-budget:]
+    """Token ids of a chat in the model's own template, ready to be answered; the last `budget` of them.
+
+    Special tokens come from the template alone, never from a message's content. Where the template takes no system
+    message, its text begins the first user message.
+    """
+    plain = [Message(role=m["role"], content=plain_text(tokenizer, m["content"])) for m in messages]
+    try:
+        ids = _templated(tokenizer, plain)
+    except TemplateError:
+        if plain[0]["role"] != "system" or len(plain) < 2:
+            raise
+        first = Message(role="user", content=f"{plain[0]['content']}\n\n{plain[1]['content']}")
+        ids = _templated(tokenizer, [first, *plain[2:]])
+    return ids[max(0, len(ids) - budget) :]
+
+
+def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    return list(
+        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
+    )
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise UsageError if the model cannot hold a dialogue."""
+    """Raise UsageError if the model cannot hold a dialogue, with or without a system message."""
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the model's tokenizer has no chat template; choose a chat (instruct) model")
+    roles = ("system", "user", "assistant", "user")
+    try:
+        chat_tokens(tokenizer, [Message(role=role, content="text") for role in roles], 1)
+    except TemplateError as error:
+        raise UsageError(f"{where}: the chat template refuses a dialogue: {error}") from None
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:

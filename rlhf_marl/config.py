@@ -47,7 +47,7 @@ class LoraConfig(Section):
     rank: PositiveInt = 8
     alpha: PositiveFloat = 16.0
     """Scale: the low-rank product is multiplied by alpha / rank."""
-    targets: Literal["all-linear"] | list[Text] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
     """Names of the linear layers to adapt (last part of the module's name), or all but the output layer."""
 
 
@@ -206,6 +206,13 @@ class ActorConfig(Section):
     """Each agent's gradient is clipped to this norm (Adam only)."""
 
 
+# Section, its tag, the tag if not given, and the keys that say another tag was meant.
+_DEFAULT_KINDS = (
+    ("prompts", "source", "fixed", {"path", "name"}),
+    ("controller", "kind", "shared", {"model", "next_prompts"}),
+)
+
+
 class Config(Section):
     """One experiment."""
 
@@ -233,6 +240,18 @@ class Config(Section):
     stop_after_skipped: PositiveInt = 10
     """Updates in a row in which some step was not finite and was skipped, before the run stops (resumable)."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, content: Any) -> Any:
+        """`prompts` with a question alone is fixed, `controller` without a kind and a model is shared."""
+        if not isinstance(content, dict):
+            return content
+        for key, tag, default, elsewhere in _DEFAULT_KINDS:
+            section = content.get(key)
+            if isinstance(section, dict) and tag not in section and not elsewhere & section.keys():
+                content = content | {key: {tag: default} | section}
+        return content
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
@@ -292,12 +311,14 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def _value(text: str) -> Any:
+    """A number, true, false, null, a list, a {mapping} or a quoted text as YAML; anything else is text as it stands."""
     try:
         value = parse_yaml(text)
-    except (yaml.YAMLError, UsageError):
+    except (yaml.YAMLError, UsageError, ValueError, RecursionError):
         return text
+    plain_text = isinstance(value, str) and text.lstrip()[:1] not in ("'", '"')
     looks_like_text = isinstance(value, dict) and not text.lstrip().startswith("{")
-    return text if looks_like_text else value
+    return text if plain_text or looks_like_text else value
 
 
 def _set(content: Any, key: str, value: Any) -> None:

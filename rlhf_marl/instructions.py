@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -60,5 +60,5 @@ def render(template: str, where: str, **variables: object) -> str:
     """Render a sandboxed Jinja2 template; a mistake in it is a UsageError that names `where`."""
     try:
         return _JINJA.from_string(template).render(**variables)
-    except TemplateError as error:
+    except Exception as error:  # an expression in a template can raise anything
         raise UsageError(f"{where}: template error: {error}") from None

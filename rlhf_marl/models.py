@@ -106,7 +106,7 @@ def _load(
             return factory.from_pretrained(
                 source, revision=None if local else revision, trust_remote_code=trust_remote_code, **options
             )
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # damaged files and missing packages raise many unrelated types
             if local:
                 reason = str(error).strip().splitlines()[0][:200]
                 raise UsageError(f"{where}: {reference!r} cannot be loaded: {reason}") from None

@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -25,11 +25,13 @@ from torch import Tensor
 
 from rlhf_marl.config import Config, check_config, dump_config
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.rewards.card import Card
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "stop_after_skipped", "tracker"}
 _KEPT_CHECKPOINTS = 2
+_BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", "config.tmp"}
 _TENSORS, _VALUES = "state.safetensors", "state.json"
 _log = logging.getLogger("rlhf_marl")
 
@@ -43,9 +45,10 @@ class RunDirectory:
         self.adapters = path / "adapters"
         self.critics = path / "critics.safetensors"
         self._checkpoints = path / "checkpoints"
+        self._reward_models = path / "reward_models.json"
 
     @classmethod
-    def create(cls, path: Path, config: Config) -> "RunDirectory":
+    def create(cls, path: Path, config: Config, cards: Sequence[Card]) -> "RunDirectory":
         """Start a new run; raises UsageError if something is already there."""
         cls.check_free(path)
         run = cls(path)
@@ -54,6 +57,7 @@ class RunDirectory:
         except OSError as error:
             raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
         (path / "environment.json").write_text(json.dumps(_environment(config), indent=2) + "\n", "utf-8")
+        run._reward_models.write_text(_dump_cards(cards), "utf-8")
         run.metrics.touch()
         run.dialogues.touch()
         dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
@@ -61,8 +65,10 @@ class RunDirectory:
 
     @staticmethod
     def check_free(path: Path) -> None:
-        """Raise UsageError if a new run cannot start here."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        """Raise UsageError if a new run cannot start here; what a run left that died while it began does not count."""
+        if path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING:
+            return
+        if path.exists():
             raise UsageError(f"--run-dir: {str(path)!r} already exists; add --resume to go on, or choose another name")
 
     @classmethod
@@ -88,6 +94,15 @@ class RunDirectory:
         with run.locked():
             dump_config(config, path / "config.yaml")
         return run
+
+    def check_cards(self, cards: Sequence[Card]) -> None:
+        """Raise UsageError if a reward model's card is not what it was when the run began."""
+        before, now = json.loads(self._reward_models.read_text("utf-8")), json.loads(_dump_cards(cards))
+        for key, was, is_now in _differences(before, now):
+            raise UsageError(
+                f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
+                "use a new run"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -129,6 +144,8 @@ class RunDirectory:
         folder = self._checkpoints / f"iteration_{iteration:05d}"
         temporary = folder.with_suffix(".tmp")
         try:
+            for log in (self.metrics, self.dialogues):
+                _flush(log)  # a checkpoint must not outlive the lines it counts as written
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
@@ -169,7 +186,12 @@ class RunDirectory:
         return None
 
     def _finished_checkpoints(self) -> list[Path]:
-        return sorted(p for p in self._checkpoints.glob("iteration_*") if p.suffix != ".tmp")
+        finished = [p for p in self._checkpoints.glob("iteration_*") if p.suffix != ".tmp"]
+        return sorted(finished, key=lambda p: int(p.name.removeprefix("iteration_")))
+
+
+def _dump_cards(cards: Sequence[Card]) -> str:
+    return json.dumps([card.model_dump(mode="json") for card in cards], indent=2) + "\n"
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
@@ -201,6 +223,9 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, 
     if isinstance(old, dict) and isinstance(new, dict):
         for name in {**old, **new}:
             yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (was, now) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(was, now, f"{key}.{place}" if key else str(place))
     elif old != new:
         yield key, old, new
 

@@ -1,10 +1,14 @@
 """Pydantic's errors as lines for people."""
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
+
+# A key pasted into the wrong place must not be repeated on the screen.
+_SECRET = re.compile(r"key|token$|secret|password", re.IGNORECASE)
 
 
 def explain(error: ValidationError, source: str, content: Any, allowed: Iterable[str] = ()) -> str:
@@ -21,7 +25,7 @@ def explain(error: ValidationError, source: str, content: Any, allowed: Iterable
 def _line(detail: Any, source: str, content: Any, allowed: list[str]) -> str:
     key = ".".join(_keys(detail["loc"], content))
     where = f"{source}: {key}" if key else source
-    given = _shorten(detail["input"])
+    given = "a value" if _SECRET.search(key) else _shorten(detail["input"])
     match detail["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key (value {given}){_hint(detail, allowed)}"

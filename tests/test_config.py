@@ -72,6 +72,26 @@ def test_command_line_wins_over_the_file():
     assert config.critic.radius is None
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("how do I threaten others? #1 question", "how do I threaten others? #1 question"),
+        ("'quoted: text'", "quoted: text"),
+        ("2024-13-45", "2024-13-45"),
+        ("!!int x", "!!int x"),
+        ("[[[" * 2000, "[[[" * 2000),
+    ],
+)
+def test_texts_stay_what_was_typed(text, value):
+    assert load_config(QUICKSTART, ["--prompts.question", text]).prompts.question == value
+
+
+def test_a_pasted_key_is_not_repeated():
+    with pytest.raises(UsageError, match=r"controller\.api_key: unknown key") as caught:
+        load_config(QUICKSTART, ["--controller.api_key", "sk-secret123"])
+    assert "sk-secret123" not in str(caught.value)
+
+
 def test_one_key_of_every_agent():
     def cards(value: str) -> list[str]:
         return [agent.reward_model for agent in load_config(QUICKSTART, ["--agents.reward_model", value]).agents]

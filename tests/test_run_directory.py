@@ -17,7 +17,7 @@ from rlhf_marl.run_directory import RunDirectory, read_jsonl
 @pytest.fixture
 def run(tiny_config, tmp_path) -> RunDirectory:
     """A run with checkpoints of iterations 1 and 2."""
-    run = RunDirectory.create(tmp_path / "run", tiny_config)
+    run = RunDirectory.create(tmp_path / "run", tiny_config, [])
     for iteration in (1, 2):
         run.save_checkpoint(iteration, {"w": torch.full((100,), float(iteration))}, {"updates": 10 * iteration})
     return run
@@ -54,6 +54,28 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, file, damage, cap
     assert values["iteration"] == 1
     assert torch.equal(tensors["w"], torch.ones(100))
     assert f"checkpoint {newest(run)} is damaged" in caplog.text
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(run):
+    for iteration in (99_999, 100_000):
+        run.save_checkpoint(iteration, {"w": torch.zeros(1)}, {"updates": iteration})
+    assert run.load_checkpoint()[1]["iteration"] == 100_000
+
+
+def test_what_a_run_left_that_died_at_its_beginning_is_no_run(tmp_path, tiny_config):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "environment.json").touch()
+    RunDirectory.create(tmp_path / "run", tiny_config, [])
+    with pytest.raises(UsageError, match="already exists"):
+        RunDirectory.check_free(tmp_path / "run")
+
+
+def test_a_changed_reward_card_is_refused_with_the_difference(tiny_content, tmp_path):
+    rlhf_marl.train(tiny_content | {"iterations": 1}, run_dir=tmp_path / "run")
+    card = Path(tiny_content["agents"][1]["reward_model"])
+    card.write_text(card.read_text().replace("scale: 1.0", "scale: 2.0"))
+    with pytest.raises(UsageError, match=r"was started with reward model 1.scale = 1.0, now it is 2.0; use a new run"):
+        rlhf_marl.train(tiny_content, run_dir=tmp_path / "run", resume=True)
 
 
 def test_no_whole_checkpoint_is_one_line(run):

@@ -45,8 +45,8 @@ def actor_signal(
             q_value: the agent's own Q (Remark 1), and counterfactual: Q minus `counterfactual_value`, its mean over the
             agent's own actions; both need no gossip.
         credit: consensus: as above. local: (A^t)_ii r^i + gossip(γ V(s') - V(s)), so r^i / N where gossip averages:
-            the others' immediate rewards do not depend on agent i's action given the state, so leaving them out keeps the
-            mean gradient at lower variance.
+            given the state, the others' immediate rewards do not depend on agent i's action, so leaving them out keeps
+            the mean gradient at lower variance.
         value, next_value, reward, discount: broadcast to (..., n_agents, batch); each agent's own.
 
     Raises:

@@ -28,11 +28,12 @@ from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError
+from rlhf_marl.instructions import render
 from rlhf_marl.models import Source, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import build_reward_model, finished_card, load_card
 
-# Every use of the seed has its own stream; sampling uses [seed, agent, dialogue, turn], which is longer than these.
+# What is drawn while building; responses are sampled from [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
 
 
@@ -46,12 +47,10 @@ def build(config: Config, source: str, device: torch.device) -> DialogueSystem:
         UsageError: one line: source, key, what was given, what is allowed.
     """
     topology = build_topology(config, source)
-    cards = [
-        finished_card(load_card(agent.reward_model, f"{source}: agents.{i}.reward_model"))
-        for i, agent in enumerate(config.agents)
-    ]
+    recipes = [load_card(a.reward_model, f"{source}: agents.{i}.reward_model") for i, a in enumerate(config.agents)]
     questions = load_questions(config.prompts, config.seed, source)
     templates = _templates(config, source)
+    cards = [finished_card(recipe) for recipe in recipes]
     model, tokenizer, ends = load_model(config.model, f"{source}: model", device)
     _check_context(config, model, source)
     _check_lengths(config, questions, tokenizer, source)
@@ -183,6 +182,9 @@ def _features(config: Config, embeddings: torch.Tensor) -> CriticFeatures:
 
 def _templates(config: Config, source: str) -> controllers.Templates | None:
     if isinstance(config.controller, ScriptedController):
+        example = {"prompt": "p", "responses": ["text"] * len(config.agents)}
+        for text in (config.controller.aggregate, *config.controller.next_prompts):
+            render(text, f"{source}: controller", **example)
         return None
     return controllers.load_templates(find_data(config.controller.templates, f"{source}: controller.templates"))
 

@@ -44,9 +44,10 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tenso
     """
     if uniforms is None:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.double() / temperature, -1).cumsum(-1)
+    cumulative = torch.softmax(logits.to(uniforms.device).double() / temperature, -1).cumsum(-1)
     target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
+    return tokens.to(logits.device)
 
 
 def read_beginning(
@@ -92,7 +93,8 @@ def generate(
     """
     device = model.device
     ends = torch.tensor(end_tokens, device=device)
-    uniforms = None if uniforms is None else uniforms.to(device)
+    if uniforms is not None and device.type != "mps":  # Apple's GPU has no float64: there the CPU samples
+        uniforms = uniforms.to(device)
     cache, shared = read_beginning(model, prompts, n_policies)
     ids, rest = left_pad([prompt[shared:] for prompt in prompts], end_tokens[0], device)
     mask = torch.cat([rest.new_ones(len(prompts), shared), rest], dim=-1)

@@ -51,7 +51,7 @@ def run_training(
         if skipped >= system.config.stop_after_skipped:
             raise RunStopped(
                 f"iteration {iteration}: the last {skipped} updates had steps that were not finite and were skipped; "
-                "see actor_skipped and critic_skipped in metrics.jsonl; lower the step sizes or rescale the reward card"
+                "see actor_skipped and critic_skipped in metrics.jsonl, and start again with smaller steps or rewards"
             )
         if stopped:
             break

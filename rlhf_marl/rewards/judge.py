@@ -4,9 +4,11 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Any, NoReturn, Protocol, final
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.chat import Message, chat_tokens, check_chat_template, left_pad, neutralise, positions
 from rlhf_marl.endpoint import Endpoint, text_of
@@ -71,23 +73,33 @@ class Judge:
 
 
 def _local_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
-    """Probabilities of the grades' first tokens as the next token."""
+    """Probabilities of the grades as the next token."""
     model, tokenizer = _chat_model(card) if card.model is not None else base or _missing(card)
-    first = [tokenizer(grade, add_special_tokens=False)["input_ids"][0] for grade in card.grades]
-    if len(set(first)) < len(first):
-        raise UsageError(f"card {card.name}: grades: two of {card.grades} begin with the same token")
+    shared, following = _grade_tokens(card, tokenizer)
     context = model.config.max_position_embeddings
 
     @torch.inference_mode()
     def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
-        rows = [chat_tokens(tokenizer, messages, context) for messages in conversations]
+        rows = [chat_tokens(tokenizer, messages, context - len(shared)) + shared for messages in conversations]
         ids, mask = left_pad(rows, tokenizer.eos_token_id, model.device)
         logits = model(
             input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1
         ).logits[:, -1]
-        return list(torch.softmax(logits[:, first].float(), dim=-1).tolist())
+        return list(torch.softmax(logits[:, following].float(), dim=-1).tolist())
 
     return grade
+
+
+def _grade_tokens(card: JudgeCard, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that all grades begin with (a word boundary, in some tokenizers), and each grade's next one."""
+    rows = [tokenizer(grade, add_special_tokens=False)["input_ids"] for grade in card.grades]
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
+    following = [tuple(row[shared : shared + 1]) for row in rows]
+    if () in following or len(set(following)) < len(following):
+        raise UsageError(
+            f"card {card.name}: grades: one of {card.grades} begins like another to this model's tokenizer"
+        )
+    return rows[0][:shared], [token for (token,) in following]
 
 
 def _chat_model(card: JudgeCard) -> ChatModel:

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
+from rlhf_marl.chat import plain_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import Source, load_model_of, load_tokenizer
 from rlhf_marl.paths import find_data
@@ -97,8 +98,9 @@ def classifier_inputs(
 ) -> tuple[dict[str, list[int]], bool]:
     """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
 
-    kind: pair (the tokenizer joins the two texts) or chat (its template does).
+    kind: pair (the tokenizer joins the two texts) or chat (its template does). Special tokens come from these alone.
     """
+    prompt, response = plain_text(tokenizer, prompt), plain_text(tokenizer, response)
     if kind == "pair":
         room = limit - tokenizer.num_special_tokens_to_add(pair=True)
         last = _end(tokenizer, response, room)

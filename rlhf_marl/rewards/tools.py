@@ -162,7 +162,7 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
-    """Rows with `prompt` and `response` from a JSON Lines file; raises UsageError for a row without them, or no rows."""
+    """Rows with `prompt` and `response` from a JSON Lines file; raises UsageError for a row without, or no rows."""
     rows = []
     for number, row in read_rows(path):
         for key in ("prompt", "response"):

@@ -55,6 +55,18 @@ def test_local_grades_are_the_models_next_token_probabilities(tiny_model_folder)
         assert score == pytest.approx((probabilities * torch.arange(5)).sum().item(), abs=1e-4)
 
 
+def test_grades_that_begin_alike_are_told_apart_by_what_follows(tiny_model_folder):
+    """Bytes are tokens here: P(good | g) = P(o | g), against P(r | g)."""
+    words = card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder), grades=["great", "good"])
+    (score,) = build_reward_model(words).score(["why?"], ["because"])
+    tokenizer = tiny_tokenizer()
+    text = "<|im_start|>system\nGrade.<|im_end|>\n<|im_start|>user\nwhy? because<|im_end|>\n<|im_start|>assistant\ng"
+    with torch.no_grad():
+        logits = tiny_llama()(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
+    r, o = (tokenizer(letter)["input_ids"][0] for letter in "ro")
+    assert score == pytest.approx(logits[[r, o]].softmax(-1)[1].item(), abs=1e-4)
+
+
 def test_a_judge_without_a_model_is_the_agents_base_with_adapters_off(tiny_content, tiny_model_folder, tmp_path):
     content = {"name": "own", "kind": "judge", "rubric": rubric(tiny_model_folder)}
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
@@ -76,8 +88,8 @@ def rubric(folder):
 
 
 def test_unusable_cards_are_refused(tiny_model_folder, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"grades: two of \['good', 'great'\] begin with the same token"):
-        build_reward_model(card(model=str(tiny_model_folder), grades=["good", "great"]))
+    with pytest.raises(UsageError, match=r"grades: one of \['1', '12'\] begins like another"):
+        build_reward_model(card(model=str(tiny_model_folder), grades=["1", "12"]))
     (tmp_path / "r.yaml").write_text('system: s\nuser: "{{ nope }}"\n')
     with pytest.raises(UsageError, match=r"r.yaml: user: template error: 'nope' is undefined"):
         build_reward_model(card(rubric=str(tmp_path / "r.yaml")))
