@@ -13,7 +13,7 @@ from rlhf_marl.dialogue.generation import read_beginning
 
 # Activations of one backward pass grow with its tokens; above this many the (agents x dialogues) grid is split, so that
 # memory stays flat in the number of agents. Gradients add up over the parts.
-TOKENS_PER_PASS = 512
+TOKENS_PER_PASS = 256
 
 
 @dataclass(frozen=True, slots=True)
