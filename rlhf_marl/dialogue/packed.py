@@ -1,7 +1,7 @@
 """Linear layers that are fast for a few rows: decoding multiplies every weight by only n_agents * n_dialogues rows.
 
-On a CPU, oneDNN multiplies by a weight that was reordered once into its own layout about 1.7 times faster at 4 to 12
-rows than by a plain matrix (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
+On a CPU, oneDNN multiplies by a weight that was reordered once into its own layout 1.3 to 1.7 times faster at 12 and
+4 rows than by a plain matrix (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
 missing, or on another device, layers stay plain. The price is a second copy of the weights in memory.
 """
 
