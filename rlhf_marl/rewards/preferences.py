@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from rlhf_marl.errors import UsageError
@@ -61,12 +62,16 @@ def _pair(row: Any) -> Pair:
     chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
     prompt = _turns(row["prompt"]) if row.get("prompt") else []
     if not prompt:
-        if len(chosen) < 2 or chosen[:-1] != rejected[:-1]:
-            raise ValueError("without a prompt, chosen and rejected must share all messages but the last")
-        prompt = chosen[:-1]
-    if not (chosen[-1] and rejected[-1]):
+        # Usually all turns but the last; some human-written pairs part earlier.
+        alike = sum(1 for _ in takewhile(lambda texts: texts[0] == texts[1], zip(chosen, rejected, strict=False)))
+        alike = min(alike, len(chosen) - 1, len(rejected) - 1)
+        if alike < 1:
+            raise ValueError("without a prompt, chosen and rejected must begin with the same message")
+        prompt, chosen, rejected = chosen[:alike], chosen[alike:], rejected[alike:]
+    pair = Pair(*("\n\n".join(texts) for texts in (prompt, chosen, rejected)))
+    if not (pair.chosen and pair.rejected):
         raise ValueError("an empty response")
-    return Pair("\n\n".join(prompt), chosen[-1], rejected[-1])
+    return pair
 
 
 def _turns(value: Any) -> list[str]:

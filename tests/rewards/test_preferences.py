@@ -36,11 +36,17 @@ def test_earlier_turns_belong_to_the_prompt(tmp_path):
     assert pair == Pair("a\n\nb\n\nc", "yes", "no")
 
 
+def test_what_follows_the_parting_of_two_dialogues_is_the_response(tmp_path):
+    start = "\n\nHuman: a\n\nAssistant: "
+    row = {"chosen": start + "b\n\nHuman: c\n\nAssistant: d", "rejected": start + "e"}
+    assert load_pairs(write(tmp_path / "a.jsonl", [row]), "x") == [Pair("a", "b\n\nc\n\nd", "e")]
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"chosen": "a"}, "line 1 is no preference pair: no key 'rejected'"),
-        ({"chosen": "a", "rejected": "b"}, "line 1 .* must share all messages but the last"),
+        ({"chosen": "a", "rejected": "b"}, "line 1 .* must begin with the same message"),
         ({"prompt": "p", "chosen": 3, "rejected": "b"}, "line 1 .* int is neither text nor messages"),
         ({"prompt": "p", "chosen": "", "rejected": "b"}, "line 1 .* an empty response"),
     ],
