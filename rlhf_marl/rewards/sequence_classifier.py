@@ -120,7 +120,8 @@ def classifier_inputs(
 def _end(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> str:
     """The longest end of a text that has at most n_tokens tokens, as text."""
     while text:
-        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        inputs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = inputs["offset_mapping"]
         if len(offsets) <= n_tokens:
             break
         # A character can be several tokens, so the text from a token's character on may still hold one too many.
