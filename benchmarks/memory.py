@@ -42,7 +42,6 @@ def main(config: str, output: Path | None, only: int | None) -> None:
     peaks = {}
     for n in AGENTS:
         child = [sys.executable, __file__, config, "--agents", str(n)]
-
         peaks[n] = float(subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True).stdout)
         click.echo(f"{n} agent{'s' * (n > 1):1}  {peaks[n]:7.0f} MB  {peaks[n] / peaks[1]:.2f} x one agent")
     if output is not None:

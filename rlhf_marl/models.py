@@ -33,6 +33,18 @@ class Source(TypedDict, total=False):
     trust_remote_code: bool
 
 
+def default_device() -> torch.device:
+    """The first CUDA device, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def dtype_for(name: str, device: torch.device) -> torch.dtype:
+    """A config's or card's dtype by name; auto is bfloat16 on CUDA and float32 elsewhere."""
+    if name != "auto":
+        return getattr(torch, name)
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
 def resolve_model(reference: str, where: str) -> str:
     """What `from_pretrained` takes for a reference: a folder, or a hub id as it is.
 

@@ -1,6 +1,8 @@
 """Shared fakes: a tiny random Llama with a byte-level tokenizer and a chat template, built on the spot."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from rlhf_marl.cli import main
 from rlhf_marl.config import Config, check_config
 
 CHAT_TEMPLATE = (
@@ -100,3 +103,23 @@ def tiny_content(tiny_model_folder: Path, tmp_path: Path) -> dict:
 @pytest.fixture
 def tiny_config(tiny_content: dict) -> Config:
     return check_config(tiny_content, "tiny.yaml")
+
+
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., Answer]:
+    """Run the command in tmp_path: (exit code, stdout, stderr)."""
+
+    def call(*arguments: str) -> Answer:
+        monkeypatch.setattr(sys, "argv", ["rlhf-marl", *arguments])
+        monkeypatch.chdir(tmp_path)
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call

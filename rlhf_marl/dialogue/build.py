@@ -29,7 +29,7 @@ from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import render
-from rlhf_marl.models import Source, load_causal_lm, load_tokenizer
+from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import build_reward_model, finished_card, load_card
 
@@ -117,8 +117,7 @@ def load_model(
     source: Source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
     tokenizer = load_tokenizer(model.name, f"{where}.name", **source)
     check_chat_template(tokenizer, f"{where}.name: {model.name!r}")
-    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-    dtype = automatic if model.dtype == "auto" else getattr(torch, model.dtype)
+    dtype = dtype_for(model.dtype, device)
     loaded = load_causal_lm(model.name, f"{where}.name", dtype=dtype, **source).to(device).eval()
     pack_linears(loaded.requires_grad_(False))
     ends = end_tokens(tokenizer, loaded.generation_config.eos_token_id if loaded.generation_config else None)

@@ -14,7 +14,7 @@ from rlhf_marl.chat import Message, chat_tokens, check_chat_template, left_pad, 
 from rlhf_marl.endpoint import Endpoint, text_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import Task, load_instructions
-from rlhf_marl.models import load_causal_lm, load_tokenizer
+from rlhf_marl.models import default_device, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import ChatModel
 from rlhf_marl.rewards.card import JudgeCard
@@ -107,9 +107,10 @@ def _chat_model(card: JudgeCard) -> ChatModel:
     assert card.model is not None
     tokenizer = load_tokenizer(card.model, where, revision=card.revision)
     check_chat_template(tokenizer, f"{where}: {card.model!r}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return load_causal_lm(card.model, where, dtype=dtype, revision=card.revision).to(device), tokenizer
+    device = default_device()
+    return load_causal_lm(card.model, where, dtype=dtype_for("auto", device), revision=card.revision).to(
+        device
+    ), tokenizer
 
 
 def _missing(card: JudgeCard) -> NoReturn:

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 
 from rlhf_marl.chat import plain_text
 from rlhf_marl.errors import UsageError
-from rlhf_marl.models import Source, load_model_of, load_tokenizer
+from rlhf_marl.models import Source, default_device, dtype_for, load_model_of, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards.card import SequenceClassifierCard
 
@@ -30,9 +30,8 @@ class SequenceClassifier:
         self._card = card
         source: Source = {"revision": card.revision, "trust_remote_code": card.trust_remote_code}
         self._tokenizer = load_tokenizer(card.model, where, **source)
-        device = torch.device(card.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-        dtype = automatic if card.dtype == "auto" else getattr(torch, card.dtype)
+        device = torch.device(card.device) if card.device else default_device()
+        dtype = dtype_for(card.dtype, device)
         model = load_model_of(AutoModelForSequenceClassification, card.model, where, dtype=dtype, **source)
         if model.config.num_labels != 1:
             raise UsageError(f"{where}: {card.model!r} has {model.config.num_labels} labels; a reward model has one")

@@ -132,9 +132,12 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
     if tokenizer.pad_token is None:
         raise UsageError(f"{where}: base: the tokenizer of {card.base!r} has neither a padding nor an end token")
     cuda = torch.cuda.is_available()
-    verbosity = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # a new head is what we want, not a warning
-    with quiet(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.ExitStack() as silence:
+        silence.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
+        transformers_logging.set_verbosity_error()  # a new head is what we want, not a warning
+        silence.enter_context(quiet())
+        silence.enter_context(warnings.catch_warnings())
+        silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
         # TRL sets the old name of an option whether it is given or not.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
         model = load_model_of(AutoModelForSequenceClassification, card.base, f"{where}: base", num_labels=1)
@@ -163,7 +166,6 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         trainer.train()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    transformers_logging.set_verbosity(verbosity)
     shutil.rmtree(folder.parent / "trainer", ignore_errors=True)
 
 

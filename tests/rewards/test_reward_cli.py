@@ -2,31 +2,21 @@
 
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 
 import rlhf_marl
-from rlhf_marl.cli import main
 from rlhf_marl.rewards import CallableCard
 from rlhf_marl.rewards.tools import agreement
 from tests.conftest import write_card
 
 
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rlhf-marl", "reward", *arguments])
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setenv("COLUMNS", "200")
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+def run(run, monkeypatch):
+    """`rlhf-marl reward ...` on a wide terminal."""
+    monkeypatch.setenv("COLUMNS", "200")
+    return partial(run, "reward")
 
 
 @pytest.fixture
