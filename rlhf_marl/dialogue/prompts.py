@@ -7,8 +7,8 @@ import numpy as np
 
 from rlhf_marl.config import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.errors import UsageError
-from rlhf_marl.jsonl import read_rows, text_at
 from rlhf_marl.paths import find_data
+from rlhf_marl.sources import load_split, read_rows, text_at
 
 
 @final
@@ -52,17 +52,14 @@ def _jsonl_column(path: Path, column: str) -> list[str]:
 
 
 def _dataset_column(prompts: DatasetPrompts, where: str) -> list[str]:
-    import datasets  # slow to import, and needed for this source alone
-
-    datasets.disable_progress_bars()
-    try:
-        data = datasets.load_dataset(prompts.name, prompts.subset, split=prompts.split, revision=prompts.revision)
-    except Exception as error:  # the library raises many unrelated types for one user mistake
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"{where}: prompts.name: cannot load {prompts.name!r} (split {prompts.split!r}): {reason}; "
-            "offline, download it elsewhere and give the folder, or use source: jsonl"
-        ) from None
+    data = load_split(
+        prompts.name,
+        f"{where}: prompts.name",
+        prompts.split,
+        subset=prompts.subset,
+        revision=prompts.revision,
+        advice="; offline, download it elsewhere and give the folder, or use source: jsonl",
+    )
     if prompts.column not in data.column_names:
         raise UsageError(
             f"{where}: prompts.column: {prompts.column!r} is not a column; choose from {', '.join(data.column_names)}"

@@ -6,8 +6,8 @@ from itertools import takewhile
 from typing import Any
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.jsonl import read_rows
 from rlhf_marl.paths import find_data
+from rlhf_marl.sources import load_split, read_rows
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
@@ -34,7 +34,7 @@ def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
         path = find_data(source, where)
         name, rows = f"{path}: line", list(read_rows(path))
     else:
-        name, rows = f"{source}: row", list(enumerate(_dataset(source, split, where), 1))
+        name, rows = f"{source}: row", list(enumerate(load_split(source, where, split), 1))
     pairs = []
     for number, row in rows:
         try:
@@ -45,17 +45,6 @@ def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
     if not pairs:
         raise UsageError(f"{source}: holds no preference pairs")
     return pairs
-
-
-def _dataset(name: str, split: str, where: str) -> list[Any]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        return list(datasets.load_dataset(name, split=split))
-    except Exception as error:  # the library raises many unrelated types for one user mistake
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {reason}") from None
 
 
 def _pair(row: Any) -> Pair:

@@ -10,12 +10,12 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.jsonl import read_rows, text_at
 from rlhf_marl.paths import DATA_ROOT
 from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, finished_card, load_card, score_all
 from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.sources import read_rows, text_at
 
 _RESAMPLES = 2000
 

@@ -1,4 +1,4 @@
-"""JSON Lines that people hand in: each mistake is one line with file and line number."""
+"""Data that people hand in, JSON Lines and `datasets` sources: each mistake is one line that says where."""
 
 import gzip
 import json
@@ -32,6 +32,20 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict):
             raise UsageError(f"{path}: line {number} is no JSON object: {line[:60]!r}")
         yield number, row
+
+
+def load_split(
+    name: str, where: str, split: str, *, subset: str | None = None, revision: str | None = None, advice: str = ""
+) -> Any:
+    """One split of a `datasets` source; raises UsageError, which ends with `advice`, if it cannot be loaded."""
+    import datasets  # slow to import, and needed for this source alone
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(name, subset, split=split, revision=revision)
+    except Exception as error:  # the library raises many unrelated types for one user mistake
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {reason}{advice}") from None
 
 
 def text_at(row: dict[str, Any], key: str, where: str) -> str:
