@@ -99,7 +99,7 @@ def finished_card(card: Card) -> Card:
     where = f"card {card.name}"
     folder = cached_folder(card, where)
     if not (folder / "card.yaml").is_file():
-        _log.warning("reward model %s: first use, so it is trained from %s now and kept for later", card.name, card.data)
+        _log.warning("reward model %s: first use: trained from %s now, and kept for later", card.name, card.data)
         train_reward_model(card, folder, where)
     return load_card(str(folder / "card.yaml"), where)
 
