@@ -78,12 +78,26 @@ class Actors:
         parts = parameters.split([int(np.prod(shape)) for shape in self._shapes], dim=-1)
         return [part.unflatten(-1, shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
-    def log_probabilities(self, parameters: Tensor, cells: np.ndarray) -> Tensor:
-        """log π^i(. | s) of every agent. cells: (S, M, N); returns (S, N, M, 5)."""
+    def logits(self, parameters: Tensor, cells: np.ndarray) -> Tensor:
+        """Of every agent. cells: (S, M, N); returns (S, N, M, 5)."""
         x = np.stack([encode_actor(cells, i) for i in range(cells.shape[-1])], axis=1)
         h, w, b = self.split(parameters)
         hidden = self.network.hidden(w.flatten(2), torch.as_tensor(x).to(h) @ h)
-        return torch.log_softmax(hidden @ b.mT, dim=-1)
+        return hidden @ b.mT
+
+    def log_probabilities(self, parameters: Tensor, cells: np.ndarray) -> Tensor:
+        """log π^i(. | s) of every agent. cells: (S, M, N); returns (S, N, M, 5)."""
+        return torch.log_softmax(self.logits(parameters, cells), dim=-1)
+
+    def log_probability(self, parameters: Tensor, cells: np.ndarray, actions: Tensor) -> Tensor:
+        """log π^i(a | s) = -log(1 + Σ_{b != a} exp(z_b - z_a)): (S, N, M) actions -> (S, N, M).
+
+        Written like this its gradient, which has 1 - π(a) as a factor, does not vanish in rounding where the policy is
+        nearly deterministic.
+        """
+        logits, taken = self.logits(parameters, cells), actions[..., None]
+        others = logits.scatter(-1, taken, -torch.inf).logsumexp(-1)
+        return -torch.nn.functional.softplus(others - logits.gather(-1, taken).squeeze(-1))
 
     def draw(self, cells: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         """The first action whose cumulated probability exceeds the uniform number. (S, N), (S, N) -> (S, N)."""
@@ -193,14 +207,14 @@ class Reference:
         s = self.setting
         signal = self._signal(samples)
         actions = torch.as_tensor(np.stack([sample.actions for sample in samples], axis=-1))  # (S, N, M)
+        cells = np.stack([sample.cells for sample in samples], axis=1)
+        log = self.actors.log_probabilities(self.actors.parameters, cells)
         parameters = self.actors.parameters.detach().requires_grad_()
         with torch.enable_grad():
-            log = self.actors.log_probabilities(parameters, np.stack([sample.cells for sample in samples], axis=1))
-            taken = log.gather(-1, actions[..., None]).squeeze(-1)
+            taken = self.actors.log_probability(parameters, cells, actions)
             (direction,) = torch.autograd.grad((signal * taken).mean(-1).sum(), parameters)
         step_size = s.actor_step_size / (self.iteration + 1 if s.actor_schedule == "inverse" else 1)
         self.actors.parameters = normalised_step(self.actors.parameters, direction, step_size)
-        log = log.detach()
         self.trace.entropy.append(-(log.exp() * log).sum(-1).mean((1, 2)).numpy())
         self.trace.positive.append((signal > 0).double().mean((1, 2)).numpy())
 

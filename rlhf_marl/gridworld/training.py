@@ -1,11 +1,11 @@
 """The front door of the grid: run a setting on many seeds, log as it goes.
 
-    setting -> draw_world -> [ kernel.run on an interval -> statistics, snapshot ]* -> History
+setting -> draw_world -> [ kernel.run on an interval -> statistics, snapshot ]* -> History
 """
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +34,13 @@ class Policies:
 
 @dataclass(frozen=True, slots=True)
 class Critics:
-    """Critic weights of all seeds after gossip, and before the last one. w: (S, C, D, m, m); linear: (S, C, d)."""
+    """Critic weights of all seeds, after and before the last gossip: (S, C, D, m, m), or (S, C, 1, 1, d) if linear.
+
+    The C critics are the agents' and then the yardstick's, or Algorithm 3's alone.
+    """
 
     w: np.ndarray
-    linear: np.ndarray
-    before_w: np.ndarray
-    before_linear: np.ndarray
+    before: np.ndarray
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +93,27 @@ def train(
     world = world or draw_world(setting, master, seeds)
     noise = [Noise(master, seed, setting.n_agents) for seed in seeds]
     state = _State(setting, world, dtype)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows: list[dict[str, np.ndarray]] = []
     snapshots = []
     done = 0
-    for point in points:
-        statistics = np.zeros((len(seeds), kernel.N_STATISTICS))
-        began = done
-        while done < point:
-            chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
-            taken = [n.take(chunk * setting.steps_per_iteration) for n in noise]
-            uniforms, redrawn = (np.stack(part) for part in zip(*taken, strict=True))
-            state.run(done, chunk, uniforms, redrawn, statistics)
-            done += chunk
-            progress(chunk)
-        rows.append(_row(setting, state, statistics, point - began))
-        snapshots.append(state.policies())
+    with ThreadPoolExecutor(workers) as pool:
+        for point in points:
+            statistics = np.zeros((len(seeds), kernel.N_STATISTICS))
+            began = done
+            while done < point:
+                chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
+                taken = [n.take(chunk * setting.steps_per_iteration) for n in noise]
+                uniforms, redrawn = (np.stack(part) for part in zip(*taken, strict=True))
+                state.run(pool, done, chunk, uniforms, redrawn, statistics)
+                done += chunk
+                progress(chunk)
+            rows.append(_row(setting, state, statistics, point - began))
+            snapshots.append(state.policies())
     return History(
         points=np.asarray(points),
         policies=snapshots,
-        critics=state.critics(),
+        critics=Critics(state.weights(0), state.weights(1)),
         **{name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]},
     )
 
@@ -121,34 +124,49 @@ class _State:
     def __init__(self, s: Setting, world: World, dtype: type) -> None:
         n_seeds = len(world.landmarks)
         self.setting, self.dtype = s, dtype
-        self._pool = ThreadPoolExecutor(os.cpu_count())
         self.n_critics = 1 if s.control == "centralised" else s.n_agents + s.yardstick
         self.decentralised = 0 if s.control == "centralised" else s.n_agents
-        self.width = -(-s.width // _LANES) * _LANES
-        self.critic_h = self._padded(world.critic_h, (-1,))
-        self.critic_0 = self._padded(world.critic_w, (-2, -1))
-        self.critic_b = self._padded(world.critic_b, (-1,))
-        self.actor_h = self._padded(world.actor_h, (-1,))
-        self.actor_w = self._padded(np.swapaxes(world.actor_w, -1, -2), (-2, -1))
-        self.actor_b = self._padded(world.actor_b, (-1,))
-        self.critic_0 = np.ascontiguousarray(np.swapaxes(self.critic_0, -1, -2))
-        self.critic_w = np.repeat(self.critic_0[:, None], self.n_critics, axis=1)
         d = world.critic_h.shape[1]
-        self.linear = np.zeros((n_seeds, self.n_critics, d), dtype)
-        self.before_w, self.before_linear = self.critic_w.copy(), self.linear.copy()
-        self.bounds = np.zeros((n_seeds, self.n_critics, s.depth), dtype)
+        if s.critic == "linear":
+            self.critic_h = np.repeat(np.eye(d, dtype=dtype)[None], n_seeds, axis=0)
+            self.critic_0, self.critic_b = np.zeros((n_seeds, 1, 1, d), dtype), np.zeros((n_seeds, 1), dtype)
+        else:
+            self.critic_h = self._padded(world.critic_h, 1)
+            self.critic_0 = self._padded(np.swapaxes(world.critic_w, -1, -2), 2)
+            self.critic_b = self._padded(world.critic_b, 1)
+        self.critics = np.repeat(np.repeat(self.critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
+        self.bounds = np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype)
+        self.actor_h = self._padded(world.actor_h, 1)
+        self.actor_w = self._padded(np.swapaxes(world.actor_w, -1, -2), 2)
+        self.actor_b = self._padded(world.actor_b, 1)
         self.positions, self.ages = world.positions.copy(), np.zeros((n_seeds, 1), dtype=np.int64)
         self.landmarks = world.landmarks
         self.power = np.stack([self._power(matrix) for matrix in world.matrix]).astype(dtype)
         self.readers = np.zeros(s.n_agents, int) if s.control == "centralised" else np.arange(s.n_agents)
         radius = np.inf if s.radius is None else s.radius
         self.numbers = np.array([s.discount, s.actor_step_size, s.critic_step_size, radius, s.width**-0.5], dtype)
+        self.options = kernel.Options(
+            critic_steps=s.critic_steps,
+            actor_samples=s.actor_samples,
+            signal=_SIGNALS.index(s.signal),
+            bootstrap=_BOOTSTRAPS.index(s.bootstrap),
+            inverse=s.actor_schedule == "inverse",
+            restart=s.start == "restart",
+            average=s.average,
+            linear=s.critic == "linear",
+            centralised=s.control == "centralised",
+            local=s.credit == "local",
+            closest=s.split == "closest",
+            restart_kernel=s.reset == "restart_kernel",
+            discount=s.discount,
+            reward_shift=s.reward_shift,
+            reward_scale=s.reward_scale,
+        )
 
-    def _padded(self, array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
-        pad = [(0, 0)] * array.ndim
-        for axis in axes:
-            pad[axis] = (0, self.width - array.shape[axis])
-        return np.ascontiguousarray(np.pad(array, pad), dtype=self.dtype)
+    def _padded(self, array: np.ndarray, axes: int) -> np.ndarray:
+        """Zeros behind the last axes, up to a multiple of the lanes."""
+        behind = -self.setting.width % _LANES
+        return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - axes) + [(0, behind)] * axes), self.dtype)
 
     def _power(self, matrix: np.ndarray) -> np.ndarray:
         """A^t_gossip among the agents' critics; Algorithm 3's critic keeps to itself."""
@@ -160,23 +178,26 @@ class _State:
         return power
 
     def run(
-        self, done: int, iterations: int, uniforms: np.ndarray, redrawn: np.ndarray, statistics: np.ndarray
+        self,
+        pool: Executor,
+        done: int,
+        iterations: int,
+        uniforms: np.ndarray,
+        redrawn: np.ndarray,
+        statistics: np.ndarray,
     ) -> None:
-        s = self.setting
-        options = (
-            done, iterations, s.critic_steps, s.actor_samples, self.numbers, s.actor_schedule == "inverse",
-            s.start == "restart", s.average, s.critic == "linear", s.control == "centralised",
-            _SIGNALS.index(s.signal), s.credit == "local", s.split == "closest", s.reward_shift, s.reward_scale,
-            s.reset == "restart_kernel", _BOOTSTRAPS.index(s.bootstrap),
-            SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers,
-        )  # fmt: skip
-        per_seed = zip(
-            self.landmarks, self.power, self.critic_h, self.critic_0, self.critic_b, self.actor_h, self.actor_w,
-            self.actor_b, self.critic_w, self.linear, self.before_w, self.before_linear, self.bounds, self.positions,
-            self.ages, uniforms, redrawn, statistics, strict=True,
-        )  # fmt: skip
-        for _ in self._pool.map(lambda arrays: kernel.run(*options, *arrays), per_seed):  # the kernel holds no GIL
-            pass
+        """Advance every seed; the kernel releases the interpreter's lock, so seeds run side by side."""
+        scaled = SCALED.astype(self.dtype)
+
+        def one(s: int) -> None:
+            kernel.run(
+                self.options, done, iterations, self.numbers, scaled, DISTANCE, NEXT_CELL, self.readers,
+                self.landmarks[s], self.power[s], self.critic_h[s], self.critic_0[s], self.critic_b[s],
+                self.actor_h[s], self.actor_w[s], self.actor_b[s], self.critics[s], self.bounds[s],
+                self.positions[s], self.ages[s], uniforms[s], redrawn[s], statistics[s],
+            )  # fmt: skip
+
+        list(pool.map(one, range(len(self.positions))))
 
     def policies(self) -> Policies:
         m = self.setting.width
@@ -186,18 +207,21 @@ class _State:
             self.actor_b[..., :m].copy(),
         )
 
-    def critics(self) -> Critics:
+    def weights(self, when: int) -> np.ndarray:
+        """Critics after (0) or before (1) the last gossip, as Critics has them."""
+        weights = self.critics[:, when]
+        if self.setting.critic == "linear":
+            return weights.copy()
         m = self.setting.width
-        w, before = (np.swapaxes(a[..., :m, :m], -1, -2).copy() for a in (self.critic_w, self.before_w))
-        return Critics(w, self.linear.copy(), before, self.before_linear.copy())
+        return np.swapaxes(weights[..., :m, :m], -1, -2).copy()
 
 
 def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> dict[str, np.ndarray]:
     """The log's entries at a point, each (S,)."""
     steps = iterations * s.steps_per_iteration
-    flat = _flat(s, state.critic_w, state.linear)
+    flat = state.critics.reshape(*state.critics.shape[:3], -1)  # padding adds nothing
     n = state.decentralised
-    after, before = flat[:, :n], _flat(s, state.before_w, state.before_linear)[:, :n]
+    flat, before = flat[:, 0], flat[:, 1, :n]
     distance = np.full(len(flat), np.nan)
     if s.yardstick:
         distance = np.linalg.norm(flat[:, :n].mean(1) - flat[:, n], axis=-1)
@@ -210,14 +234,9 @@ def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> 
         "skipped": statistics[:, kernel.SKIPPED],
         "dead": _dead(s, state),
         "disagreement_before": _disagreement(before),
-        "disagreement_after": _disagreement(after),
+        "disagreement_after": _disagreement(flat[:, :n]),
         "distance": distance,
     }
-
-
-def _flat(s: Setting, w: np.ndarray, linear: np.ndarray) -> np.ndarray:
-    chosen = linear if s.critic == "linear" else w
-    return chosen.reshape(*chosen.shape[:2], -1)
 
 
 def _disagreement(weights: np.ndarray) -> np.ndarray:
@@ -236,7 +255,7 @@ def _dead(s: Setting, state: _State) -> np.ndarray:
     positions = generator.integers(N_CELLS, size=(64, s.n_agents))
     actions = generator.integers(N_ACTIONS, size=(64, s.n_agents)) if s.signal != "td_v" else None
     x0 = encode_critic(positions, actions).astype(state.dtype) @ state.critic_h  # (S, 64, m)
-    hidden = _hidden(np.swapaxes(state.critic_w, -1, -2), x0[:, None], s.width)
+    hidden = _hidden(np.swapaxes(state.critics[:, 0], -1, -2), x0[:, None], s.width)
     return (hidden[..., : s.width] <= 0).all(-2).mean((-2, -1))
 
 

@@ -66,7 +66,7 @@ def test_the_compiled_form_equals_the_readable_one(name):
     policies = fast.policies[-1]
     for readable, compiled in ((h, policies.h), (w, policies.w), (b, policies.b)):
         np.testing.assert_allclose(compiled, readable, rtol=1e-7, atol=1e-8)
-    critics = fast.critics.linear if setting.critic == "linear" else fast.critics.w.reshape(*fast.critics.w.shape[:2], -1)
+    critics = fast.critics.w.reshape(*fast.critics.w.shape[:2], -1)
     np.testing.assert_allclose(critics, slow.critic.weights.numpy(), rtol=1e-7, atol=1e-8)
     for what in ("reward", "value", "positive", "entropy", "projected"):
         rows = np.stack(getattr(slow.trace, what), axis=1)
