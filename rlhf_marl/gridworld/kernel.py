@@ -1,6 +1,6 @@
 """Algorithms 1, 2 and 3 on the grid, compiled, for one seed: the fast form of reference.py, which tests prove it equal to.
 
-    run: [ sample each step -> learn from the first K (Algorithm 2) -> gossip -> weigh and act on the last M (Algorithm 1) ]*
+run: [ sample each step -> learn from the first K (Algorithm 2) -> gossip -> weigh and act on the last M (Algorithm 1) ]*
 """
 
 from typing import NamedTuple
@@ -8,7 +8,18 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from rlhf_marl.gridworld.layers import COMPILED, add_outer, backward, combine, dot, forward, mix, outside_norm
+from rlhf_marl.gridworld.layers import (
+    COMPILED,
+    add_outer,
+    backward,
+    combine,
+    copy,
+    dot,
+    forward,
+    largest,
+    mix,
+    outside_norm,
+)
 from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS
 
 TD_Q_LITERAL, TD_Q, TD_V, Q_VALUE, COUNTERFACTUAL = range(5)
@@ -36,6 +47,87 @@ class Options(NamedTuple):
     discount: float
     reward_shift: float
     reward_scale: float
+
+
+class Scratch(NamedTuple):
+    """Arrays that `run` works in. Slot 0 holds the critic's K samples one after the other, then the slots the actors' M."""
+
+    cells: np.ndarray
+    reached: np.ndarray
+    actions: np.ndarray
+    next_actions: np.ndarray
+    other: np.ndarray
+    x: np.ndarray
+    rewards: np.ndarray
+    x0: np.ndarray
+    next_x0: np.ndarray
+    learned: np.ndarray
+    follows: np.ndarray
+    critic_hidden: np.ndarray
+    critic_back: np.ndarray
+    actor_x: np.ndarray
+    hidden: np.ndarray
+    back: np.ndarray
+    top: np.ndarray
+    spare_x: np.ndarray
+    spare_hidden: np.ndarray
+    logits: np.ndarray
+    probabilities: np.ndarray
+    pi: np.ndarray
+    d_logits: np.ndarray
+    unlikely: np.ndarray
+    advantage: np.ndarray
+    weights: np.ndarray
+    one: np.ndarray
+    rate: np.ndarray
+    shares: np.ndarray
+
+
+def make_scratch(
+    o: Options, critic_h: np.ndarray, critics: np.ndarray, actor_h: np.ndarray, actor_w: np.ndarray
+) -> Scratch:
+    """For one seed's arrays, see `run`."""
+    slots, kind = o.actor_samples, critics.dtype
+    (n, depth, m), d_actor, (d, d0) = actor_w.shape[:3], actor_h.shape[1], critic_h.shape
+    _, n_critics, critic_depth = critics.shape[:3]
+
+    def integers(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.int64)
+
+    def floats(*shape: int) -> np.ndarray:
+        return np.zeros(shape, kind)
+
+    return Scratch(
+        cells=integers(slots, n),
+        reached=integers(slots, n),
+        actions=integers(slots, n),
+        next_actions=integers(n),
+        other=integers(n),
+        x=floats(d),
+        rewards=np.zeros(n),
+        x0=floats(slots, d0),
+        next_x0=floats(slots, d0),
+        learned=floats(slots, n_critics),
+        follows=floats(slots),
+        critic_hidden=floats(critic_depth + 1, d0),
+        critic_back=floats(critic_depth + 1, d0),
+        actor_x=floats(n, slots, d_actor),
+        hidden=floats(n, slots, depth + 1, m),
+        back=floats(slots, depth + 1, m),
+        top=floats(m),
+        spare_x=floats(d_actor),
+        spare_hidden=floats(depth + 1, m),
+        logits=floats(N_ACTIONS),
+        probabilities=floats(N_ACTIONS),
+        pi=floats(n, slots, N_ACTIONS),
+        d_logits=floats(n, slots, N_ACTIONS),
+        unlikely=floats(n, slots),
+        advantage=floats(slots, n_critics),
+        weights=floats(n, slots),
+        one=np.ones(1, kind),
+        rate=floats(1),
+        shares=floats(o.critic_steps),
+    )
 
 
 @njit(**COMPILED)
@@ -74,7 +166,7 @@ def _policy(cells, agent, scaled, h, w, b, scale, x, hidden, logits):
 @njit(**COMPILED)
 def _softmax(logits, probabilities):
     """Returns log Σ exp(logits)."""
-    top = logits.max()
+    top = largest(logits)
     total = top * 0
     for a in range(N_ACTIONS):
         probabilities[a] = np.exp(logits[a] - top)
@@ -267,7 +359,7 @@ def _act(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
 def run(
     o, first_iteration, iterations, numbers, scaled, distance, next_cell, readers,
     landmarks, power, critic_h, critic_0, critic_b, actor_h, actor_w, actor_b,
-    critics, bounds, positions, age, uniforms, redrawn, statistics,
+    critics, bounds, positions, age, uniforms, redrawn, statistics, scratch,
 ):  # fmt: skip
     """`iterations` iterations of Algorithm 1 on one seed, in place.
 
@@ -280,29 +372,17 @@ def run(
         bounds (2, C, D): upper bounds of the distances to W(0), of the iterate and of the average.
         actor_h (N, d', m), actor_w (N, D, m, m), actor_b (N, 5, m).
         positions (N,), age (1,): the state. uniforms (steps, 2 N + 1), redrawn (steps, N): noise.
-        statistics (N_STATISTICS,): sums, added to.
+        statistics (N_STATISTICS,): sums, added to. scratch: see Scratch.
     """
     n, n_samples = len(positions), o.actor_samples
-    n_critics, critic_depth = critics.shape[1], critics.shape[2]
-    depth, m = actor_w.shape[1], actor_w.shape[2]
-    d, d0 = critic_h.shape
+    n_critics = critics.shape[1]
     q_critic, bootstraps = o.signal != TD_V, o.signal < Q_VALUE
-    scale, kind = numbers[4], numbers.dtype
-    # Scratch. Slot 0 holds the critic's samples one after the other, then the slots the actors' M.
-    slots = n_samples
-    cells, reached = np.zeros((slots, n), np.int64), np.zeros((slots, n), np.int64)
-    actions, next_actions, other = np.zeros((slots, n), np.int64), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    x, rewards = np.zeros(d, kind), np.zeros(n, np.float64)
-    x0, next_x0 = np.zeros((slots, d0), kind), np.zeros((slots, d0), kind)
-    learned, follows = np.zeros((slots, n_critics), kind), np.zeros(slots, kind)
-    critic_hidden, critic_back = np.zeros((critic_depth + 1, d0), kind), np.zeros((critic_depth + 1, d0), kind)
-    actor_x, hidden = np.zeros((n, slots, actor_h.shape[1]), kind), np.zeros((n, slots, depth + 1, m), kind)
-    back, top = np.zeros((slots, depth + 1, m), kind), np.zeros(m, kind)
-    spare_x, spare_hidden = np.zeros(actor_h.shape[1], kind), np.zeros((depth + 1, m), kind)
-    logits, probabilities = np.zeros(N_ACTIONS, kind), np.zeros(N_ACTIONS, kind)
-    pi, d_logits, unlikely = np.zeros((n, slots, N_ACTIONS), kind), np.zeros((n, slots, N_ACTIONS), kind), np.zeros((n, slots), kind)  # fmt: skip
-    advantage, weights = np.zeros((slots, n_critics), kind), np.zeros((n, slots), kind)
-    one, rate, shares = np.ones(1, kind), np.zeros(1, kind), np.zeros(o.critic_steps, kind)
+    scale = numbers[4]
+    (
+        cells, reached, actions, next_actions, other, x, rewards, x0, next_x0, learned, follows, critic_hidden, critic_back,
+        actor_x, hidden, back, top, spare_x, spare_hidden, logits, probabilities, pi, d_logits, unlikely, advantage, weights,
+        one, rate, shares,
+    ) = scratch  # fmt: skip
     for k in range(o.critic_steps):
         shares[k] = (o.critic_steps - k) / (o.critic_steps + 1) if o.average else 1
     separate = o.critic_steps > 1
@@ -311,13 +391,12 @@ def run(
     for t in range(first_iteration, first_iteration + iterations):
         if o.restart:
             for c in range(n_critics):
-                critics[now, c] = critic_0
-            bounds[:] = 0
-        bounds[1] = bounds[0]
+                copy(critic_0, critics[now, c])
+                for layer in range(bounds.shape[2]):
+                    bounds[0, c, layer] = 0
+        copy(bounds[0], bounds[1])
         if separate:
-            source, target = critics[now].reshape(-1), critics[1 - now].reshape(-1)
-            for k in range(len(source)):
-                target[k] = source[k]
+            copy(critics[now], critics[1 - now])
         for k in range(o.critic_steps + n_samples - 1):
             slot = max(k - o.critic_steps + 1, 0)
             # The environment
@@ -380,7 +459,9 @@ def run(
                 if bootstraps:
                     after = value * 0
                     if follows[l] != 0:
-                        after = follows[l] * _value(o.linear, critics[now, c], critic_b, next_x0[l], critic_hidden, scale)
+                        after = follows[l] * _value(
+                            o.linear, critics[now, c], critic_b, next_x0[l], critic_hidden, scale
+                        )
                     advantage[l, c] = after - value + (value * 0 if o.local else learned[l, c])
             for i in range(n):
                 reader = readers[i]
@@ -398,16 +479,18 @@ def run(
                         other[i] = a
                         _encode(cells[l], other, True, 0, scaled, x)
                         combine(critic_h, x, next_x0[l])
-                        total -= pi[i, l, a] * _value(o.linear, critics[now, reader], critic_b, next_x0[l], critic_hidden, scale)
+                        total -= pi[i, l, a] * _value(
+                            o.linear, critics[now, reader], critic_b, next_x0[l], critic_hidden, scale
+                        )
                 weights[i, l] = total
                 statistics[POSITIVE] += (total > 0) / (n * n_samples)
         # Lines 16 and 17: the direction's length does not matter, so it is brought to a moderate one
         rate[0] = numbers[1] / (t + 1) if o.inverse else numbers[1]
         for i in range(n):
-            largest = unlikely[i].max()
+            likeliest = largest(unlikely[i])
             size = numbers[0] * 0
             for l in range(n_samples):
-                weights[i, l] *= np.exp(unlikely[i, l] - largest)
+                weights[i, l] *= np.exp(unlikely[i, l] - likeliest)
                 size = max(size, abs(weights[i, l]))
             if size == 0:
                 continue

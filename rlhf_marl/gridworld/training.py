@@ -190,11 +190,14 @@ class _State:
         scaled = SCALED.astype(self.dtype)
 
         def one(s: int) -> None:
+            scratch = kernel.make_scratch(
+                self.options, self.critic_h[s], self.critics[s], self.actor_h[s], self.actor_w[s]
+            )
             kernel.run(
                 self.options, done, iterations, self.numbers, scaled, DISTANCE, NEXT_CELL, self.readers,
                 self.landmarks[s], self.power[s], self.critic_h[s], self.critic_0[s], self.critic_b[s],
                 self.actor_h[s], self.actor_w[s], self.actor_b[s], self.critics[s], self.bounds[s],
-                self.positions[s], self.ages[s], uniforms[s], redrawn[s], statistics[s],
+                self.positions[s], self.ages[s], uniforms[s], redrawn[s], statistics[s], scratch,
             )  # fmt: skip
 
         list(pool.map(one, range(len(self.positions))))

@@ -50,7 +50,9 @@ def reference(setting):
     one = Reference(setting, world)
     noise = [Noise(5, seed, setting.n_agents) for seed in SEEDS]
     for _ in range(setting.iterations):
-        uniforms, redrawn = (np.stack(p) for p in zip(*(n.take(setting.steps_per_iteration) for n in noise), strict=True))
+        uniforms, redrawn = (
+            np.stack(p) for p in zip(*(n.take(setting.steps_per_iteration) for n in noise), strict=True)
+        )
         one.iterate(uniforms, redrawn)
     return one
 
