@@ -322,7 +322,7 @@ def _gossip(power, source, target, bounds):
 
 @njit(**COMPILED)
 def _act(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
-    """Lines 16 and 17 for one agent: a step of length `rate` along Σ_l weights_l ∇log π_l; False if there is no direction.
+    """Lines 16 and 17 for one agent: a step of length `rate` along Σ_l weights_l ∇log π_l; False if it is not finite.
 
     weights: (M,), of moderate size; x: (M, d'); hidden, back: (M, D + 1, m); d_logits: (M, 5).
     """
@@ -343,7 +343,9 @@ def _act(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
             for layer in range(depth):
                 alike += dot(hidden[l, layer], hidden[e, layer]) * dot(back[l, layer], back[e, layer])
             square += weights[l] * weights[e] * (alike + alike if e < l else alike)
-    if not (square > 0 and np.isfinite(square)):
+    if square <= 0:
+        return True
+    if not np.isfinite(square):
         return False
     pace = rate / np.sqrt(square)
     for l in range(n_samples):
