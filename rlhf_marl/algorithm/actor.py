@@ -67,7 +67,9 @@ def actor_signal(
     if credit == "consensus":
         advantage = -gossip(power, td_error(value, reward, next_value, discount))
     else:
-        advantage = power.diagonal(dim1=-2, dim2=-1).to(reward).unsqueeze(-1) * reward + gossip(power, discount * next_value - value)
+        advantage = power.diagonal(dim1=-2, dim2=-1).to(reward).unsqueeze(-1) * reward + gossip(
+            power, discount * next_value - value
+        )
     return -advantage if signal == "td_q_literal" else advantage
 
 

@@ -163,7 +163,9 @@ class Critic:
             }
 
 
-def project_to_ball(weights: Tensor, centre: Tensor, radius: float | None, network: Network | Linear) -> tuple[Tensor, Tensor]:
+def project_to_ball(
+    weights: Tensor, centre: Tensor, radius: float | None, network: Network | Linear
+) -> tuple[Tensor, Tensor]:
     """Line 8: per layer, the nearest weights with ‖W^(h) - W^(h)(0)‖_F <= B.
 
     Returns the projected weights (..., n_params) and the share of layers that were outside, (...).

@@ -87,6 +87,10 @@ class Linear:
         """weights: (..., n_agents, n_params); x0: (..., n_agents or 1, batch, n_params) -> (..., n_agents, batch)."""
         return (x0 @ weights.unsqueeze(-1)).squeeze(-1)
 
+    def dead_fraction(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """There are no units to be off: zeros (..., n_agents)."""
+        return torch.zeros(weights.shape[:-1])
+
 
 def value_and_gradient(
     network: Network | Linear, weights: Tensor, x0: Tensor, coefficient: Callable[[Tensor], Tensor]

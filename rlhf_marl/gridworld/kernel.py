@@ -177,6 +177,17 @@ def _softmax(logits, probabilities):
 
 
 @njit(**COMPILED)
+def fill_table(inputs, scale, h, w, b, hidden, table):
+    """An agent's action probabilities for many inputs. inputs: (n, d); w: (D, m, m), inputs first; table: (n, 5)."""
+    for row in range(len(inputs)):
+        combine(h, inputs[row], hidden[0])
+        forward(w, hidden, scale)
+        for a in range(N_ACTIONS):
+            table[row, a] = dot(b[a], hidden[len(w)])
+        _softmax(table[row], table[row])
+
+
+@njit(**COMPILED)
 def _draw(probabilities, uniform):
     """The first action whose cumulated probability exceeds the uniform number."""
     total = probabilities[0] * 0

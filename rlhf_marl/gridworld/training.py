@@ -9,6 +9,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from rlhf_marl.algorithm import consensus_power
 from rlhf_marl.gridworld import kernel
@@ -79,7 +80,7 @@ def train(
     seeds: range,
     points: Sequence[int],
     *,
-    dtype: type = np.float32,
+    dtype: type[np.floating] = np.float32,
     world: World | None = None,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> History:
@@ -121,7 +122,7 @@ def train(
 class _State:
     """Padded arrays that the kernel works on in place."""
 
-    def __init__(self, s: Setting, world: World, dtype: type) -> None:
+    def __init__(self, s: Setting, world: World, dtype: type[np.floating]) -> None:
         n_seeds = len(world.landmarks)
         self.setting, self.dtype = s, dtype
         self.n_critics = 1 if s.control == "centralised" else s.n_agents + s.yardstick
@@ -170,8 +171,6 @@ class _State:
 
     def _power(self, matrix: np.ndarray) -> np.ndarray:
         """A^t_gossip among the agents' critics; Algorithm 3's critic keeps to itself."""
-        import torch
-
         power = np.eye(self.n_critics)
         n = self.decentralised
         power[:n, :n] = consensus_power(torch.as_tensor(matrix), self.setting.gossip_rounds).numpy()[:n, :n]
@@ -265,24 +264,23 @@ def _dead(s: Setting, state: _State) -> np.ndarray:
 def _hidden(w: np.ndarray, x0: np.ndarray, width: int) -> np.ndarray:
     """x^(D) of Eq. (5): w (..., D, m, m), outputs first; x0 (..., batch, m)."""
     x = x0
-    for layer in range(w.shape[-3]):
-        x = np.maximum(x @ np.swapaxes(w[..., layer, :, :], -1, -2), 0) / np.asarray(width**0.5, x.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged critic is seen in the log
+        for layer in range(w.shape[-3]):
+            x = np.maximum(x @ np.swapaxes(w[..., layer, :, :], -1, -2), 0) / np.asarray(width**0.5, x.dtype)
     return x
 
 
-def policy_table(policies: Policies, n_agents: int = 2) -> np.ndarray:
+def policy_table(policies: Policies) -> np.ndarray:
     """Action probabilities of two agents everywhere: (S, 2, 65, 65, 5), indexed by agent, own cell, other's cell."""
     own, other = np.divmod(np.arange(N_CELLS**2), N_CELLS)
     x = encode_actor(np.stack([own, other], axis=-1), 0).astype(policies.h.dtype)
-    return _softmax(_logits(policies, x)).reshape(-1, n_agents, N_CELLS, N_CELLS, N_ACTIONS)
-
-
-def _logits(policies: Policies, x: np.ndarray) -> np.ndarray:
-    """x: (batch, d) as the agent sees it; returns (S, N, batch, 5)."""
-    width = policies.h.shape[-1]
-    return _hidden(policies.w, x @ policies.h, width) @ np.swapaxes(policies.b, -1, -2)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True)
+    n_seeds, n_agents, _, width = policies.h.shape
+    table = np.empty((n_seeds * n_agents, len(x), N_ACTIONS), policies.h.dtype)
+    w = np.ascontiguousarray(np.swapaxes(policies.w, -1, -2))  # inputs first
+    hidden = np.empty((len(table), w.shape[2] + 1, width), table.dtype)
+    scale = np.asarray(width**-0.5, table.dtype)[()]
+    flat = (array.reshape(len(table), *array.shape[2:]) for array in (policies.h, w, policies.b))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(lambda arrays: kernel.fill_table(x, scale, *arrays), zip(*flat, hidden, table, strict=True)):
+            pass
+    return table.reshape(n_seeds, n_agents, N_CELLS, N_CELLS, N_ACTIONS)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from rlhf_marl.gridworld.reference import Reference
 from rlhf_marl.gridworld.setting import Setting
