@@ -1,7 +1,7 @@
 """Algorithms 1, 2 and 3 on the grid, to be read: the core that the dialogue system uses, with a seed axis in front.
 
-kernel.py does the same compiled, and tests prove the two equal. An iteration of Algorithm 1 takes K + M - 1 steps of one
-chain under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both, since
+kernel.py does the same compiled, and tests prove the two equal. An iteration of Algorithm 1 takes K + M - 1 steps of
+one chain under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both, since
 Algorithm 2 hands s_{K-1} on. So no step is seen by the actors alone, resets included, when K = M = 1.
 
 At every step the action is drawn from the current policy. A Q critic's target needs a successor action too: it is drawn
@@ -62,7 +62,7 @@ class Trace:
 
 @final
 class Actors:
-    """Policies of all seeds and agents: softmax over the network of Eq. (5) with one b per action; all of it is trained.
+    """Policies of all seeds and agents: softmax over the network of Eq. (5), one b per action; all of it is trained.
 
     parameters: H, W and b, flat, (S, N, m (D m + d + 5)); the paper's m (D m + d + 1) with an output per action.
     """

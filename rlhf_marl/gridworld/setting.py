@@ -39,7 +39,7 @@ class Setting(Section):
     actor_schedule: Literal["constant", "inverse"] = "constant"
     """inverse: α_t = α / t, as in Theorem 5.10, t from 1."""
     actor_output_scale: PositiveFloat = 1.0
-    """Multiplies the actor's initial output layer. As printed (1.0), logits spread like N(0, 2m): nearly deterministic."""
+    """Multiplies the actor's initial b. As printed (1.0), logits spread like N(0, 2m): nearly deterministic."""
     critic_step_size: PositiveFloat = 0.001
     """β."""
     critic_output_scale: PositiveFloat = 1.0

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from rlhf_marl.algorithm import consensus_power
-from rlhf_marl.gridworld import kernel
+from rlhf_marl.gridworld import kernel, layout
 from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
+from rlhf_marl.gridworld.play import fill_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
 from rlhf_marl.gridworld.world import Noise, World, draw_world
@@ -100,7 +101,7 @@ def train(
     done = 0
     with ThreadPoolExecutor(workers) as pool:
         for point in points:
-            statistics = np.zeros((len(seeds), kernel.N_STATISTICS))
+            statistics = np.zeros((len(seeds), layout.N_STATISTICS))
             began = done
             while done < point:
                 chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
@@ -146,7 +147,7 @@ class _State:
         self.readers = np.zeros(s.n_agents, int) if s.control == "centralised" else np.arange(s.n_agents)
         radius = np.inf if s.radius is None else s.radius
         self.numbers = np.array([s.discount, s.actor_step_size, s.critic_step_size, radius, s.width**-0.5], dtype)
-        self.options = kernel.Options(
+        self.options = layout.Options(
             critic_steps=s.critic_steps,
             actor_samples=s.actor_samples,
             signal=_SIGNALS.index(s.signal),
@@ -186,18 +187,27 @@ class _State:
         statistics: np.ndarray,
     ) -> None:
         """Advance every seed; the kernel releases the interpreter's lock, so seeds run side by side."""
-        scaled = SCALED.astype(self.dtype)
+        tables = layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
 
         def one(s: int) -> None:
-            scratch = kernel.make_scratch(
-                self.options, self.critic_h[s], self.critics[s], self.actor_h[s], self.actor_w[s]
+            seed = layout.Seed(
+                landmarks=self.landmarks[s],
+                power=self.power[s],
+                critic_h=self.critic_h[s],
+                critic_0=self.critic_0[s],
+                critic_b=self.critic_b[s],
+                actor_h=self.actor_h[s],
+                actor_w=self.actor_w[s],
+                actor_b=self.actor_b[s],
+                critics=self.critics[s],
+                bounds=self.bounds[s],
+                positions=self.positions[s],
+                age=self.ages[s],
+                uniforms=uniforms[s],
+                redrawn=redrawn[s],
+                statistics=statistics[s],
             )
-            kernel.run(
-                self.options, done, iterations, self.numbers, scaled, DISTANCE, NEXT_CELL, self.readers,
-                self.landmarks[s], self.power[s], self.critic_h[s], self.critic_0[s], self.critic_b[s],
-                self.actor_h[s], self.actor_w[s], self.actor_b[s], self.critics[s], self.bounds[s],
-                self.positions[s], self.ages[s], uniforms[s], redrawn[s], statistics[s], scratch,
-            )  # fmt: skip
+            kernel.run(self.options, tables, seed, layout.make_scratch(self.options, seed), done, iterations)
 
         list(pool.map(one, range(len(self.positions))))
 
@@ -228,12 +238,12 @@ def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> 
     if s.yardstick:
         distance = np.linalg.norm(flat[:, :n].mean(1) - flat[:, n], axis=-1)
     return {
-        "reward": statistics[:, kernel.REWARD] / steps,
-        "value": statistics[:, kernel.VALUE] / iterations,
-        "positive": statistics[:, kernel.POSITIVE] / iterations,
-        "entropy": statistics[:, kernel.ENTROPY] / (iterations * s.actor_samples * s.n_agents),
-        "projected": statistics[:, kernel.PROJECTED] / iterations,
-        "skipped": statistics[:, kernel.SKIPPED],
+        "reward": statistics[:, layout.REWARD] / steps,
+        "value": statistics[:, layout.VALUE] / iterations,
+        "positive": statistics[:, layout.POSITIVE] / iterations,
+        "entropy": statistics[:, layout.ENTROPY] / (iterations * s.actor_samples * s.n_agents),
+        "projected": statistics[:, layout.PROJECTED] / iterations,
+        "skipped": statistics[:, layout.SKIPPED],
         "dead": _dead(s, state),
         "disagreement_before": _disagreement(before),
         "disagreement_after": _disagreement(flat[:, :n]),
@@ -281,6 +291,6 @@ def policy_table(policies: Policies) -> np.ndarray:
     scale = np.asarray(width**-0.5, table.dtype)[()]
     flat = (array.reshape(len(table), *array.shape[2:]) for array in (policies.h, w, policies.b))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda arrays: kernel.fill_table(x, scale, *arrays), zip(*flat, hidden, table, strict=True)):
+        for _ in pool.map(lambda arrays: fill_table(x, scale, *arrays), zip(*flat, hidden, table, strict=True)):
             pass
     return table.reshape(n_seeds, n_agents, N_CELLS, N_CELLS, N_ACTIONS)
