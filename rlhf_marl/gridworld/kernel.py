@@ -12,12 +12,12 @@ from rlhf_marl.gridworld.layers import (
     COMPILED,
     add_outer,
     backward,
-    combine,
     copy,
     dot,
     forward,
     largest,
     mix,
+    multiply,
     outside_norm,
 )
 from rlhf_marl.gridworld.layout import (
@@ -67,7 +67,7 @@ def run(o, tables, seed, z, first_iteration, iterations):
 
 
 @njit(**COMPILED)
-def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radius):
+def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radius, on):
     """Lines 7 to 9 on one layer: W ← W - pace x ⊗ y, back into the ball, and its share into the average.
 
     The average is linear in the steps: W̄ = W(0) + Σ_k share_k (W(k+1) - W(k)). With `separate` false (K = 1) only the
@@ -91,20 +91,20 @@ def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radiu
                 if separate:
                     now[j, k] += moved
     else:
-        add_outer(average, -share * pace, x, y)
+        add_outer(average, -share * pace, x, y, on)
         if separate:
-            add_outer(now, -pace, x, y)
+            add_outer(now, -pace, x, y, on)
     return after, outside
 
 
 @njit(**COMPILED)
-def _value(linear, w, b, x0, hidden, scale):
+def _value(linear, w, b, x0, hidden, scale, on):
     """Q or V of one critic, the hidden layers left in `hidden`; w: (D, m, m), or (1, 1, d) of a linear critic."""
     for k in range(len(x0)):
         hidden[0, k] = x0[k]
     if linear:
         return dot(w[0, 0], x0)
-    forward(w, hidden, scale)
+    forward(w, hidden, scale, on)
     return dot(b, hidden[len(w)])
 
 
@@ -118,11 +118,11 @@ def _learn(o, tables, seed, z, now, average, share):
         w = now[c]
         target = z.learned[0, c]
         if z.follows[0] != 0:
-            target += z.follows[0] * _value(o.linear, w, b, z.next_x0[0], hidden, scale)
-        pace = beta * (_value(o.linear, w, b, z.x0[0], hidden, scale) - target)
+            target += z.follows[0] * _value(o.linear, w, b, z.next_x0[0], hidden, scale, z.on)
+        pace = beta * (_value(o.linear, w, b, z.x0[0], hidden, scale, z.on) - target)
         square = dot(z.x0[0], z.x0[0])  # of the gradient's norm
         if not o.linear:
-            backward(w, hidden, b, back, scale, False)
+            backward(w, hidden, b, back, scale, False, z.on)
             square = pace * 0
             for layer in range(depth):
                 square += dot(hidden[layer], hidden[layer]) * dot(back[layer], back[layer])
@@ -133,7 +133,17 @@ def _learn(o, tables, seed, z, now, average, share):
             bound = seed.bounds[0, c, layer]
             x, y = (z.one, z.x0[0]) if o.linear else (hidden[layer], back[layer])
             after, outside = _learn_layer(
-                w[layer], average[c, layer], o.critic_steps > 1, seed.critic_0[layer], pace, share, x, y, bound, radius
+                w[layer],
+                average[c, layer],
+                o.critic_steps > 1,
+                seed.critic_0[layer],
+                pace,
+                share,
+                x,
+                y,
+                bound,
+                radius,
+                z.on,
             )
             seed.bounds[0, c, layer] = after
             seed.bounds[1, c, layer] += share * (after - bound)
@@ -165,13 +175,13 @@ def _weigh(o, tables, seed, z, critics):
     n, n_samples, n_critics, scale = len(seed.positions), o.actor_samples, len(critics), tables.numbers[4]
     for j in range(n_samples):
         for c in range(n_critics):
-            value = _value(o.linear, critics[c], seed.critic_b, z.x0[j], z.critic_hidden, scale)
+            value = _value(o.linear, critics[c], seed.critic_b, z.x0[j], z.critic_hidden, scale, z.on)
             seed.statistics[VALUE] += abs(value) / (n_critics * n_samples)
             z.advantage[j, c] = value
             if o.signal < Q_VALUE:
                 z.advantage[j, c] = -value if o.local else z.learned[j, c] - value
                 if z.follows[j] != 0:
-                    following = _value(o.linear, critics[c], seed.critic_b, z.next_x0[j], z.critic_hidden, scale)
+                    following = _value(o.linear, critics[c], seed.critic_b, z.next_x0[j], z.critic_hidden, scale, z.on)
                     z.advantage[j, c] += z.follows[j] * following
         for i in range(n):
             reader = tables.readers[i]
@@ -197,8 +207,10 @@ def _mean_over_own_actions(o, tables, seed, z, w, j, i):
     for b in range(N_ACTIONS):
         z.other[i] = b
         encode(z.cells[j], z.other, True, 0, tables.scaled, z.x)
-        combine(seed.critic_h, z.x, z.spare_x0)
-        total += z.pi[i, j, b] * _value(o.linear, w, seed.critic_b, z.spare_x0, z.critic_hidden, tables.numbers[4])
+        multiply(seed.critic_h, z.x, z.spare_x0, z.on)
+        total += z.pi[i, j, b] * _value(
+            o.linear, w, seed.critic_b, z.spare_x0, z.critic_hidden, tables.numbers[4], z.on
+        )
     return total
 
 
@@ -220,14 +232,14 @@ def _act(o, tables, seed, z, iteration):
         for j in range(o.actor_samples):
             z.weights[i, j] /= size
         if not _step_agent(
-            rate, tables.numbers[4], z.weights[i], z.actor_x[i], z.hidden[i], z.d_logits[i], z.top, z.back,
+            rate, tables.numbers[4], z.weights[i], z.actor_x[i], z.hidden[i], z.d_logits[i], z.top, z.back, z.on,
             seed.actor_h[i], seed.actor_w[i], seed.actor_b[i],
         ):  # fmt: skip
             seed.statistics[SKIPPED] += 1
 
 
 @njit(**COMPILED)
-def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
+def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, on, h, w, b):
     """A step of length `rate` along Σ_j weights_j ∇log π_j for one agent; False if it is not finite.
 
     weights: (M,), of moderate size; x: (M, d'); hidden, back: (M, D + 1, m); d_logits: (M, 5).
@@ -239,7 +251,7 @@ def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
         for a in range(N_ACTIONS):
             for k in range(len(top)):
                 top[k] += d_logits[j, a] * b[a, k]
-        backward(w, hidden[j], top, back[j], scale, True)
+        backward(w, hidden[j], top, back[j], scale, True, on)
     # All gradients are sums of outer products, so that their inner products are products of vectors'.
     square = rate * 0
     for j in range(n_samples):
@@ -256,8 +268,8 @@ def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, h, w, b):
     pace = rate / np.sqrt(square)
     for j in range(n_samples):
         push = pace * weights[j]
-        add_outer(h, push, x[j], back[j, depth])
+        add_outer(h, push, x[j], back[j, depth], on)
         for layer in range(depth):
-            add_outer(w[layer], push, hidden[j, layer], back[j, layer])
-        add_outer(b, push, d_logits[j], hidden[j, depth])
+            add_outer(w[layer], push, hidden[j, layer], back[j, layer], on)
+        add_outer(b, push, d_logits[j], hidden[j, depth], on)
     return True

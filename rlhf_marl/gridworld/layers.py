@@ -46,25 +46,46 @@ def copy(source, target):
 
 
 @njit(**COMPILED)
-def forward(w, hidden, scale):
+def switched_on(x, on):
+    """Lists the places where x is not 0 in `on`, and returns their number."""
+    n = 0
+    for j in range(len(x)):
+        on[n] = j  # no branch: which units are on cannot be foreseen
+        n += x[j] != 0
+    return n
+
+
+@njit(**COMPILED)
+def multiply(w, x, out, on):
+    """out = x w. w: (len(x), len(out)); on: scratch of len(x) + 1 integers."""
+    n = switched_on(x, on)
+    for k in range(len(out)):
+        out[k] = 0
+    for q in range(0, n - 3, 4):
+        a, b, c, d = on[q], on[q + 1], on[q + 2], on[q + 3]
+        x_a, x_b, x_c, x_d = x[a], x[b], x[c], x[d]
+        for k in range(len(out)):
+            out[k] += (x_a * w[a, k] + x_b * w[b, k]) + (x_c * w[c, k] + x_d * w[d, k])
+    for q in range(n - n % 4, n):
+        a = on[q]
+        x_a = x[a]
+        for k in range(len(out)):
+            out[k] += x_a * w[a, k]
+
+
+@njit(**COMPILED)
+def forward(w, hidden, scale, on):
     """x^(h) = ReLU(W^(h) x^(h-1)) / √m from hidden[0] into hidden[1:]. w: (D, m, m); hidden: (D + 1, m)."""
-    depth, m = w.shape[0], w.shape[1]
-    for layer in range(depth):
+    for layer in range(len(w)):
         out = hidden[layer + 1]
-        for k in range(m):
-            out[k] = 0
-        for j in range(m):
-            x_j = hidden[layer, j]
-            if x_j != 0:
-                for k in range(m):
-                    out[k] += x_j * w[layer, j, k]
-        for k in range(m):
+        multiply(w[layer], hidden[layer], out, on)
+        for k in range(len(out)):
             # A NaN stays one.
             out[k] = out[k] * scale if not out[k] <= 0 else out[k] * 0
 
 
 @njit(**COMPILED)
-def backward(w, hidden, top, back, scale, to_input):
+def backward(w, hidden, top, back, scale, to_input, on):
     """Back-propagate `top`, the gradient at x^(D): the gradient of W^(l+1) is hidden[l] ⊗ back[l].
 
     With to_input the gradient at x^(0) is left in back[D]. back: (D + 1, m).
@@ -73,11 +94,13 @@ def backward(w, hidden, top, back, scale, to_input):
     for k in range(m):
         back[depth - 1, k] = top[k] * scale if hidden[depth, k] > 0 else top[k] * 0
     for layer in range(depth - 1, 0, -1):
-        for j in range(m):
+        for k in range(m):
+            back[layer - 1, k] = 0
+        for q in range(switched_on(hidden[layer], on)):
+            j = on[q]
             total = scale * 0
-            if hidden[layer, j] > 0:
-                for k in range(m):
-                    total += w[layer, j, k] * back[layer, k]
+            for k in range(m):
+                total += w[layer, j, k] * back[layer, k]
             back[layer - 1, j] = total * scale
     if to_input:
         for j in range(m):
@@ -88,25 +111,13 @@ def backward(w, hidden, top, back, scale, to_input):
 
 
 @njit(**COMPILED)
-def add_outer(matrix, amount, x, y):
+def add_outer(matrix, amount, x, y, on):
     """matrix += amount x ⊗ y. matrix: (len(x), len(y))."""
-    for j in range(len(x)):
+    for q in range(switched_on(x, on)):
+        j = on[q]
         pull = amount * x[j]
-        if pull != 0:
-            for k in range(len(y)):
-                matrix[j, k] += pull * y[k]
-
-
-@njit(**COMPILED)
-def combine(h, x, out):
-    """x^(0) = H x. h: (d, m)."""
-    for k in range(len(out)):
-        out[k] = 0
-    for j in range(len(x)):
-        x_j = x[j]
-        if x_j != 0:
-            for k in range(len(out)):
-                out[k] += x_j * h[j, k]
+        for k in range(len(y)):
+            matrix[j, k] += pull * y[k]
 
 
 @njit(**COMPILED)

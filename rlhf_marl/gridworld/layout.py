@@ -85,6 +85,7 @@ class Scratch(NamedTuple):
     actions: np.ndarray
     next_actions: np.ndarray
     other: np.ndarray
+    on: np.ndarray
     x: np.ndarray
     rewards: np.ndarray
     x0: np.ndarray
@@ -130,6 +131,7 @@ def make_scratch(o: Options, seed: Seed) -> Scratch:
         actions=integers(slots, n),
         next_actions=integers(n),
         other=integers(n),
+        on=integers(max(m, d, d0) + 1),
         x=floats(d),
         rewards=np.zeros(n),
         x0=floats(slots, d0),

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from rlhf_marl.gridworld.layers import COMPILED, combine, dot, forward, largest
+from rlhf_marl.gridworld.layers import COMPILED, dot, forward, largest, multiply
 from rlhf_marl.gridworld.layout import ENTROPY, NONE, REDRAWN, REWARD, TD_V
 from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS
 
@@ -32,12 +32,12 @@ def encode(cells, actions, with_actions, first, scaled, x):
 
 
 @njit(**COMPILED)
-def policy(cells, agent, scaled, seed, scale, x, hidden, logits):
+def policy(cells, agent, scaled, seed, scale, x, hidden, logits, on):
     """Logits of one agent, with its x and its hidden layers."""
     b, depth = seed.actor_b[agent], seed.actor_w.shape[1]
     encode(cells, cells, False, agent, scaled, x)
-    combine(seed.actor_h[agent], x, hidden[0])
-    forward(seed.actor_w[agent], hidden, scale)
+    multiply(seed.actor_h[agent], x, hidden[0], on)
+    forward(seed.actor_w[agent], hidden, scale, on)
     for a in range(N_ACTIONS):
         logits[a] = dot(b[a], hidden[depth])
 
@@ -56,11 +56,11 @@ def softmax(logits, probabilities):
 
 
 @njit(**COMPILED)
-def fill_table(inputs, scale, h, w, b, hidden, table):
+def fill_table(inputs, scale, h, w, b, hidden, table, on):
     """An agent's action probabilities for many inputs. inputs: (n, d); w: (D, m, m), inputs first; table: (n, 5)."""
     for row in range(len(inputs)):
-        combine(h, inputs[row], hidden[0])
-        forward(w, hidden, scale)
+        multiply(h, inputs[row], hidden[0], on)
+        forward(w, hidden, scale, on)
         for a in range(N_ACTIONS):
             table[row, a] = dot(b[a], hidden[len(w)])
         softmax(table[row], table[row])
@@ -134,7 +134,7 @@ def play(o, tables, seed, z, slot, step, scored):
     for i in range(n):
         cells[i] = seed.positions[i]
     for i in range(n):
-        policy(cells, i, tables.scaled, seed, scale, z.actor_x[i, slot], z.hidden[i, slot], z.logits)
+        policy(cells, i, tables.scaled, seed, scale, z.actor_x[i, slot], z.hidden[i, slot], z.logits, z.on)
         log_total = softmax(z.logits, z.pi[i, slot])
         actions[i] = draw(z.pi[i, slot], seed.uniforms[step, i])
         reached[i] = tables.next_cell[cells[i], actions[i]]
@@ -163,10 +163,10 @@ def play(o, tables, seed, z, slot, step, scored):
                 reached[i] = seed.positions[i]
     if o.signal != TD_V:
         for i in range(n):
-            policy(reached, i, tables.scaled, seed, scale, z.spare_x, z.spare_hidden, z.logits)
+            policy(reached, i, tables.scaled, seed, scale, z.spare_x, z.spare_hidden, z.logits, z.on)
             softmax(z.logits, z.probabilities)
             z.next_actions[i] = draw(z.probabilities, seed.uniforms[step, n + i])
     encode(cells, actions, o.signal != TD_V, 0, tables.scaled, z.x)
-    combine(seed.critic_h, z.x, z.x0[slot])
+    multiply(seed.critic_h, z.x, z.x0[slot], z.on)
     encode(reached, z.next_actions, o.signal != TD_V, 0, tables.scaled, z.x)
-    combine(seed.critic_h, z.x, z.next_x0[slot])
+    multiply(seed.critic_h, z.x, z.next_x0[slot], z.on)

@@ -288,9 +288,10 @@ def policy_table(policies: Policies) -> np.ndarray:
     table = np.empty((n_seeds * n_agents, len(x), N_ACTIONS), policies.h.dtype)
     w = np.ascontiguousarray(np.swapaxes(policies.w, -1, -2))  # inputs first
     hidden = np.empty((len(table), w.shape[2] + 1, width), table.dtype)
+    on = np.empty((len(table), max(width, x.shape[1]) + 1), np.int64)
     scale = np.asarray(width**-0.5, table.dtype)[()]
     flat = (array.reshape(len(table), *array.shape[2:]) for array in (policies.h, w, policies.b))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(lambda arrays: fill_table(x, scale, *arrays), zip(*flat, hidden, table, strict=True)):
+        for _ in pool.map(lambda arrays: fill_table(x, scale, *arrays), zip(*flat, hidden, table, on, strict=True)):
             pass
     return table.reshape(n_seeds, n_agents, N_CELLS, N_CELLS, N_ACTIONS)

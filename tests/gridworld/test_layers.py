@@ -4,6 +4,8 @@ import torch
 
 from rlhf_marl.gridworld import layers
 
+ON = np.zeros(9, np.int64)  # scratch
+
 
 @pytest.fixture
 def net():
@@ -16,9 +18,9 @@ def net():
 
 def test_forward_and_backward_against_autograd(net):
     w, hidden, b = net
-    layers.forward(w, hidden, 0.5)
+    layers.forward(w, hidden, 0.5, ON)
     back = np.zeros((4, 8))
-    layers.backward(w, hidden, b, back, 0.5, True)
+    layers.backward(w, hidden, b, back, 0.5, True, ON)
 
     leaf, x = torch.tensor(w, requires_grad=True), torch.tensor(hidden[0], requires_grad=True)
     y = x
@@ -34,14 +36,14 @@ def test_forward_and_backward_against_autograd(net):
 
 def test_backward_against_finite_differences(net):
     w, hidden, b = net
-    layers.forward(w, hidden, 0.5)
+    layers.forward(w, hidden, 0.5, ON)
     back = np.zeros((4, 8))
-    layers.backward(w, hidden, b, back, 0.5, False)
+    layers.backward(w, hidden, b, back, 0.5, False, ON)
     along = np.random.default_rng(1).standard_normal(w.shape)
     values = []
     for sign in (1, -1):
         moved = hidden.copy()
-        layers.forward(w + sign * 1e-6 * along, moved, 0.5)
+        layers.forward(w + sign * 1e-6 * along, moved, 0.5, ON)
         values.append(layers.dot(b, moved[3]))
     slope = sum((np.outer(hidden[i], back[i]) * along[i]).sum() for i in range(3))
     assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-5)
@@ -52,14 +54,14 @@ def test_a_nan_is_not_hidden_by_a_relu(net):
     w[1, 0] = np.nan
     hidden[0] = 1
     w[0, :, 0] = 1  # the first unit is on
-    layers.forward(w, hidden, 0.5)
+    layers.forward(w, hidden, 0.5, ON)
     assert np.isnan(hidden[3]).any()
 
 
 def test_outer_products_and_norms(net):
     w, hidden, b = net
     changed = w[0].copy()
-    layers.add_outer(changed, 2.0, hidden[0], b)
+    layers.add_outer(changed, 2.0, hidden[0], b, ON)
     np.testing.assert_allclose(changed, w[0] + 2 * np.outer(hidden[0], b))
     assert layers.outside_norm(w[0], w[1], 2.0, hidden[0], b) == pytest.approx(np.linalg.norm(changed - w[1]))
 
