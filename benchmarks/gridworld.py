@@ -3,7 +3,8 @@
 python benchmarks/gridworld.py [--json FILE]
 
 The plain loop is what one would write first: one seed at a time, torch autograd, the same algorithm at the paper's
-defaults (N = 2, m = 20, D = 5, K = M = 1, 10 rounds of gossip). A seed-step is one iteration of Algorithm 1 for one seed.
+defaults (N = 2, m = 20, D = 5, K = M = 1, 10 rounds of gossip). A seed-step is one iteration of Algorithm 1 for one
+seed.
 """
 
 import json
@@ -161,7 +162,9 @@ def main(output: Path | None) -> None:
             budget = max(1, seeds * s.n_agents * s.depth * s.steps_per_iteration * s.width // 20)
             rate = statistics.median(compiled_rate(s, world, max(50, 400_000 // budget)) for _ in range(3))
             numbers[f"seed_steps_per_second_{what}_{label}"] = rate
-            click.echo(f"{what:>5} = {label:<4} ({seeds:3} seeds)   {rate:10,.0f} seed-steps/s  {1e6 / rate:8.1f} us each")
+            click.echo(
+                f"{what:>5} = {label:<4} ({seeds:3} seeds)   {rate:10,.0f} seed-steps/s  {1e6 / rate:8.1f} us each"
+            )
     if output is not None:
         output.write_text(json.dumps(numbers, indent=2) + "\n")
 

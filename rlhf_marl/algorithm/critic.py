@@ -69,8 +69,9 @@ class Critic:
     ) -> None:
         """
         Args:
-            initial: W(0), (n_params,), or (..., 1, n_params) with seeds in front; shared by all agents, centre of the ball.
-            power: A^t_gossip, (n_agents, n_agents) or with seeds in front.
+            initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) if each seed
+                has its own.
+            power: A^t_gossip, (n_agents, n_agents), or with seeds in front.
             step_size: β. radius: B, or None for no projection.
             start: `restart` begins every call at W(0), as printed; `warm` at the last gossiped weights.
             average: line 9's running average; without it the last iterate is the result.

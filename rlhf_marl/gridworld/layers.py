@@ -1,8 +1,8 @@
 """Compiled pieces of the network of Eq. (5) for one input at a time.
 
 Weights lie as (input, output) with the outputs padded by zeros to a multiple of eight, so that every inner loop runs
-over contiguous numbers. Inputs that a ReLU switched off are skipped. The gradient of a layer for one input has rank one,
-(input ⊗ back-propagated signal), and is applied without being stored.
+over contiguous numbers. Inputs that a ReLU switched off are skipped. The gradient of a layer for one input has rank
+one (input ⊗ back-propagated signal) and is applied without being stored.
 """
 
 import numpy as np

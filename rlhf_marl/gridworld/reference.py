@@ -1,8 +1,8 @@
 """Algorithms 1, 2 and 3 on the grid, to be read: the core that the dialogue system uses, with a seed axis in front.
 
 kernel.py does the same compiled, and tests prove the two equal. An iteration of Algorithm 1 takes K + M - 1 steps of
-one chain under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both, since
-Algorithm 2 hands s_{K-1} on. So no step is seen by the actors alone, resets included, when K = M = 1.
+one chain under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both,
+since Algorithm 2 hands s_{K-1} on. So with K = M = 1 the critics see every step, resets included.
 
 At every step the action is drawn from the current policy. A Q critic's target needs a successor action too: it is drawn
 from the same policy with random numbers of its own, and not taken.

@@ -79,8 +79,8 @@ def test_a_policy_table_by_hand():
 def test_learning_beats_chance():
     """A state-value critic on centred rewards: the policies' exact value, mean of four seeds."""
     setting = Setting(
-        signal="td_v", critic_steps=5, actor_samples=5, iterations=1000, start="warm", discount=0.9, bootstrap="reached",
-        reward_shift=8.0, reward_scale=0.1, actor_output_scale=0.1, critic_step_size=0.01, actor_step_size=0.05,
+        signal="td_v", critic_steps=5, actor_samples=5, iterations=1000, start="warm", discount=0.9,
+        bootstrap="reached", reward_shift=8.0, reward_scale=0.1, actor_output_scale=0.1, critic_step_size=0.01, actor_step_size=0.05,
     )  # fmt: skip
     world = draw_world(setting, 0, range(4))
     history = train(setting, 0, range(4), [1, 1000], world=world)
@@ -98,7 +98,7 @@ def test_a_diverging_critic_is_counted_not_hidden():
 
 
 def test_when_decentralised_critics_equal_algorithm_3():
-    """Where all are paid the same; and for K = 1 wherever gossip averages exactly, since the gradient is linear in r."""
+    """Where all are paid the same; and for K = 1 wherever gossip averages exactly: the gradient is linear in r."""
     quick = TINY.model_copy(update={"yardstick": True, "start": "warm", "critic_step_size": 0.01})
 
     def distance(**changes):
