@@ -79,9 +79,19 @@ def test_a_policy_table_by_hand():
 def test_learning_beats_chance():
     """A state-value critic on centred rewards: the policies' exact value, mean of four seeds."""
     setting = Setting(
-        signal="td_v", critic_steps=5, actor_samples=5, iterations=1000, start="warm", discount=0.9,
-        bootstrap="reached", reward_shift=8.0, reward_scale=0.1, actor_output_scale=0.1, critic_step_size=0.01, actor_step_size=0.05,
-    )  # fmt: skip
+        signal="td_v",
+        critic_steps=5,
+        actor_samples=5,
+        iterations=1000,
+        start="warm",
+        discount=0.9,
+        bootstrap="reached",
+        reward_shift=8.0,
+        reward_scale=0.1,
+        actor_output_scale=0.1,
+        actor_step_size=0.05,
+        critic_step_size=0.01,
+    )
     world = draw_world(setting, 0, range(4))
     history = train(setting, 0, range(4), [1, 1000], world=world)
     rewards = reward_table(world.landmarks)
