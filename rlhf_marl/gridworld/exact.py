@@ -1,7 +1,7 @@
 """Exact values for two agents, by dynamic programming on the joint chain of 65^2 states.
 
-A value is the mean reward per step over an episode of `horizon` steps from uniform positions, the reward of a step being
-that of the state reached: E[r_1 + ... + r_h] / h. The discounted functions give E[Σ γ^t r_{t+1}] per state instead.
+A value is the mean reward per step over an episode of `horizon` steps from uniform positions, the reward of a step
+being that of the state reached: E[r_1 + ... + r_h] / h. The discounted functions give E[Σ γ^t r_{t+1}] of a state.
 
 Policies are tables (2, 65, 65, 5): agent, own cell, other agent's cell, action.
 """
