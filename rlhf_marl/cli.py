@@ -35,6 +35,27 @@ def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str,
     run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config)
 
 
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("study"), show_default=True, help="Results folder."
+)
+@click.option("--quick", is_flag=True, help="20 seeds and a tenth of the steps: minutes, with wide intervals.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> None:
+    """Run the grid-world study of CONFIG: figures, results.json and claims.md.
+
+    Settings that are in the folder already are not run again, so an interrupted study goes on where it was. Any key of
+    the config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
+    """
+    from rlhf_marl.gridworld.study.config import load_study
+    from rlhf_marl.gridworld.study.run import run_study
+
+    chosen = load_study(config, overrides)
+    run_study(chosen.quick() if quick else chosen, out, lambda line: click.echo(line, err=True))
+    click.echo((out / "claims.md").read_text("utf-8"))
+
+
 cli.add_command(reward)
 
 

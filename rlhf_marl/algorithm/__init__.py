@@ -15,7 +15,7 @@ from rlhf_marl.algorithm.actor import (
 )
 from rlhf_marl.algorithm.critic import Critic, CriticMetrics, Transition, project_to_ball
 from rlhf_marl.algorithm.gossip import consensus_power, disagreement, gossip, gossip_bytes
-from rlhf_marl.algorithm.network import Network, project, random_projection, value_and_gradient
+from rlhf_marl.algorithm.network import Linear, Network, project, random_projection, value_and_gradient
 from rlhf_marl.algorithm.topology import (
     GRAPHS,
     MATRICES,
@@ -34,6 +34,7 @@ __all__ = [
     "SIGNALS",
     "Critic",
     "CriticMetrics",
+    "Linear",
     "Network",
     "Transition",
     "actor_signal",

@@ -67,7 +67,9 @@ def actor_signal(
     if credit == "consensus":
         advantage = -gossip(power, td_error(value, reward, next_value, discount))
     else:
-        advantage = power.diagonal().to(reward).unsqueeze(-1) * reward + gossip(power, discount * next_value - value)
+        advantage = power.diagonal(dim1=-2, dim2=-1).to(reward).unsqueeze(-1) * reward + gossip(
+            power, discount * next_value - value
+        )
     return -advantage if signal == "td_q_literal" else advantage
 
 
@@ -82,8 +84,9 @@ def leave_one_out(signal: Tensor) -> Tensor:
     return signal - (signal.sum(-1, keepdim=True) - signal) / (n - 1)
 
 
-def normalised_step(parameters: Tensor, direction: Tensor, step_size: float, epsilon: float = 1e-12) -> Tensor:
+def normalised_step(parameters: Tensor, direction: Tensor, step_size: float) -> Tensor:
     """Line 17: θ + α d / ‖d‖ per agent, on (..., n_agents, n_params). A zero or non-finite d leaves θ as it is."""
-    norm = direction.norm(dim=-1, keepdim=True)
-    step = step_size * direction / norm.clamp_min(epsilon)
-    return torch.where(norm.isfinite() & (norm > 0), parameters + step, parameters)
+    largest = direction.abs().amax(-1, keepdim=True)
+    direction = direction / largest  # a tiny d's squares would vanish in the norm
+    step = step_size * direction / direction.norm(dim=-1, keepdim=True)
+    return torch.where(largest.isfinite() & (largest > 0), parameters + step, parameters)

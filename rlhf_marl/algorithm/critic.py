@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.actor import td_error
 from rlhf_marl.algorithm.gossip import disagreement, gossip
-from rlhf_marl.algorithm.network import Network, value_and_gradient
+from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Critic:
 
     def __init__(
         self,
-        network: Network,
+        network: Network | Linear,
         initial: Tensor,
         batch_shape: Sequence[int],
         power: Tensor,
@@ -69,8 +69,9 @@ class Critic:
     ) -> None:
         """
         Args:
-            initial: W(0), (n_params,), shared by all agents and the centre of the ball.
-            power: A^t_gossip.
+            initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) if each seed
+                has its own.
+            power: A^t_gossip, (n_agents, n_agents), or with seeds in front.
             step_size: β. radius: B, or None for no projection.
             start: `restart` begins every call at W(0), as printed; `warm` at the last gossiped weights.
             average: line 9's running average; without it the last iterate is the result.
@@ -163,7 +164,9 @@ class Critic:
             }
 
 
-def project_to_ball(weights: Tensor, centre: Tensor, radius: float | None, network: Network) -> tuple[Tensor, Tensor]:
+def project_to_ball(
+    weights: Tensor, centre: Tensor, radius: float | None, network: Network | Linear
+) -> tuple[Tensor, Tensor]:
     """Line 8: per layer, the nearest weights with ‖W^(h) - W^(h)(0)‖_F <= B.
 
     Returns the projected weights (..., n_params) and the share of layers that were outside, (...).

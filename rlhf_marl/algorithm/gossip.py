@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
-    """A^t_gossip, (n, n) float64; 0 rounds give the identity. Raises ValueError for negative rounds."""
+    """A^t_gossip, (..., n, n) float64; 0 rounds give the identity. Raises ValueError for negative rounds."""
     if rounds < 0:
         raise ValueError(f"gossip_rounds: {rounds} is negative; 0 means no consensus")
     return torch.linalg.matrix_power(matrix.double(), rounds)
@@ -13,7 +13,7 @@ def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
 
 def gossip(power: Tensor, values: Tensor) -> Tensor:
     """Algorithm 2, line 12: W_K = A^t Ŵ. values: (..., n_agents, n_params); keeps dtype and device."""
-    return torch.einsum("ij,...jk->...ik", power.to(values), values)
+    return power.to(values) @ values
 
 
 def disagreement(values: Tensor) -> Tensor:

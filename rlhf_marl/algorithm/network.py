@@ -21,7 +21,8 @@ def project(x: Tensor, h: Tensor) -> Tensor:
 class Network:
     """y = bᵀ x^(D), x^(h) = ReLU(W^(h) x^(h-1)) / √m.
 
-    b ~ N(0, 1) is drawn once and fixed; a policy has one b per action (n_outputs), scaled by output_scale.
+    b ~ N(0, 1) is drawn once and fixed; a policy has one b per action (n_outputs), scaled by output_scale. Where each
+    seed has a b of its own, set `b` to (..., 1, n_outputs, m).
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Network:
         weights: (..., n_agents, n_params); x0 = H x: (..., n_agents or 1, batch, m).
         Returns (..., n_agents, batch), or (..., n_agents, batch, n_outputs) if there are several outputs.
         """
-        y = self.hidden(weights, x0) @ self.b.to(x0).T
+        y = self.hidden(weights, x0) @ self.b.to(x0).mT
         return y.squeeze(-1) if self.n_outputs == 1 else y
 
     def hidden(self, weights: Tensor, x0: Tensor) -> Tensor:
@@ -71,8 +72,28 @@ class Network:
         return (self.hidden(weights, x0) == 0).all(-2).float().mean(-1)
 
 
+@final
+class Linear:
+    """y = wᵀ x: the linear critic of the earlier theory, where Network is expected. Its one layer is w as (1, d)."""
+
+    def __init__(self, n_inputs: int) -> None:
+        self.n_params = n_inputs
+
+    def layers(self, weights: Tensor) -> Tensor:
+        """(..., n_params) -> (..., 1, 1, n_params), a view."""
+        return weights[..., None, None, :]
+
+    def forward(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """weights: (..., n_agents, n_params); x0: (..., n_agents or 1, batch, n_params) -> (..., n_agents, batch)."""
+        return (x0 @ weights.unsqueeze(-1)).squeeze(-1)
+
+    def dead_fraction(self, weights: Tensor, x0: Tensor) -> Tensor:
+        """There are no units to be off: zeros (..., n_agents)."""
+        return torch.zeros(weights.shape[:-1])
+
+
 def value_and_gradient(
-    network: Network, weights: Tensor, x0: Tensor, coefficient: Callable[[Tensor], Tensor]
+    network: Network | Linear, weights: Tensor, x0: Tensor, coefficient: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Values Q (..., n_agents, batch) and the gradient of Σ_batch c Q in each agent's own weights.
 

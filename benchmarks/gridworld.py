@@ -1,0 +1,173 @@
+"""The compiled training loop of the grid against a plain autograd loop, interleaved in one run; and how its cost grows.
+
+python benchmarks/gridworld.py [--json FILE]
+
+The plain loop is what one would write first: one seed at a time, torch autograd, the same algorithm at the paper's
+defaults (N = 2, m = 20, D = 5, K = M = 1, 10 rounds of gossip). A seed-step is one iteration of Algorithm 1 for one
+seed.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.spread import EPISODE, NEXT_CELL, local_rewards
+from rlhf_marl.gridworld.training import train
+from rlhf_marl.gridworld.world import World, draw_world
+
+DEFAULTS = Setting(signal="td_q")
+SEEDS, REPEATS = 100, 5
+STEPS = 1000  # iterations of the compiled loop in one measurement at 100 seeds
+PLAIN_STEPS = 150
+GROWTH = {
+    "seeds": [(f"{n}", {}, n) for n in (1, 10, 100)],
+    "N": [(f"{n}", {"n_agents": n}, 20) for n in (2, 3, 4)],
+    "m": [(f"{m}", {"width": m}, 20) for m in (10, 20, 40)],
+    "D": [(f"{d}", {"depth": d}, 20) for d in (5, 20, 40)],
+    "K": [(f"{k}", {"critic_steps": k}, 20) for k in (1, 5)],
+    "M": [(f"{m}", {"actor_samples": m}, 20) for m in (1, 5)],
+}
+
+
+class PlainNetwork(torch.nn.Module):
+    """Eq. (5) as a module."""
+
+    def __init__(self, h: np.ndarray, w: np.ndarray, b: np.ndarray) -> None:
+        super().__init__()
+        self.h = torch.nn.Parameter(torch.tensor(h, dtype=torch.float32))
+        self.w = torch.nn.ParameterList(torch.tensor(layer, dtype=torch.float32) for layer in w)
+        self.b = torch.nn.Parameter(torch.tensor(b, dtype=torch.float32))
+
+    def forward(self, x: np.ndarray) -> torch.Tensor:
+        hidden = torch.as_tensor(x, dtype=torch.float32) @ self.h
+        for layer in self.w:
+            hidden = torch.relu(layer @ hidden) / layer.shape[0] ** 0.5
+        return self.b @ hidden
+
+
+def plain_loop(s: Setting, world: World, iterations: int) -> None:
+    """Algorithms 1 and 2 with K = M = 1 and a Q critic for the world's first seed."""
+    n = s.n_agents
+    generator = np.random.default_rng(0)
+    power = torch.linalg.matrix_power(torch.tensor(world.matrix[0]), s.gossip_rounds).float()
+    critics = [PlainNetwork(world.critic_h[0], world.critic_w[0], world.critic_b[0]) for _ in range(n)]
+    actors = [PlainNetwork(world.actor_h[0, i], world.actor_w[0, i], world.actor_b[0, i]) for i in range(n)]
+    start = [layer.detach().clone() for layer in critics[0].w]
+    positions, landmarks = world.positions[0], world.landmarks[0]
+    for t in range(iterations):
+        policies = [
+            torch.distributions.Categorical(logits=actor(encode_actor(positions, i))) for i, actor in enumerate(actors)
+        ]
+        actions = [policy.sample() for policy in policies]
+        taken = np.array([int(action) for action in actions])
+        reached = NEXT_CELL[positions, taken]
+        rewards = local_rewards(s.split, reached, landmarks)
+        following = generator.integers(65, size=n) if (t + 1) % EPISODE == 0 else reached
+        with torch.no_grad():
+            next_actions = np.array(
+                [
+                    int(torch.distributions.Categorical(logits=actor(encode_actor(following, i))).sample())
+                    for i, actor in enumerate(actors)
+                ]
+            )
+        x, next_x = encode_critic(positions, taken), encode_critic(following, next_actions)
+        averages = []
+        for critic, reward in zip(critics, rewards, strict=True):
+            if s.start == "restart":
+                with torch.no_grad():
+                    for layer, initial in zip(critic.w, start, strict=True):
+                        layer.copy_(initial)
+            value = critic(x)
+            with torch.no_grad():
+                delta = value - reward - s.discount * critic(next_x)
+            gradients = torch.autograd.grad(value, list(critic.w))
+            with torch.no_grad():
+                average = []
+                for layer, gradient, centre in zip(critic.w, gradients, start, strict=True):
+                    moved = layer - s.critic_step_size * delta * gradient
+                    distance = (moved - centre).norm()
+                    if s.radius is not None and distance > s.radius:
+                        moved = centre + (moved - centre) * s.radius / distance
+                    average.append((layer + moved) / 2)
+                averages.append(average)
+        with torch.no_grad():
+            for i, critic in enumerate(critics):
+                for level, layer in enumerate(critic.w):
+                    layer.copy_(sum(power[i, j] * averages[j][level] for j in range(n)))
+            deltas = torch.stack(
+                [
+                    critic(x) - reward - s.discount * critic(next_x)
+                    for critic, reward in zip(critics, rewards, strict=True)
+                ]
+            )
+            signals = -(power @ deltas.float())
+        for actor, policy, action, signal in zip(actors, policies, actions, signals, strict=True):
+            direction = torch.autograd.grad(signal * policy.log_prob(action), list(actor.parameters()))
+            norm = torch.sqrt(sum(part.square().sum() for part in direction))
+            with torch.no_grad():
+                for parameter, part in zip(actor.parameters(), direction, strict=True):
+                    if norm > 0:
+                        parameter += s.actor_step_size * part / norm
+        positions = following
+
+
+def compiled_rate(s: Setting, world: World, iterations: int) -> float:
+    """Seed-steps a second of the compiled loop."""
+    seeds = range(len(world.landmarks))
+    began = time.perf_counter()
+    train(s, 0, seeds, [iterations], world=world)
+    return len(seeds) * iterations / (time.perf_counter() - began)
+
+
+def plain_rate(s: Setting, world: World, iterations: int) -> float:
+    """Seed-steps a second of the plain loop."""
+    began = time.perf_counter()
+    plain_loop(s, world, iterations)
+    return iterations / (time.perf_counter() - began)
+
+
+@click.command()
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers as a flat JSON object.")
+def main(output: Path | None) -> None:
+    """Measure."""
+    world = draw_world(DEFAULTS, 0, range(SEEDS))
+    began = time.perf_counter()
+    train(DEFAULTS, 0, range(1), [1])
+    click.echo(f"compiled or loaded from the cache in {time.perf_counter() - began:.1f} s")
+    torch.set_num_threads(1)  # the matrices are far too small for more
+    plain_rate(DEFAULTS, world, 10)
+    plain, compiled = [], []
+    for _ in range(REPEATS):
+        plain.append(plain_rate(DEFAULTS, world, PLAIN_STEPS))
+        compiled.append(compiled_rate(DEFAULTS, world, STEPS))
+    numbers = {
+        "seed_steps_per_second": statistics.median(compiled),
+        "autograd_seed_steps_per_second": statistics.median(plain),
+        "speedup_over_autograd": statistics.median(c / p for c, p in zip(compiled, plain, strict=True)),
+    }
+    click.echo(f"autograd, one seed at a time  {numbers['autograd_seed_steps_per_second']:10,.0f} seed-steps/s")
+    click.echo(f"compiled, {SEEDS} seeds          {numbers['seed_steps_per_second']:10,.0f} seed-steps/s")
+    click.echo(f"ratio                         {numbers['speedup_over_autograd']:10,.0f} x")
+    for what, cases in GROWTH.items():
+        for label, changes, seeds in cases:
+            s = DEFAULTS.model_copy(update=changes)
+            world = draw_world(s, 0, range(seeds))
+            budget = max(1, seeds * s.n_agents * s.depth * s.steps_per_iteration * s.width // 20)
+            rate = statistics.median(compiled_rate(s, world, max(50, 400_000 // budget)) for _ in range(3))
+            numbers[f"seed_steps_per_second_{what}_{label}"] = rate
+            click.echo(
+                f"{what:>5} = {label:<4} ({seeds:3} seeds)   {rate:10,.0f} seed-steps/s  {1e6 / rate:8.1f} us each"
+            )
+    if output is not None:
+        output.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

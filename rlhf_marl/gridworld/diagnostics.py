@@ -1,0 +1,277 @@
+"""What critics and actors got right, against exact dynamic programming, for two agents.
+
+Everything is an expectation, not a sample: over the states that the current policies visit, and over all joint actions.
+Tables of a seed have the axes (agent 0's cell, agent 1's cell), then (agent 0's action, agent 1's action).
+
+A critic cannot see how old an episode is, so the exact values here are those of a chain whose resets come with the same
+rate whatever the age: 1/10 for periodic resets, 1 - γ for the restart kernel (for which this is exact).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from rlhf_marl.algorithm import Network, consensus_power
+from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
+from rlhf_marl.gridworld.exact import reward_table
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS, N_CELLS, NEXT_CELL, local_rewards
+from rlhf_marl.gridworld.training import Critics, Policies, policy_table
+from rlhf_marl.gridworld.world import World
+
+_BOARD = (N_CELLS, N_CELLS)
+_STATES = np.stack(np.divmod(np.arange(N_CELLS**2), N_CELLS), axis=-1)  # (4225, 2)
+_JOINT = np.stack(np.divmod(np.arange(N_ACTIONS**2), N_ACTIONS), axis=-1)  # (25, 2)
+_NEXT = (NEXT_CELL[:, None, :, None], NEXT_CELL[None, :, None, :])  # of a state and a joint action
+_TARGETS = np.ravel_multi_index(np.broadcast_arrays(*_NEXT), _BOARD)  # (65, 65, 5, 5)
+_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """How a TD target goes on: E[target] = r + stay V(s') + leave V̄, V̄ the mean of V over fresh positions."""
+
+    stay: float
+    leave: float
+
+
+def chain(s: Setting) -> Chain:
+    """Of a setting's resets and bootstraps."""
+    rate = 1 - s.discount if s.reset == "restart_kernel" else 1 / EPISODE
+    match s.bootstrap:
+        case "reached":
+            return Chain(s.discount, 0.0)
+        case "redrawn":
+            return Chain(s.discount * (1 - rate), s.discount * rate)
+        case _:
+            return Chain(s.discount * (1 - rate), 0.0)
+
+
+def joint(table: np.ndarray) -> np.ndarray:
+    """π(a|s) of all joint actions from a policy table (2, 65, 65, 5): (65, 65, 5, 5)."""
+    return table[0][..., :, None] * table[1].swapaxes(0, 1)[..., None, :]
+
+
+def transitions(table: np.ndarray) -> csr_matrix:
+    """P(s' | s) between resets, (4225, 4225)."""
+    starts = np.arange(0, _TARGETS.size + 1, len(_JOINT))
+    return csr_matrix((joint(table).ravel(), _TARGETS.ravel(), starts), shape=(len(_STATES), len(_STATES)))
+
+
+def visits(table: np.ndarray, s: Setting) -> np.ndarray:
+    """ν(s): how often the policies act in each state, (65, 65): sums to 1."""
+    move = transitions(table).T
+    now = np.full(len(_STATES), 1 / len(_STATES))
+    if s.reset == "periodic":
+        steps = [now]
+        for _ in range(EPISODE - 1):
+            steps.append(move @ steps[-1])
+        return np.mean(steps, axis=0).reshape(_BOARD)
+    # ν = (1 - γ) Σ γ^t P^t (Lemma 4.2)
+    return _solve(move, s.discount, (1 - s.discount) * now).reshape(_BOARD)
+
+
+def _solve(matrix: csr_matrix, factor: float, right: np.ndarray) -> np.ndarray:
+    """x = factor matrix x + right."""
+    # Krylov methods stall on nearly deterministic policies.
+    x = right
+    while True:
+        following = factor * (matrix @ x) + right
+        change = np.abs(following - x).max()
+        x = following
+        if change <= _TOLERANCE * (1 - factor) * np.abs(x).max():
+            return x
+
+
+def exact_state_value(rewards: np.ndarray, table: np.ndarray, c: Chain) -> np.ndarray:
+    """V of the policies, (65, 65). rewards: of the state reached, as the critics are paid, (65, 65)."""
+    move = transitions(table)
+    value = _solve(move, c.stay, move @ rewards.ravel())  # without `leave`, whose effect is a constant
+    # V = U + leave V̄ / (1 - stay), and so V̄ = Ū + leave V̄ / (1 - stay)
+    mean = value.mean() * (1 - c.stay) / (1 - c.stay - c.leave)
+    return (value + c.leave * mean / (1 - c.stay)).reshape(_BOARD)
+
+
+def backed_up(rewards: np.ndarray, value: np.ndarray, c: Chain) -> np.ndarray:
+    """E[r + γ V(s') | s, a]: (65, 65) -> (65, 65, 5, 5)."""
+    return (rewards + c.stay * value)[_NEXT] + c.leave * value.mean()
+
+
+def critic_tables(s: Setting, world: World, critics: Critics, seed: int) -> np.ndarray:
+    """What a seed's critics say everywhere: V (C, 65, 65) or Q (C, 65, 65, 5, 5)."""
+    shape: tuple[int, ...] = _BOARD
+    if s.signal == "td_v":
+        x = encode_critic(_STATES)
+    else:
+        x = encode_critic(
+            _STATES[:, None].repeat(len(_JOINT), 1), np.broadcast_to(_JOINT, (len(_STATES), *_JOINT.shape))
+        )
+        x, shape = x.reshape(-1, x.shape[-1]), (*_BOARD, N_ACTIONS, N_ACTIONS)
+    w = critics.w[seed]
+    if s.critic == "linear":
+        values = np.einsum("cd,xd->cx", w.reshape(len(w), -1), x)
+    else:
+        hidden = torch.as_tensor((x @ world.critic_h[seed]).astype(w.dtype))
+        network = Network(s.width, s.depth, generator=torch.Generator())
+        network.b = torch.as_tensor(world.critic_b[seed : seed + 1].astype(w.dtype))
+        values = network.forward(torch.as_tensor(w).flatten(1), hidden[None]).numpy()
+    return values.reshape(len(w), *shape).astype(float)
+
+
+def critic_quality(estimate: np.ndarray, exact: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
+    """Root mean square error and correlation under the weights, which sum to 1; all of one shape.
+
+    The correlation of a constant is 0.
+    """
+    difference = estimate - exact
+    a, b = estimate - (weights * estimate).sum(), exact - (weights * exact).sum()
+    spread = np.sqrt((weights * a**2).sum() * (weights * b**2).sum())
+    correlation = (weights * a * b).sum() / spread if spread > 0 else 0.0
+    return float(np.sqrt((weights * difference**2).sum())), float(correlation)
+
+
+def bellman_error(estimate: np.ndarray, rewards: np.ndarray, table: np.ndarray, nu: np.ndarray, c: Chain) -> float:
+    """MSBE of Eq. (6): E[(Q - T^π Q)^2], or of V, under the visits."""
+    pi = joint(table)
+    if estimate.ndim == 2:
+        target = (pi * backed_up(rewards, estimate, c)).sum((-2, -1))
+        return float((nu * (estimate - target) ** 2).sum())
+    target = backed_up(rewards, (pi * estimate).sum((-2, -1)), c)
+    return float((nu[..., None, None] * pi * (estimate - target) ** 2).sum())
+
+
+def actor_weights(
+    s: Setting, estimates: np.ndarray, rewards: np.ndarray, power: np.ndarray, table: np.ndarray, nu: np.ndarray
+) -> np.ndarray:
+    """Mean of what weighs ∇log π^i(a^i | s) in line 16, times how often (s, a^i) is met: (2, 65, 65, 5), by agent.
+
+    Axes of a row: agent 0's cell, agent 1's cell, the agent's own action.
+
+    Args:
+        estimates: the agents' critics, (2, 65, 65) or (2, 65, 65, 5, 5); one alone with Algorithm 3.
+        rewards: what each critic is paid in the state reached, (2 or 1, 65, 65).
+        power: A^t_gossip, (2, 2) or (1, 1).
+    """
+    pi, c = joint(table), chain(s)
+    if s.signal in ("q_value", "counterfactual"):
+        signals = estimates
+    else:
+        now = estimates if s.signal != "td_v" else estimates[..., None, None]
+        state = estimates if s.signal == "td_v" else (pi * estimates).sum((-2, -1))
+        ahead = np.stack([backed_up(np.zeros(_BOARD), value, c) for value in state])
+        paid = np.stack([reward[_NEXT] for reward in rewards])
+        if s.credit == "local":
+            own = np.diagonal(power)[:, None, None, None, None] * paid
+            signals = own + np.tensordot(power, ahead - now, 1)
+        else:
+            signals = np.tensordot(power, paid + ahead - now, 1)
+        if s.signal == "td_q_literal":
+            signals = -signals
+    result = []
+    for i in range(2):
+        signal = signals[i % len(signals)]
+        if s.signal == "counterfactual":
+            own_policy = table[0][..., :, None] if i == 0 else table[1].swapaxes(0, 1)[..., None, :]
+            signal = signal - (own_policy * signal).sum(-2 + i, keepdims=True)
+        result.append((nu[..., None, None] * pi * signal).sum(-1 if i == 0 else -2))  # over the other's action
+    return np.stack(result)
+
+
+def exact_weights(rewards: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """The same for the exact gradient of J, the mean reward per step of an episode from uniform positions."""
+    pi, move = joint(table), transitions(table)
+    ahead = [np.zeros(len(_STATES))]  # value of the last k steps
+    for _ in range(EPISODE - 1):
+        ahead.append(move @ (rewards.ravel() + ahead[-1]))
+    now, total = np.full(len(_STATES), 1 / len(_STATES)), np.zeros(pi.shape)
+    for rest in reversed(ahead):
+        total += now.reshape(_BOARD)[..., None, None] * pi * (rewards + rest.reshape(_BOARD))[_NEXT]
+        now = move.T @ now
+    return np.stack([total.sum(-1), total.sum(-2)]) / EPISODE
+
+
+def direction(s: Setting, policies: Policies, seed: int, weights: np.ndarray) -> np.ndarray:
+    """Σ weights ∇log π^i per agent, flat: (2, n_params). weights: (2, 65, 65, 5) as in `actor_weights`."""
+    network = Network(s.width, s.depth, generator=torch.Generator())
+    leaves = [
+        torch.as_tensor(a[seed], dtype=torch.float64).requires_grad_() for a in (policies.h, policies.w, policies.b)
+    ]
+    h, w, b = leaves
+    x = torch.as_tensor(np.stack([encode_actor(_STATES, i) for i in range(2)]))
+    with torch.enable_grad():
+        logits = network.hidden(w.flatten(1), x @ h) @ b.mT  # (2, 4225, 5)
+        loss = (torch.as_tensor(weights.reshape(2, -1, N_ACTIONS)) * torch.log_softmax(logits, -1)).sum()
+        gradients = torch.autograd.grad(loss, leaves)
+    return torch.cat([gradient.flatten(1) for gradient in gradients], dim=1).numpy()
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Per agent, (2, n_params) -> (2,); 0 where one of the two is zero."""
+    lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    return np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1), 0.0)
+
+
+def diagnose(s: Setting, world: World, policies: Policies, critics: Critics) -> dict[str, np.ndarray]:
+    """Per seed, (S,), means over the agents (and their critics).
+
+    critic_error: root mean square, in the reward that the agents learn from. critic_correlation: with the exact value
+    of the mean reward. msbe: Eq. (6). cosine: between the mean of line 16's direction and the exact gradient of J.
+
+    Raises:
+        UsageError: for another number of agents than two.
+    """
+    if s.n_agents != 2:
+        raise UsageError(f"diagnostics: {s.n_agents} agents; exact values are there for two")
+    tables = policy_table(policies).astype(float)
+    rows = [_diagnose_seed(s, world, policies, critics, tables[seed], seed) for seed in range(len(tables))]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _diagnose_seed(
+    s: Setting, world: World, policies: Policies, critics: Critics, table: np.ndarray, seed: int
+) -> dict[str, float]:
+    c, nu = chain(s), visits(table, s)
+    team = reward_table(world.landmarks[seed])
+    paid = (team + s.reward_shift) * s.reward_scale
+    estimates = critic_tables(s, world, critics, seed)[:2]
+    exact = exact_state_value(paid, table, c)
+    weights = nu
+    if s.signal != "td_v":
+        exact, weights = backed_up(paid, exact, c), nu[..., None, None] * joint(table)
+    quality = [critic_quality(estimate, exact, weights) for estimate in estimates]
+    rewards, power = paid[None], np.ones((1, 1))
+    if s.control == "decentralised":
+        local = local_rewards(s.split, _STATES, world.landmarks[seed][None])
+        rewards = np.moveaxis((local + s.reward_shift) * s.reward_scale, -1, 0).reshape(2, *_BOARD)
+        power = consensus_power(torch.as_tensor(world.matrix[seed]), s.gossip_rounds).numpy()
+    actual = direction(s, policies, seed, actor_weights(s, estimates, rewards, power, table, nu))
+    best = direction(s, policies, seed, exact_weights(team, table))
+    return {
+        "critic_error": float(np.mean([error for error, _ in quality])),
+        "critic_correlation": float(np.mean([correlation for _, correlation in quality])),
+        "msbe": float(np.mean([bellman_error(estimate, paid, table, nu, c) for estimate in estimates])),
+        "cosine": float(cosine(actual, best).mean()),
+    }
+
+
+def communication(s: Setting, world: World) -> dict[str, np.ndarray]:
+    """What the agents send over a whole run (Corollary 5.11), per seed, (S,).
+
+    rounds: of gossip, 2 T t_gossip with a TD-error signal. messages: one agent's values to one neighbour. bytes: of
+    those, at 4 a number. Algorithm 3 has a centre instead of gossip, and sends nothing here.
+    """
+    n_seeds = len(world.matrix)
+    decentralised = s.control == "decentralised"
+    critic_rounds = s.iterations * s.gossip_rounds * decentralised
+    actor_rounds = critic_rounds * (s.signal not in ("q_value", "counterfactual"))
+    links = (world.matrix > 0).sum((-2, -1)) - s.n_agents
+    n_params = world.critic_h.shape[1] if s.critic == "linear" else s.depth * s.width**2
+    numbers = critic_rounds * n_params + actor_rounds * s.actor_samples
+    return {
+        "rounds": np.full(n_seeds, critic_rounds + actor_rounds),
+        "messages": links * (critic_rounds + actor_rounds),
+        "bytes": links * numbers * 4,
+    }

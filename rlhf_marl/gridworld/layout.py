@@ -1,0 +1,160 @@
+"""What the compiled functions work on: a setting as numbers, tables, a seed's arrays, and scratch."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from rlhf_marl.gridworld.spread import N_ACTIONS
+
+TD_Q_LITERAL, TD_Q, TD_V, Q_VALUE, COUNTERFACTUAL = range(5)
+REACHED, REDRAWN, NONE = range(3)
+# Columns of the statistics: sums over an interval's iterations (or steps), see training.py.
+REWARD, VALUE, POSITIVE, ENTROPY, PROJECTED, SKIPPED = range(6)
+N_STATISTICS = 6
+
+
+class Options(NamedTuple):
+    """A Setting as the kernel wants it: choices as numbers (see the constants above), conditions as booleans."""
+
+    critic_steps: int
+    actor_samples: int
+    signal: int
+    bootstrap: int
+    inverse: bool
+    restart: bool
+    average: bool
+    linear: bool
+    centralised: bool
+    local: bool
+    closest: bool
+    restart_kernel: bool
+    discount: float
+    reward_shift: float
+    reward_scale: float
+
+
+class Tables(NamedTuple):
+    """The same for all seeds.
+
+    numbers: γ, α, β, B, 1 / √m, in the precision of the weights: scalars of another one would slow the inner loops.
+    scaled (65, 2), distance (65, 65), next_cell (65, 5): see encoding.py and spread.py.
+    readers: (N,) the critic whose values weigh each agent's score function.
+    """
+
+    numbers: np.ndarray
+    scaled: np.ndarray
+    distance: np.ndarray
+    next_cell: np.ndarray
+    readers: np.ndarray
+
+
+class Seed(NamedTuple):
+    """One seed's state. N agents; C critics: N, N + 1 with Algorithm 3 as yardstick, or Algorithm 3 alone; m padded.
+
+    landmarks: (N,). power: (C, C) gossip among critics.
+    critic_h (d, m), critic_0 (D, m, m), critic_b (m,): fixed. critics (2, C, D, m, m): after and before gossip.
+    A linear critic has H = I, so (d, d), and weights (1, 1, d).
+    bounds: (2, C, D) upper bounds of the distances to W(0), of the iterate and of the average.
+    actor_h (N, d', m), actor_w (N, D, m, m), actor_b (N, 5, m).
+    positions (N,), age (1,). uniforms (steps, 2 N + 1), redrawn (steps, N): noise of the steps to come.
+    statistics: (N_STATISTICS,) sums, added to.
+    """
+
+    landmarks: np.ndarray
+    power: np.ndarray
+    critic_h: np.ndarray
+    critic_0: np.ndarray
+    critic_b: np.ndarray
+    actor_h: np.ndarray
+    actor_w: np.ndarray
+    actor_b: np.ndarray
+    critics: np.ndarray
+    bounds: np.ndarray
+    positions: np.ndarray
+    age: np.ndarray
+    uniforms: np.ndarray
+    redrawn: np.ndarray
+    statistics: np.ndarray
+
+
+class Scratch(NamedTuple):
+    """Arrays to work in. Slot 0 holds the critic's K samples one after the other, then the slots hold the actors' M."""
+
+    cells: np.ndarray
+    reached: np.ndarray
+    actions: np.ndarray
+    next_actions: np.ndarray
+    other: np.ndarray
+    on: np.ndarray
+    x: np.ndarray
+    rewards: np.ndarray
+    x0: np.ndarray
+    next_x0: np.ndarray
+    learned: np.ndarray
+    follows: np.ndarray
+    critic_hidden: np.ndarray
+    critic_back: np.ndarray
+    actor_x: np.ndarray
+    hidden: np.ndarray
+    back: np.ndarray
+    top: np.ndarray
+    spare_x: np.ndarray
+    spare_hidden: np.ndarray
+    logits: np.ndarray
+    probabilities: np.ndarray
+    pi: np.ndarray
+    d_logits: np.ndarray
+    unlikely: np.ndarray
+    advantage: np.ndarray
+    weights: np.ndarray
+    one: np.ndarray
+    spare_x0: np.ndarray
+    rate: np.ndarray
+    shares: np.ndarray
+
+
+def make_scratch(o: Options, seed: Seed) -> Scratch:
+    """For seeds of these shapes."""
+    slots, kind = o.actor_samples, seed.critics.dtype
+    (n, depth, m), d_actor, (d, d0) = seed.actor_w.shape[:3], seed.actor_h.shape[1], seed.critic_h.shape
+    _, n_critics, critic_depth = seed.critics.shape[:3]
+
+    def integers(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.int64)
+
+    def floats(*shape: int) -> np.ndarray:
+        return np.zeros(shape, kind)
+
+    return Scratch(
+        cells=integers(slots, n),
+        reached=integers(slots, n),
+        actions=integers(slots, n),
+        next_actions=integers(n),
+        other=integers(n),
+        on=integers(max(m, d, d0) + 1),
+        x=floats(d),
+        rewards=np.zeros(n),
+        x0=floats(slots, d0),
+        next_x0=floats(slots, d0),
+        learned=floats(slots, n_critics),
+        follows=floats(slots),
+        critic_hidden=floats(critic_depth + 1, d0),
+        critic_back=floats(critic_depth + 1, d0),
+        actor_x=floats(n, slots, d_actor),
+        hidden=floats(n, slots, depth + 1, m),
+        back=floats(slots, depth + 1, m),
+        top=floats(m),
+        spare_x=floats(d_actor),
+        spare_hidden=floats(depth + 1, m),
+        logits=floats(N_ACTIONS),
+        probabilities=floats(N_ACTIONS),
+        pi=floats(n, slots, N_ACTIONS),
+        d_logits=floats(n, slots, N_ACTIONS),
+        unlikely=floats(n, slots),
+        advantage=floats(slots, n_critics),
+        weights=floats(n, slots),
+        one=np.ones(1, kind),
+        spare_x0=floats(d0),
+        rate=floats(1),
+        shares=floats(o.critic_steps),
+    )

@@ -1,0 +1,128 @@
+"""Figures of the study: mean curves with 95% intervals and the baselines, readable in grey."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_marl.gridworld.study.experiments import Experiment
+from rlhf_marl.gridworld.study.measure import interval
+from rlhf_marl.gridworld.study.results import Result
+
+# Distinct without colour: dashes, markers, and colours of different lightness.
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v")
+_COLOURS = ("#0b3c5d", "#d1603d", "#6a994e", "#7b2d8b", "#b8860b")
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "rlhf_marl",  # the same picture is the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "figure.dpi": 110,
+}
+
+
+def draw(experiment: Experiment, regime: str, arms: Mapping[str, Result], path: Path) -> None:
+    """Write path.svg and path.png."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with pyplot.rc_context(_STYLE):
+        extra = _EXTRA.get(experiment.title)
+        figure, axes = pyplot.subplots(1, 2 if extra else 1, figsize=(10 if extra else 5.6, 3.6), squeeze=False)
+        _curves(axes[0, 0], arms)
+        if extra:
+            extra(axes[0, 1], arms)
+        figure.suptitle(f"{experiment.title} ({experiment.source}; {regime})", fontsize=10)
+        figure.tight_layout()
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        figure.savefig(path.with_suffix(".png"))
+        pyplot.close(figure)
+
+
+def _curves(axes: Any, arms: Mapping[str, Result]) -> None:
+    """Value against environment steps; baselines as thin lines."""
+    for i, (label, result) in enumerate(arms.items()):
+        steps = result.arrays["points"] * result.setting.steps_per_iteration
+        mean, low, high = np.array([interval(column) for column in result.arrays["value"].T]).T
+        _line(axes, i, steps, mean, label)
+        axes.fill_between(steps, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
+    first = next(iter(arms.values()))
+    same = all(result.setting.n_agents == first.setting.n_agents for result in arms.values())
+    for name, shown in (("optimum", "best policy"), ("constant", "best constant action"), ("random", "random")):
+        if same and name in first.arrays:
+            shown = "bound of the best" if name == "optimum" and first.setting.n_agents != 2 else shown
+            axes.axhline(first.arrays[name].mean(), color="0.35", linewidth=0.8, linestyle=(0, (1, 2)))
+            axes.annotate(
+                shown, (1, first.arrays[name].mean()), xycoords=("axes fraction", "data"), fontsize=7, color="0.25",
+                ha="right", va="bottom",
+            )  # fmt: skip
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("team reward per step")
+    axes.legend(fontsize=7, frameon=False, loc="best")
+
+
+def _line(axes: Any, i: int, x: np.ndarray, y: np.ndarray, label: str) -> None:
+    axes.plot(
+        x, y, label=label, color=_COLOURS[i % len(_COLOURS)], linestyle=_LINES[i % len(_LINES)],
+        marker=_MARKERS[i % len(_MARKERS)], markersize=3, markevery=max(1, len(x) // 6), linewidth=1.4,
+    )  # fmt: skip
+
+
+def _gap(axes: Any, arms: Mapping[str, Result]) -> None:
+    """J* - J against t on logarithmic axes, with 1/t beside it."""
+    for i, (label, result) in enumerate(arms.items()):
+        gap = (result.arrays["optimum"][:, None] - result.arrays["value"]).mean(0)
+        _line(axes, i, result.arrays["points"], gap, label)
+    t = result.arrays["points"]
+    axes.plot(t, gap[0] * t[0] / t, color="0.4", linewidth=0.8, label="1 / t")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("iteration t")
+    axes.set_ylabel("J* - J, reward per step")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _consensus(axes: Any, arms: Mapping[str, Result]) -> None:
+    """Disagreement of the critics after rounds of gossip, beside λ_2^t and the paper's bound."""
+    result = list(arms.values())[-1]
+    error = result.arrays["consensus"]
+    rounds = np.arange(error.shape[1])
+    _line(axes, 0, rounds, np.nanmean(error, axis=0), "measured")
+    _line(axes, 1, rounds, ((1 - result.arrays["gap"][:, None]) ** rounds).mean(0), "λ₂ᵗ")
+    bound = (1 - result.arrays["eta"][:, None] ** (result.setting.n_agents - 1)) ** rounds
+    _line(axes, 2, rounds, bound.mean(0), "(1 - ηᴺ⁻¹)ᵗ")
+    axes.set_yscale("log")
+    axes.set_xlabel("gossip rounds t")
+    axes.set_ylabel("disagreement, relative")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _distance(axes: Any, arms: Mapping[str, Result]) -> None:
+    """Distance between the mean decentralised critic and Algorithm 3 on the same samples."""
+    result = arms["decentralised"]
+    steps = result.arrays["points"] * result.setting.steps_per_iteration
+    for i, (name, label) in enumerate(
+        (("distance", "mean critic to Algorithm 3"), ("disagreement_before", "among agents before gossip"),
+         ("disagreement_after", "among agents after gossip"))
+    ):  # fmt: skip
+        _line(axes, i, steps, result.arrays[name].mean(0), label)
+    axes.set_yscale("symlog", linthresh=1e-6)
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("Frobenius norm of weights")
+    axes.legend(fontsize=7, frameon=False)
+
+
+# What stands beside the rewards, by the experiment's title.
+_EXTRA = {
+    "Step sizes α/t": _gap,
+    "Gossip on a slow graph: a lazy ring of four": _consensus,
+    "Decentralised critics and Algorithm 3": _distance,
+}

@@ -1,0 +1,302 @@
+"""The front door of the grid: run a setting on many seeds, log as it goes.
+
+setting -> draw_world -> [ kernel.run on an interval -> statistics, snapshot ]* -> History
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rlhf_marl.algorithm import consensus_power
+from rlhf_marl.gridworld import kernel, layout
+from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
+from rlhf_marl.gridworld.play import fill_table
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
+from rlhf_marl.gridworld.world import Noise, World, draw_world
+
+_SIGNALS = ("td_q_literal", "td_q", "td_v", "q_value", "counterfactual")
+_BOOTSTRAPS = ("reached", "redrawn", "none")
+_LANES = 8  # the width that the kernel's inner loops are padded to
+_CHUNK = 2000  # steps whose noise is drawn at once
+
+
+def _pool(workers: int | None = None) -> ThreadPoolExecutor:
+    """A thread per core. Numbers below float32's normal range count as 0: they would slow deep networks twentyfold."""
+    return ThreadPoolExecutor(workers or os.cpu_count(), initializer=torch.set_flush_denormal, initargs=(True,))
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """Actor weights of all seeds, as in World."""
+
+    h: np.ndarray
+    w: np.ndarray
+    b: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Critics:
+    """Critic weights of all seeds, after and before the last gossip: (S, C, D, m, m), or (S, C, 1, 1, d) if linear.
+
+    The C critics are the agents' and then the yardstick's, or Algorithm 3's alone.
+    """
+
+    w: np.ndarray
+    before: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What a setting did, at P points; arrays (S seeds, P) unless they say otherwise.
+
+    Attributes:
+        points: iterations done at each point, (P,).
+        reward: mean team reward per step since the point before.
+        value: mean |Q| (or |V|). positive: share of positive actor signals. entropy: of the policies, nats.
+        projected: share of layers projected onto the ball. skipped: steps left out because they were not finite.
+        dead: share of the critics' last hidden units that are off on a sample of states.
+        disagreement_before, disagreement_after: of the agents' critics around the last gossip (0 for Algorithm 3).
+        distance: between the mean decentralised critic and Algorithm 3 on the same samples; NaN without a yardstick.
+        policies: snapshots at the points. critics: at the end.
+    """
+
+    points: np.ndarray
+    reward: np.ndarray
+    value: np.ndarray
+    positive: np.ndarray
+    entropy: np.ndarray
+    projected: np.ndarray
+    skipped: np.ndarray
+    dead: np.ndarray
+    disagreement_before: np.ndarray
+    disagreement_after: np.ndarray
+    distance: np.ndarray
+    policies: list[Policies]
+    critics: Critics
+
+
+def train(
+    setting: Setting,
+    master: int,
+    seeds: range,
+    points: Sequence[int],
+    *,
+    dtype: type[np.floating] = np.float32,
+    world: World | None = None,
+    progress: Callable[[int], None] = lambda iterations: None,
+) -> History:
+    """Run a setting on seeds; common master and seeds make settings comparable pairwise.
+
+    Args:
+        points: increasing numbers of iterations at which to log; the last one ends the run.
+        world: what the seeds decide, if it is drawn already.
+        progress: called with the iterations just done.
+    """
+    world = world or draw_world(setting, master, seeds)
+    noise = [Noise(master, seed, setting.n_agents) for seed in seeds]
+    state = _State(setting, world, dtype)
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows: list[dict[str, np.ndarray]] = []
+    snapshots = []
+    done = 0
+    with _pool(workers) as pool:
+        for point in points:
+            statistics = np.zeros((len(seeds), layout.N_STATISTICS))
+            began = done
+            while done < point:
+                chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
+                taken = [n.take(chunk * setting.steps_per_iteration) for n in noise]
+                uniforms, redrawn = (np.stack(part) for part in zip(*taken, strict=True))
+                state.run(pool, done, chunk, uniforms, redrawn, statistics)
+                done += chunk
+                progress(chunk)
+            rows.append(_row(setting, state, statistics, point - began))
+            snapshots.append(state.policies())
+    return History(
+        points=np.asarray(points),
+        policies=snapshots,
+        critics=Critics(state.weights(0), state.weights(1)),
+        **{name: np.stack([row[name] for row in rows], axis=1) for name in rows[0]},
+    )
+
+
+class _State:
+    """Padded arrays that the kernel works on in place."""
+
+    def __init__(self, s: Setting, world: World, dtype: type[np.floating]) -> None:
+        n_seeds = len(world.landmarks)
+        self.setting, self.dtype = s, dtype
+        self.n_critics = 1 if s.control == "centralised" else s.n_agents + s.yardstick
+        self.decentralised = 0 if s.control == "centralised" else s.n_agents
+        d = world.critic_h.shape[1]
+        if s.critic == "linear":
+            self.critic_h = np.repeat(np.eye(d, dtype=dtype)[None], n_seeds, axis=0)
+            self.critic_0, self.critic_b = np.zeros((n_seeds, 1, 1, d), dtype), np.zeros((n_seeds, 1), dtype)
+        else:
+            self.critic_h = self._padded(world.critic_h, 1)
+            self.critic_0 = self._padded(np.swapaxes(world.critic_w, -1, -2), 2)
+            self.critic_b = self._padded(world.critic_b, 1)
+        self.critics = np.repeat(np.repeat(self.critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
+        self.bounds = np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype)
+        self.actor_h = self._padded(world.actor_h, 1)
+        self.actor_w = self._padded(np.swapaxes(world.actor_w, -1, -2), 2)
+        self.actor_b = self._padded(world.actor_b, 1)
+        self.positions, self.ages = world.positions.copy(), np.zeros((n_seeds, 1), dtype=np.int64)
+        self.landmarks = world.landmarks
+        self.power = np.stack([self._power(matrix) for matrix in world.matrix]).astype(dtype)
+        self.readers = np.zeros(s.n_agents, int) if s.control == "centralised" else np.arange(s.n_agents)
+        radius = np.inf if s.radius is None else s.radius
+        self.numbers = np.array([s.discount, s.actor_step_size, s.critic_step_size, radius, s.width**-0.5], dtype)
+        self.options = layout.Options(
+            critic_steps=s.critic_steps,
+            actor_samples=s.actor_samples,
+            signal=_SIGNALS.index(s.signal),
+            bootstrap=_BOOTSTRAPS.index(s.bootstrap),
+            inverse=s.actor_schedule == "inverse",
+            restart=s.start == "restart",
+            average=s.average,
+            linear=s.critic == "linear",
+            centralised=s.control == "centralised",
+            local=s.credit == "local",
+            closest=s.split == "closest",
+            restart_kernel=s.reset == "restart_kernel",
+            discount=s.discount,
+            reward_shift=s.reward_shift,
+            reward_scale=s.reward_scale,
+        )
+
+    def _padded(self, array: np.ndarray, axes: int) -> np.ndarray:
+        """Zeros behind the last axes, up to a multiple of the lanes."""
+        behind = -self.setting.width % _LANES
+        return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - axes) + [(0, behind)] * axes), self.dtype)
+
+    def _power(self, matrix: np.ndarray) -> np.ndarray:
+        """A^t_gossip among the agents' critics; Algorithm 3's critic keeps to itself."""
+        power = np.eye(self.n_critics)
+        n = self.decentralised
+        power[:n, :n] = consensus_power(torch.as_tensor(matrix), self.setting.gossip_rounds).numpy()[:n, :n]
+        return power
+
+    def run(
+        self,
+        pool: Executor,
+        done: int,
+        iterations: int,
+        uniforms: np.ndarray,
+        redrawn: np.ndarray,
+        statistics: np.ndarray,
+    ) -> None:
+        """Advance every seed; the kernel releases the interpreter's lock, so seeds run side by side."""
+        tables = layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
+
+        def one(s: int) -> None:
+            seed = layout.Seed(
+                landmarks=self.landmarks[s],
+                power=self.power[s],
+                critic_h=self.critic_h[s],
+                critic_0=self.critic_0[s],
+                critic_b=self.critic_b[s],
+                actor_h=self.actor_h[s],
+                actor_w=self.actor_w[s],
+                actor_b=self.actor_b[s],
+                critics=self.critics[s],
+                bounds=self.bounds[s],
+                positions=self.positions[s],
+                age=self.ages[s],
+                uniforms=uniforms[s],
+                redrawn=redrawn[s],
+                statistics=statistics[s],
+            )
+            kernel.run(self.options, tables, seed, layout.make_scratch(self.options, seed), done, iterations)
+
+        list(pool.map(one, range(len(self.positions))))
+
+    def policies(self) -> Policies:
+        m = self.setting.width
+        return Policies(
+            self.actor_h[..., :m].copy(),
+            np.swapaxes(self.actor_w[..., :m, :m], -1, -2).copy(),
+            self.actor_b[..., :m].copy(),
+        )
+
+    def weights(self, when: int) -> np.ndarray:
+        """Critics after (0) or before (1) the last gossip, as Critics has them."""
+        weights = self.critics[:, when]
+        if self.setting.critic == "linear":
+            return weights.copy()
+        m = self.setting.width
+        return np.swapaxes(weights[..., :m, :m], -1, -2).copy()
+
+
+def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> dict[str, np.ndarray]:
+    """The log's entries at a point, each (S,)."""
+    steps = iterations * s.steps_per_iteration
+    flat = state.critics.reshape(*state.critics.shape[:3], -1)  # padding adds nothing
+    n = state.decentralised
+    flat, before = flat[:, 0], flat[:, 1, :n]
+    distance = np.full(len(flat), np.nan)
+    if s.yardstick:
+        distance = np.linalg.norm(flat[:, :n].mean(1) - flat[:, n], axis=-1)
+    return {
+        "reward": statistics[:, layout.REWARD] / steps,
+        "value": statistics[:, layout.VALUE] / iterations,
+        "positive": statistics[:, layout.POSITIVE] / iterations,
+        "entropy": statistics[:, layout.ENTROPY] / (iterations * s.actor_samples * s.n_agents),
+        "projected": statistics[:, layout.PROJECTED] / iterations,
+        "skipped": statistics[:, layout.SKIPPED],
+        "dead": _dead(s, state),
+        "disagreement_before": _disagreement(before),
+        "disagreement_after": _disagreement(flat[:, :n]),
+        "distance": distance,
+    }
+
+
+def _disagreement(weights: np.ndarray) -> np.ndarray:
+    """As algorithm.gossip.disagreement: (S, N, n_params) -> (S,)."""
+    if weights.shape[1] == 0:
+        return np.zeros(len(weights))
+    distance = weights - weights.mean(1, keepdims=True)
+    return np.sqrt((distance**2).sum(-1).mean(-1))
+
+
+def _dead(s: Setting, state: _State) -> np.ndarray:
+    """Share of each critic's last hidden units that are off on 64 random states (and actions), mean over critics."""
+    if s.critic == "linear":
+        return np.zeros(len(state.positions))
+    generator = np.random.default_rng(0)
+    positions = generator.integers(N_CELLS, size=(64, s.n_agents))
+    actions = generator.integers(N_ACTIONS, size=(64, s.n_agents)) if s.signal != "td_v" else None
+    x0 = encode_critic(positions, actions).astype(state.dtype) @ state.critic_h  # (S, 64, m)
+    hidden = _hidden(np.swapaxes(state.critics[:, 0], -1, -2), x0[:, None], s.width)
+    return (hidden[..., : s.width] <= 0).all(-2).mean((-2, -1))
+
+
+def _hidden(w: np.ndarray, x0: np.ndarray, width: int) -> np.ndarray:
+    """x^(D) of Eq. (5): w (..., D, m, m), outputs first; x0 (..., batch, m)."""
+    x = x0
+    with np.errstate(over="ignore", invalid="ignore"):  # a diverged critic is seen in the log
+        for layer in range(w.shape[-3]):
+            x = np.maximum(x @ np.swapaxes(w[..., layer, :, :], -1, -2), 0) / np.asarray(width**0.5, x.dtype)
+    return x
+
+
+def policy_table(policies: Policies) -> np.ndarray:
+    """Action probabilities of two agents everywhere: (S, 2, 65, 65, 5), indexed by agent, own cell, other's cell."""
+    own, other = np.divmod(np.arange(N_CELLS**2), N_CELLS)
+    x = encode_actor(np.stack([own, other], axis=-1), 0).astype(policies.h.dtype)
+    n_seeds, n_agents, _, width = policies.h.shape
+    table = np.empty((n_seeds * n_agents, len(x), N_ACTIONS), policies.h.dtype)
+    w = np.ascontiguousarray(np.swapaxes(policies.w, -1, -2))  # inputs first
+    hidden = np.empty((len(table), w.shape[2] + 1, width), table.dtype)
+    on = np.empty((len(table), max(width, x.shape[1]) + 1), np.int64)
+    scale = np.asarray(width**-0.5, table.dtype)[()]
+    flat = (array.reshape(len(table), *array.shape[2:]) for array in (policies.h, w, policies.b))
+    with _pool() as pool:
+        for _ in pool.map(lambda arrays: fill_table(x, scale, *arrays), zip(*flat, hidden, table, on, strict=True)):
+            pass
+    return table.reshape(n_seeds, n_agents, N_CELLS, N_CELLS, N_ACTIONS)

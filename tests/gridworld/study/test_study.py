@@ -1,0 +1,224 @@
+"""The study end to end with a few seeds, and its verdicts on made-up numbers."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from rlhf_marl.cli import main
+from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.spread import N_CELLS
+from rlhf_marl.gridworld.study import results
+from rlhf_marl.gridworld.study.claims import CLAIMS, judge, outcome, verdict
+from rlhf_marl.gridworld.study.config import load_study, points, settings
+from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
+from rlhf_marl.gridworld.study.measure import baselines_of, exact_values, interval
+from rlhf_marl.gridworld.study.results import Result
+from rlhf_marl.gridworld.study.run import run_setting, run_study
+from rlhf_marl.gridworld.training import train
+from rlhf_marl.gridworld.world import draw_world
+
+TINY = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005"]
+FEW = [*TINY, "--experiments", "[fig2, slow_graph, centralised, rate]"]
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Runs `rlhf-marl study` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["rlhf-marl", "study", "configs/study.yaml", *arguments])
+        main()
+
+    return run
+
+
+def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
+    study(*FEW, "--out", "out")
+    printed = capsys.readouterr()
+    assert "| Figure 2, 10 | with the TD error agents learn" in printed.out
+    assert "29 settings of 3 seeds, 29 to run" in printed.err
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert set(summary["experiments"]) == {"literal", "signed", "working"}
+    arm = summary["experiments"]["working"]["fig2"]["TD error"]
+    assert len(arm["value"]["mean"]) == len(arm["iterations"]) == 4
+    assert arm["baselines"]["random"] < arm["baselines"]["constant"] < arm["baselines"]["optimum"]
+    for regime in summary["experiments"]:
+        for name in ("fig2", "slow_graph", "centralised", "rate"):
+            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.svg").stat().st_size > 1000
+            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.png").stat().st_size > 1000
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")}
+    victim = sorted((tmp_path / "out" / "settings").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:-100])  # torn: run again, to the same numbers
+    study(*FEW, "--out", "out")
+    assert "29 settings of 3 seeds, 1 to run" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")} == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--experiments", "[fig3]"], "experiments: 'fig3' is not an experiment; choose fig2, fig5"),
+        (["--seeds", "1"], "seeds: 1 given; input should be greater than or equal to 2"),
+        (["--regimes.literal.n_agents", "70"], "regimes.literal: n_agents: 70 given; input should be less than"),
+        (["--regimes.signed.signal", "td"], "regimes.signed: signal: 'td' is not allowed; choose 'td_q_literal'"),
+        (["--regimes.working.gossip", "3"], "regimes.working: gossip: unknown key"),
+        (["--sedes", "3"], "sedes: unknown key (value 3); did you mean 'seeds'?"),
+    ],
+)
+def test_mistakes_are_one_line_before_anything_runs(study, tmp_path, capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        study(*arguments, "--out", "out")
+    assert stopped.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys, monkeypatch):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        study(*FEW, "--out", "full")
+    assert "--out: 'full' holds something else than a study; choose another folder" in capsys.readouterr().err
+    config = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
+    run_study(config, tmp_path / "old", lambda line: None)
+    monkeypatch.setattr(results, "VERSION", 2)
+    with pytest.raises(UsageError, match=r"holds results of version 1, this is 2; choose another folder"):
+        run_study(config, tmp_path / "old", lambda line: None)
+
+
+def test_quick_is_smaller():
+    config = load_study("configs/study.yaml")
+    assert (config.seeds, config.quick().seeds) == (100, 20)
+    setting = settings(config.quick(), "literal", "fig2")["TD error"]
+    assert setting.iterations == 2000
+    assert points(config.quick(), setting)[-1] == 2000
+
+
+def test_arms_are_relative_to_the_regime():
+    """Five times the regime's M, and at equal samples no more steps of the environment than the regime's."""
+    config = load_study("configs/study.yaml")
+    arms = settings(config, "working", "fig9")
+    base = arms["K, M"]
+    assert arms["K, 5 M"].actor_samples == 5 * base.actor_samples
+    assert arms["5 K, M"].critic_steps == 5 * base.critic_steps
+    for name in ("K, 5 M, equal samples", "5 K, M, equal samples"):
+        steps = arms[name].iterations * arms[name].steps_per_iteration
+        assert 0.97 < steps / (base.iterations * base.steps_per_iteration) <= 1
+
+
+def test_literal_is_the_papers_letter():
+    """Appendix D.1's numbers, read off the page."""
+    s = settings(load_study("configs/study.yaml"), "literal", "fig2")["TD error"]
+    assert (s.iterations, s.n_agents, s.discount, s.width, s.depth) == (20_000, 2, 0.99, 20, 5)
+    assert (s.critic_steps, s.actor_samples, s.gossip_rounds) == (1, 1, 10)
+    assert (s.actor_step_size, s.critic_step_size) == (0.005, 0.001)
+    assert (s.signal, s.start, s.split) == ("td_q_literal", "restart", "shared")
+
+
+def test_every_claim_names_arms_that_exist():
+    config = load_study("configs/study.yaml", TINY)
+    for experiment in EXPERIMENTS:
+        arms = settings(config, "literal", experiment)
+        fake = {label: made_up(setting, np.zeros((3, 5))) for label, setting in arms.items()}
+        assert judge({"literal": {experiment: fake}})
+    assert {claim.experiment for claim in CLAIMS} == set(EXPERIMENTS)
+
+
+def made_up(setting, value):
+    seeds, n_points = value.shape
+    arrays = {"value": value, "points": np.arange(1, n_points + 1) * 100.0, "eta": np.full(seeds, 0.1)}
+    baseline = {"random": -8.0, "start": -8.0, "constant": -7.0, "optimum": -2.0, "bound": -1.5}
+    arrays |= {"reward": value, **{name: np.full(seeds, level) for name, level in baseline.items()}}
+    return Result(setting, arrays | {"consensus": np.full((seeds, 31), 0.01)}, 1.0)
+
+
+def verdicts(experiment, **arms):
+    return {v.statement: v for v in judge({"r": {experiment: arms}})}
+
+
+def test_verdicts_on_made_up_curves():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, (50, 1))
+    up = made_up(Setting(), -8 + noise + np.linspace(0, 2, 10))
+    flat = made_up(Setting(), -8 + noise + np.zeros(10))
+    found = verdicts("fig2", **{"TD error": up, "Q value": flat})
+    assert found["with the TD error agents learn: rewards rise"].verdict == "holds"
+    assert found["with the TD error agents learn: rewards rise"].mean == pytest.approx(17 / 9, abs=0.05)
+    assert found["the TD error beats the Q value"].verdict == "holds"
+    assert found["with the Q value they do not: rewards even fall"].verdict == "does not hold"
+    narrow = verdicts("fig6", **{"m = 10": flat, "m = 20": flat, "m = 40": up})
+    assert narrow["width matters little: m = 20 against 10"].verdict == "holds"
+    assert narrow["width matters little: m = 40 against 20"].verdict == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("kind", "low", "high", "expected"),
+    [
+        ("more", 0.2, 0.4, "holds"),
+        ("more", -0.2, 0.4, "undetermined"),
+        ("more", -0.4, -0.2, "does not hold"),
+        ("more", 0.01, 0.05, "does not hold"),  # there, but negligible
+        ("more", 0.05, 0.3, "holds"),
+        ("same", -0.05, 0.05, "holds"),
+        ("same", 0.2, 0.4, "does not hold"),
+        ("same", -0.4, -0.2, "does not hold"),
+        ("same", 0.05, 0.2, "undetermined"),
+    ],
+)
+def test_rules_of_the_verdict(kind, low, high, expected):
+    assert verdict(kind, low, high, 0.1) == expected
+
+
+def test_rate_of_a_made_up_gap():
+    """A gap that falls as t^-1/2 is measured as a power of one half, and is not as fast as 1/t."""
+    t = np.arange(1, 21) * 100.0
+    gap = (5 + np.random.default_rng(0).normal(0, 0.5, (40, 1))) * t**-0.5
+    result = made_up(Setting(), -2 - gap)
+    found = verdicts("rate", **{"constant": result, "α / t": result})
+    falls = found["with α/t the gap J* - J falls"]
+    assert falls.mean == pytest.approx(0.5, abs=1e-6)
+    assert falls.verdict == "holds"
+    assert found["... at least as fast as 1/t"].verdict == "does not hold"
+
+
+def test_interval_by_hand():
+    """Of 1, 2, 3: mean 2, half width t(0.975, 2) / sqrt(3) = 4.30265 / 1.73205."""
+    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
+
+
+def test_the_bound_for_more_agents_is_one():
+    """Computed for two agents too, the relaxation is above the exact optimum, and not by much."""
+    from rlhf_marl.gridworld.study.measure import _sampled_random, relaxed_optimum
+
+    landmarks = np.random.default_rng(0).permuted(np.tile(np.arange(N_CELLS), (5, 1)), axis=1)[:, :2]
+    exact = baselines_of(landmarks)
+    gap = relaxed_optimum(landmarks) - exact["optimum"]
+    assert (gap > -0.05).all()
+    assert (gap < 1.0).all()
+    np.testing.assert_allclose(_sampled_random(landmarks), exact["random"], atol=0.25)
+
+
+def test_exact_values_are_what_the_environment_pays():
+    """Sampled reward of frozen policies (step size 0) against their exact value, over many steps."""
+    setting = Setting(actor_step_size=0.0, iterations=40_000, width=8, depth=1, actor_output_scale=0.2)
+    world = draw_world(setting, 0, range(4))
+    history = train(setting, 0, range(4), [40_000], world=world)
+    exact = exact_values(world.landmarks, history.policies[0])
+    np.testing.assert_allclose(history.reward[:, 0], exact, atol=0.15)
+
+
+def test_a_setting_measures_the_same_alone():
+    config = load_study("configs/study.yaml", TINY)
+    setting = settings(config, "working", "fig2")["TD error"].model_copy(update={"iterations": 8})
+    few = run_setting(setting, config)
+    more = run_setting(setting, config.model_copy(update={"seeds": 5}))
+    np.testing.assert_array_equal(few.arrays["value"], more.arrays["value"][:3])
+    assert outcome(few).shape == (3,)
+    assert replace(few, seconds=0.0).setting == setting

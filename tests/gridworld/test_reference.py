@@ -1,0 +1,78 @@
+"""The readable form on its own, and the compiled form equal to it under every option."""
+
+import numpy as np
+import pytest
+
+from rlhf_marl.gridworld.reference import Reference
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.training import train
+from rlhf_marl.gridworld.world import Noise, draw_world
+
+SEEDS = range(2)
+STEPS = {"iterations": 60, "width": 6, "depth": 2, "radius": 0.5, "critic_step_size": 0.01, "start": "warm"}
+
+OPTIONS = {
+    "letter": {"start": "restart", "radius": 10.0},
+    "td_q": {"signal": "td_q"},
+    "td_v": {"signal": "td_v"},
+    "td_v_local_credit": {"signal": "td_v", "credit": "local", "split": "closest"},
+    "td_q_local_credit": {"signal": "td_q_literal", "credit": "local", "split": "closest", "gossip_rounds": 1},
+    "q_value": {"signal": "q_value", "split": "closest"},
+    "counterfactual": {"signal": "counterfactual", "split": "closest", "gossip_rounds": 0},
+    "counterfactual_with_yardstick": {"signal": "counterfactual", "yardstick": True},
+    "counterfactual_centralised": {"signal": "counterfactual", "control": "centralised"},
+    "four_agents": {"n_agents": 4, "split": "closest", "graph": "ring", "matrix": "metropolis_hastings"},
+    "three_agents_lazy": {"n_agents": 3, "signal": "td_v", "laziness": 0.9, "gossip_rounds": 3},
+    "many_samples": {"critic_steps": 5, "actor_samples": 3, "signal": "td_v"},
+    "many_critic_steps": {"critic_steps": 4, "split": "closest", "gossip_rounds": 1},
+    "many_samples_restarted": {"critic_steps": 3, "actor_samples": 4, "start": "restart"},
+    "last_iterate": {"critic_steps": 3, "average": False},
+    "no_ball": {"radius": None},
+    "outside_the_ball": {"radius": 0.02, "critic_steps": 3, "split": "closest"},
+    "yardstick": {"yardstick": True, "split": "closest", "gossip_rounds": 2, "critic_steps": 2},
+    "centralised": {"control": "centralised", "split": "closest", "signal": "td_v"},
+    "linear": {"critic": "linear", "critic_step_size": 0.3, "split": "closest"},
+    "linear_v": {"critic": "linear", "signal": "td_v", "critic_steps": 3, "yardstick": True, "radius": 5.0},
+    "linear_no_ball": {"critic": "linear", "radius": None, "control": "centralised"},
+    "restart_kernel": {"reset": "restart_kernel", "discount": 0.8, "signal": "td_v"},
+    "reached": {"bootstrap": "reached"},
+    "terminal": {"bootstrap": "none", "actor_samples": 2, "signal": "td_v"},
+    "inverse": {"actor_schedule": "inverse", "actor_step_size": 1.0, "actor_output_scale": 0.1},
+    "scaled": {"reward_shift": 8.0, "reward_scale": 0.1, "critic_output_scale": 0.2},
+    "wide": {"width": 17, "iterations": 20},
+    "deep": {"depth": 7, "iterations": 20},
+}  # fmt: skip
+
+
+def reference(setting):
+    world = draw_world(setting, 5, SEEDS)
+    one = Reference(setting, world)
+    noise = [Noise(5, seed, setting.n_agents) for seed in SEEDS]
+    for _ in range(setting.iterations):
+        uniforms, redrawn = (
+            np.stack(p) for p in zip(*(n.take(setting.steps_per_iteration) for n in noise), strict=True)
+        )
+        one.iterate(uniforms, redrawn)
+    return one
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_compiled_form_equals_the_readable_one(name):
+    """Same weights and log after a run in float64, so the same actions all along."""
+    setting = Setting(**(STEPS | OPTIONS[name]))
+    slow = reference(setting)
+    fast = train(setting, 5, SEEDS, [7, setting.iterations], dtype=np.float64)
+
+    h, w, b = (part.numpy() for part in slow.actors.split(slow.actors.parameters))
+    policies = fast.policies[-1]
+    for readable, compiled in ((h, policies.h), (w, policies.w), (b, policies.b)):
+        np.testing.assert_allclose(compiled, readable, rtol=1e-7, atol=1e-8)
+    critics = fast.critics.w.reshape(*fast.critics.w.shape[:2], -1)
+    np.testing.assert_allclose(critics, slow.critic.weights.numpy(), rtol=1e-7, atol=1e-8)
+    for what in ("reward", "value", "positive", "entropy", "projected"):
+        rows = np.stack(getattr(slow.trace, what), axis=1)
+        expected = np.stack([rows[:, :7].mean(1), rows[:, 7:].mean(1)], axis=1)
+        # A layer on the edge of the ball is outside or not by rounding alone.
+        slack = 0.01 if what == "projected" else 1e-8
+        np.testing.assert_allclose(getattr(fast, what), expected, rtol=1e-6, atol=slack, err_msg=what)
+    assert np.ptp(fast.policies[-1].w - fast.policies[0].w) > 1e-3  # the run moved

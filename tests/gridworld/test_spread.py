@@ -1,0 +1,133 @@
+"""The board by hand, and its batched form equal to PettingZoo's."""
+
+import numpy as np
+import pytest
+from pettingzoo.test import api_test, parallel_api_test
+from pettingzoo.utils.conversions import parallel_to_aec
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.parallel_env import SpreadEnv
+from rlhf_marl.gridworld.spread import (
+    COORDINATES,
+    EPISODE,
+    N_ACTIONS,
+    N_CELLS,
+    NEXT_CELL,
+    Spread,
+    cells_of,
+    local_rewards,
+    random_landmarks,
+    team_reward,
+)
+
+
+def cell(x, y):
+    return 5 * x + y
+
+
+def test_moves_by_hand():
+    up, down, left, right, stay = range(N_ACTIONS)
+    assert NEXT_CELL[cell(3, 2)].tolist() == [cell(3, 3), cell(3, 1), cell(2, 2), cell(4, 2), cell(3, 2)]
+    assert NEXT_CELL[cell(0, 0), [down, left]].tolist() == [0, 0]
+    assert NEXT_CELL[cell(12, 4), [up, right]].tolist() == [64, 64]
+    assert NEXT_CELL[cell(12, 4), stay] == 64
+    assert (np.abs(COORDINATES[NEXT_CELL] - COORDINATES[:, None]).sum(-1) <= 1).all()
+
+
+def test_rewards_by_hand():
+    """Agents at (0, 0) and (6, 2), landmarks at (0, 3) and (5, 2): 3 from the first, 1 from the second."""
+    positions, landmarks = np.array([cell(0, 0), cell(6, 2)]), np.array([cell(0, 3), cell(5, 2)])
+    assert team_reward(positions, landmarks) == -4
+    assert local_rewards("shared", positions, landmarks).tolist() == [-4, -4]
+    assert local_rewards("closest", positions, landmarks).tolist() == [-6, -2]
+    # Both at the same place share each landmark: 3 and 7 away, halved, times two.
+    both = np.array([cell(0, 0), cell(0, 0)])
+    assert local_rewards("closest", both, landmarks).tolist() == [-10, -10]
+
+
+@pytest.mark.parametrize("split", ["shared", "closest"])
+@pytest.mark.parametrize("n_agents", [1, 2, 4])
+def test_local_rewards_average_to_the_teams(split, n_agents):
+    generator = np.random.default_rng(0)
+    positions = generator.integers(N_CELLS, size=(50, n_agents))
+    landmarks = random_landmarks(3, generator)
+    found = local_rewards(split, positions, landmarks).mean(-1)
+    np.testing.assert_allclose(found, team_reward(positions, landmarks), atol=1e-12)
+
+
+@pytest.mark.parametrize("split", ["shared", "closest"])
+def test_both_forms_agree_on_the_same_actions(split):
+    generator = np.random.default_rng(1)
+    landmarks = [(1, 1), (7, 4), (12, 0)]
+    start, actions = generator.integers(N_CELLS, size=3), generator.integers(N_ACTIONS, size=(EPISODE, 3))
+    batched = Spread(np.stack([cells_of(landmarks)] * 2), 3, split)
+    batched.reset(np.stack([start, start[::-1]]))
+    env = SpreadEnv(3, landmarks, split)
+    env.reset(options={"positions": start})
+    for t in range(EPISODE):
+        cells, rewards, team, over = batched.step(np.stack([actions[t], actions[t][::-1]]))
+        observations, one, _, truncations, infos = env.step({f"agent_{i}": actions[t, i] for i in range(3)})
+        assert [one[f"agent_{i}"] for i in range(3)] == rewards[0].tolist()
+        assert rewards[1].tolist() == rewards[0][::-1].tolist()
+        assert infos["agent_0"]["team_reward"] == team[0]
+        np.testing.assert_allclose(observations["agent_1"][:2], COORDINATES[cells[0, 1]] / (12, 4), atol=1e-6)
+        assert set(truncations.values()) == {over} == {t == EPISODE - 1}
+
+
+@pytest.mark.parametrize("n_agents", [1, 2, 4])
+def test_pettingzoo_accepts_it(n_agents):
+    parallel_api_test(SpreadEnv(n_agents), num_cycles=100)
+    api_test(parallel_to_aec(SpreadEnv(n_agents)), num_cycles=100)
+
+
+def trajectory(seed):
+    env = SpreadEnv(3)
+    observations, _ = env.reset(seed=seed)
+    generator, rows = np.random.default_rng(0), [observations]
+    for _ in range(3 * EPISODE):
+        if not env.agents:
+            rows.append(env.reset()[0])
+        actions = {agent: int(generator.integers(N_ACTIONS)) for agent in env.agents}
+        observations, rewards, *_ = env.step(actions)
+        assert all(env.observation_space(agent).contains(o) for agent, o in observations.items())
+        rows += [observations, rewards]
+    return [np.concatenate([np.ravel(value) for value in row.values()]).tolist() for row in rows]
+
+
+def test_a_seed_decides_the_whole_trajectory():
+    assert trajectory(3) == trajectory(3)
+    assert trajectory(3) != trajectory(4)
+
+
+def test_render_by_hand():
+    env = SpreadEnv(2, [(0, 0), (12, 4)], render_mode="ansi")
+    env.reset(options={"positions": [cell(1, 4), cell(2, 0)]})
+    rows = env.render().splitlines()
+    assert (rows[0], rows[4]) == (".0..........*", "*.1..........")
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "message"),
+    [
+        ([], "not a list of"),
+        ([(13, 0)], r"\(13, 0\) is off the board: x goes from 0 to 12, y from 0 to 4"),
+        ([(0, -1)], "off the board"),
+        ([(1, 1), (1, 1)], "names a cell twice"),
+        ([(0.5, 1)], "whole numbers"),
+        ([3], "not a list of"),
+    ],
+)
+def test_impossible_landmarks_are_one_line(landmarks, message):
+    with pytest.raises(UsageError, match=message):
+        cells_of(landmarks)
+
+
+def test_impossible_sizes_are_one_line():
+    with pytest.raises(UsageError, match=r"landmarks: 66 do not fit on the board's 65 cells"):
+        random_landmarks(66, np.random.default_rng(0))
+    with pytest.raises(UsageError, match=r"landmarks: 70 do not fit"):
+        SpreadEnv(70)
+    with pytest.raises(UsageError, match=r"agents: 0 given"):
+        SpreadEnv(0)
+    with pytest.raises(ValueError, match=r"split: 'fair' is not a split of the reward; choose shared, closest"):
+        SpreadEnv(2, split="fair")

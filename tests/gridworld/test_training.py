@@ -1,0 +1,169 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
+from rlhf_marl.gridworld.exact import policy_value, policy_values, reward_table
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.spread import N_CELLS
+from rlhf_marl.gridworld.training import Policies, policy_table, train
+from rlhf_marl.gridworld.world import Noise, draw_world
+
+TINY = Setting(width=5, depth=2, signal="td_v", actor_output_scale=0.1)
+
+
+def assert_same(one, other, rows=slice(None)):
+    """Two histories' figures and last weights; rows of the first one."""
+    for name in ("reward", "value", "positive", "entropy", "disagreement_before", "dead"):
+        np.testing.assert_array_equal(getattr(one, name)[rows], getattr(other, name), err_msg=name)
+    np.testing.assert_array_equal(one.policies[-1].w[rows], other.policies[-1].w)
+    np.testing.assert_array_equal(one.critics.w[rows], other.critics.w)
+
+
+def test_a_seed_does_not_depend_on_its_company_nor_on_the_points():
+    together = train(TINY, 1, range(4), [50, 200])
+    assert_same(together, train(TINY, 1, range(2, 3), [50, 200]), slice(2, 3))
+    again = train(TINY, 1, range(4), [20, 50, 120, 200])
+    np.testing.assert_array_equal(together.policies[-1].w, again.policies[-1].w)
+    assert not np.array_equal(together.policies[-1].w, train(TINY, 2, range(4), [50, 200]).policies[-1].w)
+
+
+def test_settings_share_what_a_seed_decides():
+    one, other = draw_world(TINY, 1, range(3)), draw_world(TINY.model_copy(update={"depth": 4}), 1, range(3))
+    for name in ("landmarks", "matrix", "positions", "actor_h", "critic_h"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert len({row.tobytes() for row in one.landmarks}) == 3
+
+
+def test_noise_is_the_same_in_any_helpings():
+    whole, parts = Noise(1, 0, 3), Noise(1, 0, 3)
+    uniforms, cells = whole.take(7)
+    first, second = parts.take(2), parts.take(5)
+    np.testing.assert_array_equal(uniforms, np.concatenate([first[0], second[0]]))
+    np.testing.assert_array_equal(cells, np.concatenate([first[1], second[1]]))
+
+
+def test_initial_weights_have_the_printed_spread():
+    world = draw_world(Setting(width=40, critic_output_scale=0.5), 0, range(4))
+    for name, variance in (("critic_h", 2), ("critic_w", 2), ("critic_b", 0.25), ("actor_w", 2), ("actor_b", 1)):
+        assert getattr(world, name).var() == pytest.approx(variance, rel=0.25), name
+
+
+def test_encodings_have_length_one_and_tell_states_apart():
+    rng = np.random.default_rng(0)
+    cells, actions = rng.integers(N_CELLS, size=(500, 3)), rng.integers(5, size=(500, 3))
+    for x in (encode_critic(cells), encode_critic(cells, actions), encode_actor(cells, 2)):
+        np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1)
+    everywhere = encode_critic(np.stack(np.divmod(np.arange(N_CELLS**2), N_CELLS), -1))
+    assert len(np.unique(everywhere.round(9), axis=0)) == N_CELLS**2
+    np.testing.assert_allclose(encode_actor(cells, 1)[:, :6], encode_critic(cells[:, [1, 2, 0]])[:, :6])
+
+
+def test_a_policy_table_by_hand():
+    """Policies whose only weights are those of the bias-like constant prefer one action, wherever everyone is."""
+    w = np.zeros((1, 2, 1, 2, 2))
+    w[..., 0, 0] = w[..., 1, 1] = 1
+    h = np.zeros((1, 2, 5, 2))
+    h[:, :, 4, 0] = 1  # the constant
+    b = np.zeros((1, 2, 5, 2))
+    b[0, 0, 3, 0], b[0, 1, 1, 0] = 500, 500
+    table = policy_table(Policies(h, w, b))[0]
+    np.testing.assert_allclose(table[0][..., 3], 1)
+    np.testing.assert_allclose(table[1][..., 1], 1)
+    assert policy_value([(12, 2), (6, 0)], table) > policy_value([(0, 2), (6, 4)], table)
+
+
+def test_learning_beats_chance():
+    """A state-value critic on centred rewards: the policies' exact value, mean of four seeds."""
+    setting = Setting(
+        signal="td_v",
+        critic_steps=5,
+        actor_samples=5,
+        iterations=1000,
+        start="warm",
+        discount=0.9,
+        bootstrap="reached",
+        reward_shift=8.0,
+        reward_scale=0.1,
+        actor_output_scale=0.1,
+        actor_step_size=0.05,
+        critic_step_size=0.01,
+    )
+    world = draw_world(setting, 0, range(4))
+    history = train(setting, 0, range(4), [1, 1000], world=world)
+    rewards = reward_table(world.landmarks)
+    first, last = (policy_values(rewards, policy_table(p).astype(float), 10).mean() for p in history.policies)
+    assert last > first + 0.5
+
+
+def test_a_diverging_critic_is_counted_not_hidden():
+    history = train(
+        TINY.model_copy(update={"critic_step_size": 1e6, "radius": None, "start": "warm"}), 0, range(2), [300]
+    )
+    assert history.skipped.sum() > 0
+    assert np.isfinite(history.policies[-1].w).all()
+
+
+def test_when_decentralised_critics_equal_algorithm_3():
+    """Where all are paid the same; and for K = 1 wherever gossip averages exactly: the gradient is linear in r."""
+    quick = TINY.model_copy(update={"yardstick": True, "start": "warm", "critic_step_size": 0.01})
+
+    def distance(**changes):
+        return train(quick.model_copy(update=changes), 0, range(2), [100], dtype=np.float64).distance
+
+    assert distance(critic_steps=5).max() < 1e-9
+    assert distance(split="closest", gossip_rounds=200).max() < 1e-9
+    assert distance(split="closest", gossip_rounds=200, critic_steps=5).min() > 1e-6
+    assert distance(split="closest", gossip_rounds=0).min() > 1e-6
+    assert np.isnan(train(TINY, 0, range(1), [1]).distance).all()
+
+
+def test_gossip_makes_critics_agree():
+    setting = TINY.model_copy(update={"split": "closest"})
+    history = train(setting, 0, range(2), [100])
+    assert (history.disagreement_after < 1e-2 * history.disagreement_before).all()
+    alone = train(setting.model_copy(update={"gossip_rounds": 0}), 0, range(2), [100])
+    np.testing.assert_allclose(alone.disagreement_after, alone.disagreement_before, rtol=1e-5)
+
+
+def test_progress_counts_all_iterations():
+    seen = []
+    train(TINY.model_copy(update={"critic_steps": 30}), 0, range(1), [10, 150], progress=seen.append)
+    assert sum(seen) == 150
+    assert len(seen) > 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"n_agents": 66}, "n_agents"),
+        ({"n_agents": 0}, "n_agents"),
+        ({"discount": 1.0}, "discount"),
+        ({"critic_steps": 0}, "critic_steps"),
+        ({"signal": "td"}, "signal"),
+        ({"signal": "q_value", "credit": "local"}, "credit"),
+        ({"control": "centralised", "yardstick": True}, "yardstick"),
+        ({"reward_shift": float("nan")}, "reward_shift"),
+        ({"widht": 3}, "widht"),
+    ],
+)
+def test_bad_settings_are_named(changes, word):
+    with pytest.raises(ValidationError, match=word):
+        Setting(**changes)
+
+
+def test_a_graph_that_cannot_connect_is_a_usage_error():
+    with pytest.raises(UsageError, match="topology: edge_probability"):
+        draw_world(Setting(n_agents=4, graph="random", edge_probability=0.0), 0, range(1))
+
+
+def test_history_is_finite():
+    history = train(TINY, 0, range(2), [5, 10])
+    for field in fields(history):
+        value = getattr(history, field.name)
+        if isinstance(value, np.ndarray) and field.name != "distance":
+            assert np.isfinite(value).all(), field.name
+            assert value.shape == ((2, 2) if field.name != "points" else (2,))
