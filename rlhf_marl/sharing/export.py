@@ -8,6 +8,7 @@ merged:   model, config, tokenizer, README.md, and the adapter in adapter/. (Bes
 import json
 import os
 import shutil
+import warnings
 from importlib import metadata
 from pathlib import Path
 
@@ -95,7 +96,10 @@ def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedMod
         revision=model.revision,
         trust_remote_code=model.trust_remote_code,
     )
-    merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property that the latter has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     return merged
 
 

@@ -47,7 +47,10 @@ def whole(target: Path) -> Iterator[Path]:
             folder, before = Path(name) / "new", Path(name) / "before"
             folder.mkdir()
             yield folder
-            (folder / MARKER).write_text(json.dumps(_hashes(folder), indent=2) + "\n", "utf-8")
+            marker = folder / MARKER
+            marker.write_text(json.dumps(_hashes(folder), indent=2) + "\n", "utf-8")
+            for file in folder.rglob("*.safetensors"):  # which safetensors gives to their owner alone
+                file.chmod(marker.stat().st_mode)
             if target.exists():
                 os.replace(target, before)
             try:
