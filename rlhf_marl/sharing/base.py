@@ -101,7 +101,8 @@ def _on_hub(model: ModelConfig, readme: Path | None) -> Base:
 def _packaged(reference: str, folder: Path, trained_over: str | None, where: str) -> Base:
     package, _, inside = reference.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package)
-    assert spec is not None and spec.origin is not None  # resolve_model found it
+    assert spec is not None  # resolve_model found it
+    assert spec.origin is not None
     file = Path(spec.origin).parent / inside
     distributions = metadata.packages_distributions().get(package, [])
     name = distributions[0] if distributions else package
@@ -129,6 +130,7 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
     maker = f" (by {facts['general.organization']}, as its metadata says)" if "general.organization" in facts else ""
     below = Path(inside).parent.as_posix()
     place = "folder" if below == "." else f"folder / {_quoted(below)}"
+    options = f"gguf_file={_quoted(file.name)}, dtype=torch.float32"
     return Base(
         what=f"the file {file.name}{maker} {in_package}",
         reference=reference,
@@ -136,10 +138,7 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
         or Licence(None, f"the package {name}"),
         install=(install, "pip install gguf"),
         imports=(*imports, "import torch"),
-        loading=(
-            parent,
-            f"base = AutoModelForCausalLM.from_pretrained({place}, gguf_file={_quoted(file.name)}, dtype=torch.float32)",
-        ),
+        loading=(parent, f"base = AutoModelForCausalLM.from_pretrained({place}, {options})"),
         notes=(
             "It was read from quantised weights as float32. The adapter belongs to these weights: over another "
             "release of the same model, such as an unquantised one, it answers differently.",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -168,5 +169,8 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
 
 def _same_numbers(weights: Path, row: Tensor) -> bool:
     """Whether a PEFT file holds the numbers of an agent's row of parameters, in whatever order."""
-    saved = torch.cat([tensor.flatten() for tensor in load_file(weights).values()])
+    try:
+        saved = torch.cat([tensor.flatten() for tensor in load_file(weights).values()])
+    except SafetensorError as error:
+        raise UsageError(f"{weights}: damaged: {error}") from None
     return torch.equal(saved.sort().values, row.flatten().sort().values)
