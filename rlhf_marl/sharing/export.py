@@ -84,8 +84,7 @@ def export(
     try:
         return hub.push(target, push, token, public=public, ignore=[MARKER], message=message)
     except RlhfMarlError as error:
-        error.args = (f"{error} (the folder {to} is written)",)
-        raise
+        raise type(error)(f"{error}; the folder {to} is written") from None
 
 
 def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedModel:
@@ -156,10 +155,11 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
     if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
         problem = "has no adapters yet"
-    elif checkpoint is not None and not _same_numbers(adapter / _WEIGHTS, checkpoint[0]["adapters"][agent]):
-        problem = "has trained on since it wrote its adapters"
     else:
-        return done
+        saved = _numbers(adapter / _WEIGHTS)
+        if checkpoint is None or torch.equal(saved, checkpoint[0]["adapters"][agent].flatten().sort().values):
+            return done
+        problem = "has trained on since it wrote its adapters"
     finish = f"rlhf-marl train {run.path}/config.yaml --run-dir {run.path} --resume"
     early = f"; with --iterations {done} it writes those of its newest checkpoint" if done else ""
     raise UsageError(
@@ -167,10 +167,9 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
     )
 
 
-def _same_numbers(weights: Path, row: Tensor) -> bool:
-    """Whether a PEFT file holds the numbers of an agent's row of parameters, in whatever order."""
+def _numbers(weights: Path) -> Tensor:
+    """All numbers of a PEFT file, sorted: a checkpoint's row has the same ones in another order."""
     try:
-        saved = torch.cat([tensor.flatten() for tensor in load_file(weights).values()])
+        return torch.cat([tensor.flatten() for tensor in load_file(weights).values()]).sort().values
     except SafetensorError as error:
         raise UsageError(f"{weights}: damaged: {error}") from None
-    return torch.equal(saved.sort().values, row.flatten().sort().values)

@@ -1,5 +1,6 @@
 """What the model card says of results: evaluation.json with intervals if there, else the rewards of training."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,11 +98,14 @@ def load_evaluation(file: Path) -> Evaluation | None:
     if not file.is_file():
         return None
     hint = "evaluate the run again, or move the file away to share without it"
+    content: Any = None
     try:
-        found = Evaluation.model_validate_json(file.read_bytes())
+        content = json.loads(file.read_text("utf-8"))
+        found = Evaluation.model_validate(content)
     except ValidationError as error:
-        line = explain(error, str(file), {}).splitlines()[0]
-        raise UsageError(f"{line}; {hint}") from None
+        raise UsageError(f"{explain(error, str(file), content).splitlines()[0]}; {hint}") from None
+    except ValueError as error:
+        raise UsageError(f"{file}: not JSON: {error}; {hint}") from None
     if found.version != 1:
         raise UsageError(f"{file}: version {found.version}; this rlhf_marl reads version 1; {hint}")
     return found

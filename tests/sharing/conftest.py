@@ -50,7 +50,7 @@ class FakeHub(ThreadingHTTPServer):
     """What huggingface_hub calls to create a repository and to upload a folder, over LFS or in the commit itself.
 
     Attributes:
-        fail: (path ending, status) of a request to refuse.
+        fails: (path ending, status) of requests to refuse, each once, in this order.
         lfs: whether safetensors files go over LFS.
         repositories: name -> {"private": bool, "files": {path: bytes}}.
     """
@@ -58,7 +58,7 @@ class FakeHub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
-        self.fail: tuple[str, int] | None = None
+        self.fails: list[tuple[str, int]] = []
         self.lfs = True
         self.repositories: dict[str, dict] = {}
         self.stored: dict[str, bytes] = {}  # LFS objects by their hash
@@ -104,9 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(404, {"error": "Repository not found"})
 
     def _refused(self, path: str) -> bool:
-        if self.server.fail is None or not path.endswith(self.server.fail[0]):
+        if not self.server.fails or not path.endswith(self.server.fails[0][0]):
             return False
-        self._answer(self.server.fail[1], {"error": f"refused; you sent {self.headers.get('Authorization')}"})
+        self._answer(self.server.fails.pop(0)[1], {"error": f"refused; you sent {self.headers.get('Authorization')}"})
         return True
 
     def _create(self, wanted: dict) -> None:
