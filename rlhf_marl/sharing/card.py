@@ -52,7 +52,7 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
     evaluation = next((e for e in facts.evaluation.agents if e.agent == agent), None) if facts.evaluation else None
     settings = facts.evaluation.settings if facts.evaluation else None
     training = training_rewards(facts.rows, agent)
-    title = f"Agent {agent} of {len(facts.cards)}: {own['name']}"
+    title = f"Agent {agent} ({own['name']})"
     last_rows = [row for row in facts.rows if row["agent"] == agent][-1:]
     config = facts.config
     text = (

@@ -104,7 +104,7 @@ def test_the_card_is_the_hubs_and_says_what_was_measured(finished, tmp_path):
         "tags": ["rlhf", "multi-agent", "rlhf-marl", "lora"],
     }
     text = card.text
-    assert "# Agent 1 of 2: long" in text
+    assert "# Agent 1 (long)\n" in text
     assert "| 1 (this one) | long | Python function tests.conftest:length | for tests | none |" in text
     assert "3 iterations of 2 dialogues with 2 turns" in text
     assert "was not evaluated" in text

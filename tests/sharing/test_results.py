@@ -59,7 +59,10 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     assert "| policy entropy, nats a token | 2.000 | 1.500 | -0.500 | -0.750 to -0.250 | 40 |" in text
     assert "refused" not in text  # not measured
     assert "0.750 (0.500 to 0.875, 24 comparisons, judged by own)" in text
-    assert "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is the 90% one" in text
+    assert (
+        "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is that of the paired difference, at 90% conf"
+        in text
+    )
     assert "- few questions\n" in text
     assert "agent learned \\| \\<script\\>" in text
     assert "someone" not in text
@@ -68,7 +71,7 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     assert (reward.metric_type, reward.metric_value) == ("reward", 0.75)
     assert reward.metric_args == {"low": 0.5, "high": 1.125, "n": 40, "confidence": 0.9}
     assert (wins.metric_type, wins.metric_value) == ("win_rate", 0.75)
-    assert card.data.model_name == "Agent 0 of 2: vowels"
+    assert card.data.model_name == "Agent 0 (vowels)"
 
 
 def test_an_agent_that_was_not_evaluated(trained, tmp_path):
