@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlhf_marl.api import Agent, Run, load_run, train
     from rlhf_marl.config import load_config
+    from rlhf_marl.sharing.export import export
 
-__all__ = ["Agent", "Run", "load_config", "load_run", "train"]
+__all__ = ["Agent", "Run", "export", "load_config", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

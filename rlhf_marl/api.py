@@ -1,4 +1,4 @@
-"""The toolkit from Python: `train(config)` and `load_run(path)`."""
+"""The toolkit from Python: `train(config)`, `load_run(path)` and `export(path, ...)`."""
 
 import os
 import signal
@@ -22,6 +22,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.models import resolve_model
 from rlhf_marl.progress import Display
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.sharing.export import export as export
 
 
 def train(

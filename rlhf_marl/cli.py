@@ -60,6 +60,20 @@ cli.add_command(reward)
 
 
 @cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--agent", type=int, required=True, help="Which agent, counted from 0.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
+@click.option("--merge", is_flag=True, help="The whole model, with the adapter merged into its weights.")
+@click.option("--push", metavar="OWNER/NAME", help="Upload it; a new repository is private. Token: HF_TOKEN or login.")
+@click.option("--public", is_flag=True, help="With --push: a repository that everyone can read.")
+def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
+    """Write a trained agent of RUN_DIR with a model card, in the Hugging Face hub's format."""
+    from rlhf_marl.sharing.export import export as write
+
+    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of the config, for editors and as reference of all keys."""
     from rlhf_marl.config import Config

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,11 +74,11 @@ def load_causal_lm(
     reference: str,
     where: str,
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Literal["auto"],
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, safetensors only.
+    """A causal language model in evaluation mode, safetensors only; dtype auto: the one its weights are stored in.
 
     Raises:
         UsageError: one line, what is wrong and what to do: not a model, pickle weights, gated or unreachable hub id.
@@ -93,7 +93,7 @@ def load_model_of(
     reference: str,
     where: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
     **options: Any,

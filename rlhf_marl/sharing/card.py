@@ -1,0 +1,226 @@
+"""The model card of one agent: huggingface_hub's header, and a text from model_card.md.jinja.
+
+Nothing that a model wrote enters it. What people wrote (names, descriptions, questions) is escaped.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from rlhf_marl.config import Config, DatasetPrompts, FixedPrompt, JsonlPrompts
+from rlhf_marl.health import warnings_of
+from rlhf_marl.sharing.base import Base
+from rlhf_marl.sharing.results import Evaluation, Interval, Metric, WinRate, hub_results, measured, training_rewards
+
+_TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+_MARKUP = re.compile(r"[\\`*_\[\]<>|#~$&]")
+_HUB_LIKE = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@final
+class Verbatim(str):
+    """Text that is Markdown already, or stands in a block of code."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What a run directory says of its agents, read once.
+
+    Attributes:
+        rows: of metrics.jsonl, up to the adapters' last iteration.
+        cards: of reward_models.json, one per agent.
+        packages: of environment.json, name to version.
+    """
+
+    config: Config
+    rows: Sequence[dict[str, Any]]
+    cards: Sequence[dict[str, Any]]
+    packages: dict[str, str]
+    evaluation: Evaluation | None
+
+
+def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> ModelCard:
+    """The card of one agent, ready to save as README.md."""
+    own = facts.cards[agent]
+    evaluation = next((e for e in facts.evaluation.agents if e.agent == agent), None) if facts.evaluation else None
+    settings = facts.evaluation.settings if facts.evaluation else None
+    training = training_rewards(facts.rows, agent)
+    title = f"Agent {agent} ({own['name']})"
+    last_rows = [row for row in facts.rows if row["agent"] == agent][-1:]
+    config = facts.config
+    text = (
+        _environment()
+        .from_string(_TEMPLATE.read_text("utf-8"))
+        .render(
+            title=title,
+            merged=merged,
+            base=base,
+            agent=agent,
+            n_agents=len(facts.cards),
+            own=own,
+            reward_models=[_reward_model(number, card) for number, card in enumerate(facts.cards)],
+            data=_data(config),
+            controller=_controller(config),
+            config=config,
+            iterations=training.iterations,
+            targets="all linear layers but the last"
+            if config.lora.targets == "all-linear"
+            else ", ".join(config.lora.targets),
+            started_from=Path(config.agents[agent].adapter or "").name,
+            software=", ".join(f"{name} {version}" for name, version in facts.packages.items()),
+            evaluation=evaluation,
+            settings=settings,
+            questions=Path(settings.questions).name if settings else "",
+            measured=list(measured(evaluation)) if evaluation else [],
+            training=training,
+            symptoms={kind for row in last_rows for kind, _ in warnings_of(row, config)},
+            narrow=isinstance(config.prompts, FixedPrompt),
+            warnings=facts.evaluation.warnings if facts.evaluation else [],
+        )
+    )
+    results = hub_results(evaluation, settings, own["name"]) if evaluation and settings else []
+    header = _header(config, base, merged=merged, name=title, results=results)
+    return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")
+
+
+def _header(config: Config, base: Base, *, merged: bool, name: str, results: list[EvalResult]) -> ModelCardData:
+    licence = base.licence
+    header = ModelCardData(
+        base_model=base.hub_id,
+        library_name="transformers" if merged else "peft",
+        license=licence.identifier or "unknown",
+        license_name=licence.name,
+        license_link=licence.link,
+        pipeline_tag="text-generation",
+        tags=["rlhf", "multi-agent", "rlhf-marl", *(["lora"] if not merged else [])],
+        datasets=_hub_dataset(config),
+        model_name=name if results else None,
+        eval_results=results or None,
+    )
+    if base.hub_id:
+        header["base_model_relation"] = "finetune" if merged else "adapter"
+    return header
+
+
+def _hub_dataset(config: Config) -> str | None:
+    """The hub's data set that the prompts come from, if there is one."""
+    prompts = config.prompts
+    if not isinstance(prompts, DatasetPrompts) or Path(prompts.name).exists():
+        return None
+    return prompts.name if _HUB_LIKE.fullmatch(prompts.name) else None
+
+
+def _data(config: Config) -> Verbatim:
+    prompts = config.prompts
+    match prompts:
+        case FixedPrompt():
+            said = f"Every dialogue began with the same question: “{_plain(prompts.question)}”."
+        case JsonlPrompts():
+            said = f"Dialogues began with the prompts of a file named {_plain(Path(prompts.path).name)}."
+        case DatasetPrompts():
+            parts = [_plain(_hub_dataset(config) or Path(prompts.name).name)]
+            parts += [f"subset {_plain(prompts.subset)}"] if prompts.subset else []
+            parts += [f"split {_plain(prompts.split)}", f"column {_plain(prompts.column)}"]
+            parts += [f"revision {_plain(prompts.revision)}"] if prompts.revision else []
+            said = f"Dialogues began with the prompts of the data set {', '.join(parts)}."
+    return Verbatim(said)
+
+
+def _controller(config: Config) -> str:
+    match config.controller.kind:
+        case "shared":
+            return "the base model without adapters"
+        case "transformers":
+            return f"the model {_name(config.controller.model.name)}"
+        case "openai":
+            return f"the model {config.controller.model} behind an endpoint"
+        case kind:
+            return f"a {kind} one"
+
+
+def _reward_model(agent: int, card: dict[str, Any]) -> dict[str, Any]:
+    """A card in words; no folder of this machine and no address of a server."""
+    match card["kind"]:
+        case "sequence_classifier":
+            scorer = f"classifier {_name(card['model'])}{_held_out(Path(card['model']))}"
+        case "prototype":
+            scorer = f"similarity to examples, by {_name(card['model'])}"
+        case "callable":
+            scorer = f"Python function {card['function']}"
+        case "judge":
+            scorer = f"grades by {_name(card['model'])}" if card.get("model") else "grades by the agents' base model"
+        case "http":
+            scorer = "a scoring server"
+        case "ensemble":
+            scorer = f"{card['combine']} of {', '.join(Path(member['card']).stem for member in card['members'])}"
+        case kind:
+            scorer = kind
+    return {"agent": agent, "scorer": scorer, **{key: card.get(key, "") for key in ("name", "description", "licence")}}
+
+
+def _name(reference: str) -> str:
+    """A model reference as others may read it: of a local folder its own name only."""
+    local = reference.startswith((".", "/", "~")) or Path(reference).exists()
+    return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
+
+
+def _held_out(folder: Path) -> str:
+    """How well a locally trained reward model agrees with held-out pairs, if it left its measurements."""
+    try:
+        found = json.loads((folder / "training.json").read_text("utf-8"))["held_out"]
+        return (
+            f"; agrees with {100 * found['accuracy']:.0f}% of {found['pairs']} held-out preference pairs "
+            f"(95%: {100 * found['low']:.0f} to {100 * found['high']:.0f})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _environment() -> Environment:
+    """Jinja2, with every text escaped that is not Verbatim."""
+    environment = Environment(
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: _plain(value) if isinstance(value, str) else value,
+    )
+    environment.globals |= {
+        "code": _code,
+        "verbatim": Verbatim,
+        "number": _number,
+        "signed": _signed,
+        "between": _between,
+    }
+    return environment
+
+
+def _plain(text: str) -> str:
+    """Text as Markdown that shows it and does nothing else: one line, no markup, no control characters."""
+    if isinstance(text, Verbatim):
+        return text
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return _MARKUP.sub(r"\\\g<0>", " ".join(printable.split()))
+
+
+def _code(text: str) -> Verbatim:
+    return Verbatim(f"`{''.join(c for c in text if c.isprintable() and c not in '`|')}`")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _between(value: Metric | WinRate | Interval) -> str:
+    return "-" if value.low is None or value.high is None else f"{value.low:.3f} to {value.high:.3f}"

@@ -1,0 +1,175 @@
+"""`rlhf-marl export`: one agent as a folder in the hub's format.
+
+adapter:  adapter_model.safetensors, adapter_config.json, tokenizer, README.md
+merged:   model, config, tokenizer, README.md, and the adapter in adapter/. (Beside a merged model's config.json, an
+          adapter_config.json would make transformers add the adapter a second time.)
+"""
+
+import json
+import os
+import shutil
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rlhf_marl.config import Config, ModelConfig
+from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.models import load_causal_lm, load_tokenizer, quiet
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.sharing import hub
+from rlhf_marl.sharing.base import describe_base
+from rlhf_marl.sharing.card import RunFacts, model_card
+from rlhf_marl.sharing.folder import MARKER, check_target, whole
+from rlhf_marl.sharing.results import load_evaluation
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def export(
+    run_dir: str | os.PathLike[str],
+    *,
+    agent: int,
+    to: str | os.PathLike[str],
+    merge: bool = False,
+    push: str | None = None,
+    public: bool = False,
+) -> str:
+    """Write one trained agent to a folder that others can use, and upload it if asked to.
+
+    Args:
+        run_dir: a run directory with adapters.
+        agent: which agent, counted from 0.
+        to: a new folder, or an earlier export that nobody has changed since; it appears whole or not at all.
+        merge: also the base model with the adapter merged into its weights.
+        push: OWNER/NAME on the hub; a new repository is private unless `public`. The token comes from HF_TOKEN or
+            `hf auth login`.
+
+    Returns:
+        The folder's path, or the repository's address.
+
+    Raises:
+        UsageError: the run has no such agent, or what `to`, the base model or the hub's answer makes impossible.
+        RlhfMarlError: the disk or the hub failed.
+    """
+    source, target = Path(run_dir), Path(to).absolute()
+    facts, adapter = _read_run(source, agent)
+    check_target(target)
+    if public and push is None:
+        raise UsageError("--public: only with --push")
+    token = hub.check_push(push) if push is not None else ""
+    where = f"{source}/config.yaml: model"
+    config = json.loads((adapter / _CONFIG).read_text("utf-8"))
+    base = describe_base(facts.config.model, config.get("base_model_name_or_path"), f"{where}.name")
+    with whole(target) as folder:
+        inner = folder / "adapter" if merge else folder
+        inner.mkdir(exist_ok=True)
+        shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)
+        config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
+        (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+        _save_tokenizer(facts.config.model, folder, where)
+        if merge:
+            with quiet():
+                merged_model(facts.config.model, adapter, where).save_pretrained(folder)
+        model_card(facts, agent, base, merged=merge).save(folder / "README.md")
+    if push is None:
+        return str(to)
+    message = f"Agent {agent}, exported by rlhf-marl {metadata.version('rlhf-marl')}"
+    try:
+        return hub.push(target, push, token, public=public, ignore=[MARKER], message=message)
+    except RlhfMarlError as error:
+        raise type(error)(f"{error}; the folder {to} is written") from None
+
+
+def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedModel:
+    """The base model with W + (alpha / rank) B A in place of each adapted W, in the precision it is stored in."""
+    base = load_causal_lm(
+        model.name,
+        f"{where}.name",
+        dtype="auto",
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+    )
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a property that the latter has renamed.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
+    return merged
+
+
+def _save_tokenizer(model: ModelConfig, folder: Path, where: str) -> None:
+    tokenizer = load_tokenizer(
+        model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
+    )
+    tokenizer.save_pretrained(folder)
+
+
+def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
+    """A run's facts and the folder of the agent's adapter; raises UsageError for what is missing or does not fit."""
+    run, config, packages = _open(path)
+    cards = json.loads((path / "reward_models.json").read_text("utf-8"))
+    if not 0 <= agent < len(cards):
+        names = ", ".join(f"{number} ({card['name']})" for number, card in enumerate(cards))
+        raise UsageError(f"--agent: {agent} given; {path} has {len(cards)} agents: {names}")
+    adapter = run.adapters / f"agent_{agent}"
+    iterations = _check_adapter(run, config, adapter, agent)
+    rows = [row for row in read_jsonl(run.metrics) if iterations is None or row["iteration"] < iterations]
+    if not rows:
+        raise UsageError(f"{run.metrics}: has no updates: these adapters are untrained")
+    return RunFacts(config, rows, cards, packages, load_evaluation(path / "evaluation.json")), adapter
+
+
+def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
+    """The run, its config and the versions that wrote it."""
+    packages: dict[str, str] = {}
+    if (path / "environment.json").is_file():
+        packages = json.loads((path / "environment.json").read_text("utf-8")).get("packages", {})
+    try:
+        return *RunDirectory.open(path, "export"), packages
+    except UsageError as error:
+        written, here = packages.get("rlhf-marl"), metadata.version("rlhf-marl")
+        if written in (None, here):
+            raise
+        raise UsageError(
+            f"{path} was written by rlhf-marl {written}, this is {here}: export it with {written} "
+            f"(the folders in {path}/adapters also open with plain PEFT); {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int) -> int | None:
+    """How many iterations the adapter was trained for, by the newest checkpoint; None if the checkpoints are gone.
+
+    Raises:
+        UsageError: the run has not written its adapters, or has trained on since it did.
+    """
+    try:
+        checkpoint = run.load_checkpoint()
+    except UsageError:  # all damaged: a finished run's adapters are whole without them
+        checkpoint = None
+    done = checkpoint[1]["iteration"] if checkpoint is not None else None
+    if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
+        problem = "has no adapters yet"
+    else:
+        saved = _numbers(adapter / _WEIGHTS)
+        if checkpoint is None or torch.equal(saved, checkpoint[0]["adapters"][agent].flatten().sort().values):
+            return done
+        problem = "has trained on since it wrote its adapters"
+    finish = f"rlhf-marl train {run.path}/config.yaml --run-dir {run.path} --resume"
+    early = f"; with --iterations {done} it writes those of its newest checkpoint" if done else ""
+    raise UsageError(
+        f"{run.path} {problem} ({done or 0} of {config.iterations} iterations are saved): `{finish}` finishes it{early}"
+    )
+
+
+def _numbers(weights: Path) -> Tensor:
+    """All numbers of a PEFT file, sorted: a checkpoint's row has the same ones in another order."""
+    try:
+        return torch.cat([tensor.flatten() for tensor in load_file(weights).values()]).sort().values
+    except SafetensorError as error:
+        raise UsageError(f"{weights}: damaged: {error}") from None

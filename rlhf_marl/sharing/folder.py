@@ -1,0 +1,64 @@
+"""The exported folder: it appears whole or not at all, and replaces nothing but an unchanged earlier export."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from rlhf_marl.errors import RlhfMarlError, UsageError
+
+MARKER = ".rlhf_marl_export.json"  # names and hashes of an export's files; stays here, is not uploaded
+
+
+def check_target(target: Path) -> None:
+    """Raise UsageError unless the folder is new, empty, or an export that is still as it was written."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / MARKER).is_file():
+        raise UsageError(
+            f"--to: {str(target)!r} already exists, and is not an export of rlhf-marl; choose another name"
+        )
+    if json.loads((target / MARKER).read_text("utf-8")) != _hashes(target):
+        raise UsageError(f"--to: {str(target)!r} was changed since it was exported; choose another name, or remove it")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder but the marker, by relative path."""
+    found = {}
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = file.relative_to(folder).as_posix()
+        if name != MARKER:
+            with file.open("rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+@contextmanager
+def whole(target: Path) -> Iterator[Path]:
+    """A new folder beside the target that takes its place when all went well, and vanishes when not."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
+            folder, before = Path(name) / "new", Path(name) / "before"
+            folder.mkdir()
+            yield folder
+            marker = folder / MARKER
+            marker.write_text(json.dumps(_hashes(folder), indent=2) + "\n", "utf-8")
+            for file in folder.rglob("*.safetensors"):  # which safetensors gives to their owner alone
+                file.chmod(marker.stat().st_mode)
+            if target.exists():
+                os.replace(target, before)
+            try:
+                os.replace(folder, target)
+            except OSError:
+                if before.exists():
+                    os.replace(before, target)
+                raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RlhfMarlError(f"--to: {str(target)!r} cannot be written: {reason}") from None

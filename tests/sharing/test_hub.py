@@ -1,0 +1,119 @@
+"""Uploads, against a hub of our own. In processes of their own: huggingface_hub reads its settings when imported."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sharing.conftest import FakeHub
+
+TOKEN = "hf_secret0123456789"
+PUSH = """
+import sys
+from pathlib import Path
+from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.sharing import hub
+folder, public, *names = sys.argv[1:]
+for name in names:
+    try:
+        token = hub.check_push(name)
+        print(hub.push(Path(folder), name, token, public=public == "public", ignore=[".marker"], message="m"))
+    except RlhfMarlError as error:
+        print(f"{type(error).__name__}: {error}")
+assert "torch" not in sys.modules
+"""
+
+
+def environment(hub: FakeHub | None, home: Path, **others: str) -> dict[str, str]:
+    url = hub.url if hub else "http://127.0.0.1:9"  # where nothing listens
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    settings = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "PYTHONPATH": str(Path.cwd())}
+    return kept | settings | {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"} | others
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "exported"
+    path.mkdir()
+    (path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Agent\n")
+    (path / "adapter_model.safetensors").write_bytes(bytes(range(200)))
+    (path / ".marker").write_text("{}")
+    return path
+
+
+def pushed(folder: Path, *names: str, public: bool = False, **settings: str) -> list[str]:
+    """A line for each name to push to: the repository's address, or what was wrong."""
+    command = [sys.executable, "-c", PUSH, str(folder), "public" if public else "private", *names]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
+    assert TOKEN not in answer.stdout + answer.stderr
+    assert "Traceback" not in answer.stderr
+    lines = answer.stdout.splitlines()
+    assert len(lines) == len(names)
+    return lines
+
+
+@pytest.mark.parametrize(("lfs", "xet"), [(True, "off"), (False, "on")])
+def test_a_folder_arrives_whole_in_a_new_private_repository(folder, tmp_path, fake_hub, lfs, xet):
+    fake_hub.lfs = lfs
+    settings = environment(fake_hub, tmp_path, HF_HUB_DISABLE_XET=str(int(xet == "off")))
+    # The second time goes into what is there.
+    assert pushed(folder, "me/polite", "me/polite", **settings) == [f"{fake_hub.url}/me/polite"] * 2
+    repository = fake_hub.repositories["me/polite"]
+    assert repository["private"]
+    assert repository["files"] == {
+        name: (folder / name).read_bytes() for name in ("README.md", "adapter_model.safetensors")
+    }
+    assert bool(fake_hub.stored) == lfs
+    assert fake_hub.tokens == {f"Bearer {TOKEN}"}
+
+
+def test_public_only_if_asked(folder, tmp_path, fake_hub):
+    settings = environment(fake_hub, tmp_path)
+    fake_hub.repositories["me/open"] = {"private": False, "files": {}}
+    assert pushed(folder, "me/open", **settings) == [
+        "UsageError: --push: me/open exists and everyone can read it; add --public to publish there"
+    ]
+    assert not fake_hub.repositories["me/open"]["files"]
+    pushed(folder, "me/open", "me/new", public=True, **settings)
+    assert fake_hub.repositories["me/open"]["files"]
+    assert not fake_hub.repositories["me/new"]["private"]
+
+
+def test_a_refusal_is_one_line_without_the_token(folder, tmp_path, fake_hub):
+    refusals = [
+        (("create", 401), "UsageError: --push: the hub does not accept the token (401): set HF_TOKEN, or `hf auth"),
+        (("create", 403), "UsageError: --push: the token may not write to me/x (403): it needs write access to me"),
+        (("create", 404), "UsageError: --push: the hub knows no me/x (404): is there a user or organisation me?"),
+        (("create", 400), "UsageError: --push: the hub refused me/x (400): "),
+        (("batch", 403), "UsageError: --push: the token may not write to me/x (403)"),
+        (("create", 429), "RlhfMarlError: --push: too many requests (429): the hub asks you to wait; try again later"),
+        (("create", 500), f"RlhfMarlError: --push: the hub at {fake_hub.url} failed (500): "),
+        (("validate-yaml", 400), "UsageError: --push: the hub refused me/x (400): Invalid metadata in README.md."),
+    ]
+    fake_hub.fails = [failure for failure, _ in refusals]
+    lines = pushed(folder, *["me/x"] * len(refusals), **environment(fake_hub, tmp_path))
+    for line, (_, beginning) in zip(lines, refusals, strict=True):
+        assert line.startswith(beginning)
+    assert "you sent Bearer ***" in lines[3]
+
+
+def test_a_hub_that_is_down(folder, tmp_path):
+    (line,) = pushed(folder, "me/x", **environment(None, tmp_path))
+    assert line.startswith("RlhfMarlError: --push: the hub at http://127.0.0.1:9 cannot be reached: ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set, so nothing is sent; unset it, or export without --push"),
+        ({"HF_TOKEN": ""}, "no token for the hub: set HF_TOKEN, or log in once with `hf auth login`"),
+    ],
+)
+def test_nothing_is_sent_that_cannot_succeed(folder, tmp_path, fake_hub, settings, line):
+    polite, dots, good = pushed(folder, "polite", "me/../x", "me/x", **environment(fake_hub, tmp_path, **settings))
+    assert polite == "UsageError: --push: 'polite' is no name of a repository; give OWNER/NAME, such as me/polite-agent"
+    assert dots.startswith("UsageError: --push: 'me/../x' is no name of a repository")
+    assert good == f"UsageError: --push: {line}"
+    assert not fake_hub.tokens

@@ -1,0 +1,126 @@
+"""What a card makes of evaluation.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+import rlhf_marl
+from rlhf_marl.errors import UsageError
+from rlhf_marl.sharing.results import TrainingRewards, load_evaluation, training_rewards
+
+
+def metric(base: float, trained: float, low: float, high: float) -> dict[str, Any]:
+    return {"base": base, "trained": trained, "difference": trained - base, "low": low, "high": high, "n": 40}
+
+
+def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
+    """An evaluation.json of the form that `rlhf-marl evaluate` writes."""
+    agent = {
+        "reward_model": "vowels",
+        "verdict": "agent learned | <script>",
+        "own_reward": metric(0.25, 1.0, 0.5, 1.125),
+        "held_out_reward": None,
+        "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.875, "n": 24, "position_consistent": 0.9, "judge": "own"},
+        "kl_to_base": {"mean": 3.5, "low": 3.0, "high": 4.0},
+        "entropy": metric(2.0, 1.5, -0.75, -0.25),
+        "refusal_harmful": {"base": 0.5, "trained": None, "difference": None, "low": None, "high": None, "n": 0},
+    }
+    return {
+        "version": 1,
+        "settings": {
+            "questions": "/home/someone/held_out.jsonl",
+            "n_questions": 20,
+            "n_dialogues": 40,
+            "turns": 3,
+            "seed": 7,
+            "confidence": 0.9,
+            "resamples": 1000,
+            "seconds": 12.5,
+        },
+        "agents": [{"agent": number, **agent} for number in range(agents)],
+        "team": {},
+        "warnings": ["few questions"],
+    } | changes
+
+
+def write(run: Path, content: dict[str, Any]) -> None:
+    (run / "evaluation.json").write_text(json.dumps(content))
+
+
+def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path):
+    write(trained, evaluation())
+    rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    text = card.text
+    assert "| own reward (scaled) | 0.250 | 1.000 | +0.750 | 0.500 to 1.125 | 40 |" in text
+    assert "| policy entropy, nats a token | 2.000 | 1.500 | -0.500 | -0.750 to -0.250 | 40 |" in text
+    assert "refused" not in text  # not measured
+    assert "0.750 (0.500 to 0.875, 24 comparisons, judged by own)" in text
+    assert (
+        "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is that of the paired difference, at 90% conf"
+        in text
+    )
+    assert "- few questions\n" in text
+    assert "agent learned \\| \\<script\\>" in text
+    assert "someone" not in text
+    assert "not evaluated" not in text
+    reward, wins = card.data.eval_results
+    assert (reward.metric_type, reward.metric_value) == ("reward", 0.75)
+    assert reward.metric_args == {"low": 0.5, "high": 1.125, "n": 40, "confidence": 0.9}
+    assert (wins.metric_type, wins.metric_value) == ("win_rate", 0.75)
+    assert card.data.model_name == "Agent 0 (vowels)"
+
+
+def test_an_agent_that_was_not_evaluated(trained, tmp_path):
+    write(trained, evaluation(agents=1))
+    rlhf_marl.export(trained, agent=1, to=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert "was not evaluated" in card.text
+    assert card.data.eval_results is None
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('{"version": 1,', "evaluation.json: not JSON: "),
+        (json.dumps(evaluation(version=2)), "evaluation.json: version 2; this rlhf_marl reads version 1"),
+        (json.dumps(evaluation(settings=[])), "evaluation.json: settings: "),
+        (json.dumps(evaluation()).replace("1.125", "NaN"), "evaluation.json: agents.0.own_reward.high: "),
+    ],
+)
+def test_a_damaged_evaluation_is_one_line(tmp_path, content, line):
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(UsageError) as caught:
+        load_evaluation(tmp_path / "evaluation.json")
+    said = str(caught.value)
+    assert said.startswith(f"{tmp_path}/{line}")
+    assert said.endswith("evaluate the run again, or move the file away to share without it")
+    assert "\n" not in said
+
+
+def test_no_evaluation_is_none(tmp_path):
+    assert load_evaluation(tmp_path / "evaluation.json") is None
+
+
+def test_training_rewards_are_those_of_the_first_and_last_fifth():
+    """Ten updates of each of two agents: two are a fifth."""
+    rows = [
+        {
+            "agent": agent,
+            "iteration": update // 2,
+            "reward_scaled": float(update) if agent else 99.0,
+            "kl": 8.0 * update,
+            "response_tokens": 4.0,
+            "entropy": 3.0 - 0.1 * update,
+            "truncated": 0.5,
+        }
+        for update in range(10)
+        for agent in (0, 1)
+    ]
+    found = training_rewards(rows, 1)
+    assert found == TrainingRewards(
+        updates=10, iterations=5, reward=(0.5, 8.5), kl_per_token=17.0, entropy=pytest.approx(2.15), truncated=0.5
+    )
