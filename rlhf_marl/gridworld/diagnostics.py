@@ -82,7 +82,7 @@ def _solve(matrix: csr_matrix, factor: float, right: np.ndarray) -> np.ndarray:
         following = factor * (matrix @ x) + right
         change = np.abs(following - x).max()
         x = following
-        if change <= _TOLERANCE * (1 - factor) * np.abs(x).max():
+        if not change > _TOLERANCE * (1 - factor) * np.abs(x).max():  # a NaN ends it too
             return x
 
 

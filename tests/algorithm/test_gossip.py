@@ -63,3 +63,11 @@ def test_bytes_by_hand():
 def test_negative_rounds_are_refused():
     with pytest.raises(ValueError, match="-1 is negative"):
         consensus_power(ring(3), -1)
+
+
+def test_seeds_may_have_matrices_of_their_own():
+    matrices = torch.stack([ring(4), consensus_matrix("uniform", adjacency("star", 4))])
+    values = torch.randn(2, 4, 7, dtype=torch.float64)
+    mixed = gossip(consensus_power(matrices, 3), values)
+    for seed in range(2):
+        torch.testing.assert_close(mixed[seed], gossip(consensus_power(matrices[seed], 3), values[seed]))

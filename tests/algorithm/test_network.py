@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_marl.algorithm import Network, project, random_projection, value_and_gradient
+from rlhf_marl.algorithm import Linear, Network, project, random_projection, value_and_gradient
 
 
 def network(width=4, depth=3, **options):
@@ -85,3 +85,24 @@ def test_dead_units_are_counted():
     weights = torch.tensor([[1.0, 0.0, -1.0, 0.0]])  # unit 1 is off for positive first inputs
     assert net.dead_fraction(weights, torch.tensor([[[1.0, 0.0], [2.0, 0.0]]])).item() == 0.5
     assert net.dead_fraction(weights, torch.tensor([[[1.0, 0.0], [-2.0, 0.0]]])).item() == 0.0
+
+
+def test_seeds_may_have_an_output_layer_of_their_own():
+    net, weights, x0 = network(), torch.randn(2, 3, network().n_params), torch.randn(2, 1, 7, 4)
+    net.b = torch.randn(2, 1, 1, 4)
+    together = net.forward(weights, x0)
+    for seed in range(2):
+        alone = network()
+        alone.b = net.b[seed, 0]
+        torch.testing.assert_close(together[seed], alone.forward(weights[seed], x0[seed]))
+
+
+def test_a_linear_critic_by_hand():
+    """y = wᵀ x, its gradient is c x, and its one layer is w."""
+    linear = Linear(2)
+    weights, x = torch.tensor([[2.0, -1.0]]), torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    value, gradient = value_and_gradient(linear, weights, x, lambda value: torch.tensor([[1.0, 10.0]]))
+    torch.testing.assert_close(value, torch.tensor([[2.0, 2.0]]))
+    torch.testing.assert_close(gradient, torch.tensor([[13.0, 4.0]]))
+    assert linear.layers(weights).shape == (1, 1, 1, 2)
+    assert linear.dead_fraction(weights, x).tolist() == [0.0]

@@ -167,3 +167,14 @@ def test_history_is_finite():
         if isinstance(value, np.ndarray) and field.name != "distance":
             assert np.isfinite(value).all(), field.name
             assert value.shape == ((2, 2) if field.name != "points" else (2,))
+
+
+def test_nearly_deterministic_policies_take_whole_steps():
+    """With logits hundreds apart 1 - π(a) is 0 in float32; line 17's step has length α all the same."""
+    setting = Setting(actor_output_scale=300.0, actor_step_size=0.5, signal="td_q")
+    world = draw_world(setting, 1, range(3))
+    before = Policies(world.actor_h, world.actor_w, world.actor_b)
+    after = train(setting, 1, range(3), [1], world=world).policies[0]
+    assert np.median(policy_table(before).max(-1)) > 1 - 1e-9
+    squares = sum(((getattr(after, part) - getattr(before, part)).reshape(3, 2, -1) ** 2).sum(-1) for part in "hwb")
+    np.testing.assert_allclose(squares**0.5, 0.5, rtol=1e-3)
