@@ -80,8 +80,8 @@ def _over(arm: str, baseline: str) -> Callable[[Arms], np.ndarray]:
 
 
 def _regret(more: str, fewer: str, *, share: bool = False) -> Callable[[Arms], np.ndarray]:
-    """Gap to the bound of the optimum, with more agents minus with fewer: of the sampled reward, for which all numbers of
-    agents are measured alike. As a share: of the way from random policies to the bound."""
+    """Gap to the bound of the optimum, with more agents minus with fewer: of the sampled reward, for which all numbers
+    of agents are measured alike. As a share: of the way from random policies to the bound."""
 
     def gap(result: Result) -> np.ndarray:
         arrays = result.arrays
