@@ -1,4 +1,4 @@
-"""Where data files live: beside the user, else in the checkout, else inside the installed package."""
+"""Where data files live: in the working folder, else in the checkout, else inside the installed package."""
 
 import os
 from pathlib import Path
@@ -17,20 +17,19 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_marl"
 
 
-def find_data(reference: str, where: str, *, beside: Path | None = None) -> Path:
-    """Resolve a file reference: absolute or from the working folder, then beside the referring file, then shipped.
+def find_data(reference: str, where: str) -> Path:
+    """Resolve a file reference: absolute or from the working folder, then shipped.
 
     Args:
         reference: a path such as `reward_models/harmless.yaml`.
         where: what refers to it (file and key), for the error line.
-        beside: folder of the referring file, if there is one.
 
     Raises:
         UsageError: no such file; lists what is shipped in a folder of that name.
     """
     candidates = [Path(reference).expanduser()]
     if not candidates[0].is_absolute():
-        candidates += [base / reference for base in (beside, DATA_ROOT) if base is not None]
+        candidates.append(DATA_ROOT / reference)
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()

@@ -41,7 +41,7 @@ def score(card: str, prompt: str | None, response: str | None, source: Path | No
         raise UsageError("reward score: give --prompt and --response, or --input")
     rows: list[dict[str, Any]] = [{"prompt": prompt, "response": response}] if source is None else read_texts(source)
     finished, model = opened(card)
-    raw, scaled = score_all(finished, model, [r["prompt"] for r in rows], [r["response"] for r in rows], agent=0)
+    raw, scaled = score_all(finished, model, [r["prompt"] for r in rows], [r["response"] for r in rows])
     lines = [
         json.dumps(row | {"reward_raw": a, "reward_scaled": b}, ensure_ascii=False)
         for row, a, b in zip(rows, raw, scaled, strict=True)

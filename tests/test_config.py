@@ -68,7 +68,8 @@ def test_command_line_wins_over_the_file():
         ],
     )
     assert config.actor.step_size == 1e-5
-    assert [a.reward_model for a in config.agents][1:] == ["reward_models/courteous.yaml"] * 2
+    before = [a.reward_model for a in load_config(QUICKSTART).agents]
+    assert [a.reward_model for a in config.agents] == [before[0], "reward_models/courteous.yaml", before[2]]
     assert config.critic.radius is None
 
 

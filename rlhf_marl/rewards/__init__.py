@@ -7,6 +7,7 @@ ensemble.py             several cards as one         preferences.py       prefer
 judge.py                a grading chat model         training.py          trains a classifier here
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -41,11 +42,11 @@ __all__ = [
     "score_all",
 ]
 
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ChatModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+_log = logging.getLogger("rlhf_marl")
 
 
 class RewardModel(Protocol):
@@ -98,6 +99,7 @@ def finished_card(card: Card) -> Card:
     where = f"card {card.name}"
     folder = cached_folder(card, where)
     if not (folder / "card.yaml").is_file():
+        _log.warning("reward model %s: first use: trained from %s now, and kept for later", card.name, card.data)
         train_reward_model(card, folder, where)
     return load_card(str(folder / "card.yaml"), where)
 

@@ -84,6 +84,8 @@ class TrainedCard(_CardBase):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     batch_size: Annotated[int, Field(gt=0)] = 16
     max_tokens: Annotated[int, Field(gt=0)] = 256
+    opening_words: Annotated[int, Field(gt=0)] | None = None
+    """Train also on the first so many words of each response: for agents whose answers a token limit cuts."""
     seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -151,8 +153,8 @@ class CallableCard(_CardBase):
     """A Python function f(prompts, responses, **arguments) -> scores."""
 
     kind: Literal["callable"]
-    function: Annotated[str, Field(pattern=r"^\w+(\.\w+)*:\w+$")]
-    """module:function."""
+    function: Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+    """module:function, or file.py:function."""
     convention: Literal["rlhf_marl", "trl"] = "rlhf_marl"
     """trl: called as TRL's reward functions are, f(prompts=..., completions=..., **arguments)."""
     arguments: dict[str, str | int | float | bool] = {}
@@ -162,15 +164,39 @@ Card = SequenceClassifierCard | TrainedCard | PrototypeCard | CallableCard | Ser
 _ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
 
 
-def load_card(reference: str, where: str, *, beside: Path | None = None) -> Card:
+# Keys that may name a file or a folder.
+_PATHS = ("adapter", "base", "data", "model", "rubric")
+
+
+def load_card(reference: str, where: str) -> Card:
     """Read a card; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
+
+    Files that the card names are looked up beside it first; then, when they are read, from the working folder and among
+    the shipped ones.
 
     Raises:
         UsageError: missing file, or one line per mistake in it.
     """
-    path = find_data(reference, where, beside=beside)
+    path = find_data(reference, where)
     content: dict[str, Any] = load_yaml(path)
     try:
-        return _ADAPTER.validate_python(content)
+        card = _ADAPTER.validate_python(content)
     except ValidationError as error:
         raise UsageError(explain(error, reference, content)) from None
+    return _with_paths(card, path.parent)
+
+
+def _with_paths(card: Card, folder: Path) -> Card:
+    """The card with what stands beside it named by absolute paths."""
+
+    def absolute(name: str) -> str:
+        return str((folder / name).resolve()) if (folder / name).exists() else name
+
+    if isinstance(card, EnsembleCard):
+        members = [member.model_copy(update={"card": absolute(member.card)}) for member in card.members]
+        return card.model_copy(update={"members": members})
+    if isinstance(card, CallableCard):
+        file, _, name = card.function.rpartition(":")
+        return card.model_copy(update={"function": f"{absolute(file)}:{name}"}) if file.endswith(".py") else card
+    named = {key: value for key in _PATHS if (value := getattr(card, key, None)) is not None}
+    return card.model_copy(update={key: absolute(value) for key, value in named.items()})

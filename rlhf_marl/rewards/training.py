@@ -51,16 +51,18 @@ class Bin:
 
 def cached_folder(card: TrainedCard, where: str) -> Path:
     """Where the model of a card lives; another recipe or other data give another folder."""
-    digest = hashlib.sha256(card.model_dump_json().encode())
-    if card.data.endswith((".jsonl", ".jsonl.gz")):
-        digest.update(find_data(card.data, where).read_bytes())
+    local = card.data.endswith((".jsonl", ".jsonl.gz"))
+    digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if local else None).encode())
+    if local:
+        digest.update(find_data(card.data, f"{where}: data").read_bytes())
     return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
 
 
 def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     """Write model, tokenizer, finished card (`card.yaml`) and measurements (`training.json`) to a new folder.
 
-    Returns the measurements: accuracy on held-out pairs with its interval, scale, offset, reliability table.
+    Returns the measurements: accuracy on held-out pairs with its interval, scale, offset, reliability table. Scale and
+    offset are fitted on whole responses and, where the card asks for them, openings.
 
     Raises:
         UsageError: unreadable data, too few pairs, an unusable base, or a folder that exists.
@@ -74,7 +76,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         temporary = Path(name) / "model"
-        _fit(card, train, temporary, where)
+        _fit(card, train + openings(train, card.opening_words), temporary, where)
         raw_card = SequenceClassifierCard(
             name=card.name,
             kind="sequence_classifier",
@@ -82,8 +84,10 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
             input=card.input,
             max_tokens=card.max_tokens,
         )
-        chosen, rejected = score_pairs(SequenceClassifier(raw_card), held_out)
-        scores = torch.tensor(chosen + rejected, dtype=torch.float64)
+        model = SequenceClassifier(raw_card)
+        chosen, rejected = score_pairs(model, held_out)
+        cut_chosen, cut_rejected = score_pairs(model, openings(held_out, card.opening_words))
+        scores = torch.tensor(chosen + rejected + cut_chosen + cut_rejected, dtype=torch.float64)
         measured = {
             "held_out": asdict(accuracy(chosen, rejected)),
             "reliability": [asdict(row) for row in reliability(chosen, rejected)],
@@ -94,7 +98,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
         result = raw_card.model_dump(mode="json", exclude_defaults=True) | {
             "description": card.description,
             "licence": card.licence,
-            "model": str(folder.resolve()),
+            "model": ".",
             "scale": measured["scale"],
             "offset": measured["offset"],
         }
@@ -114,6 +118,15 @@ def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[round(held_out * len(prompts)) :])
     return [p for p in pairs if p.prompt in kept], [p for p in pairs if p.prompt not in kept]
+
+
+def openings(pairs: Sequence[Pair], words: int | None) -> list[Pair]:
+    """Both responses of each pair cut after so many words, without those that leave the same; none for None."""
+    cut = [
+        Pair(pair.prompt, *(" ".join(text.split()[:words]) for text in (pair.chosen, pair.rejected)))
+        for pair in (pairs if words is not None else [])
+    ]
+    return [pair for pair in cut if pair.chosen != pair.rejected]
 
 
 def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> None:

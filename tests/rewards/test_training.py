@@ -9,7 +9,7 @@ import yaml
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards import SequenceClassifierCard, TrainedCard, build_reward_model, finished_card, load_card
 from rlhf_marl.rewards.preferences import Pair
-from rlhf_marl.rewards.training import accuracy, reliability, split_pairs, train_reward_model
+from rlhf_marl.rewards.training import accuracy, openings, reliability, split_pairs, train_reward_model
 from tests.rewards.test_sequence_classifier import saved
 
 
@@ -81,6 +81,23 @@ def test_split_keeps_prompts_together_and_depends_on_the_seed():
     assert not {p.prompt for p in train} & {p.prompt for p in held_out}
     assert sorted(map(str, train + held_out)) == sorted(map(str, pairs))
     assert split_pairs(pairs, 0.25, seed=1)[1] != held_out
+
+
+def test_openings_by_hand():
+    pairs = [Pair("p", "one two  three four", "one"), Pair("p", "so it is", "so it was"), Pair("p", "a b c", "a x")]
+    assert openings(pairs, 2) == [Pair("p", "one two", "one"), Pair("p", "a b", "a x")]
+    assert openings(pairs, None) == []
+
+
+def test_openings_are_trained_on_but_not_counted_in_the_accuracy(recipe, tmp_path):
+    rows = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    long = [row | {"chosen": "q w e " + row["chosen"], "rejected": "q w r " + row["rejected"]} for row in rows]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    quick = recipe.model_copy(update={"epochs": 0.3})
+    whole = train_reward_model(quick, tmp_path / "whole", "card")
+    cut = train_reward_model(quick.model_copy(update={"opening_words": 3}), tmp_path / "cut", "card")
+    assert (cut["trained_on"], cut["held_out"]["pairs"]) == (whole["trained_on"], whole["held_out"]["pairs"])
+    assert cut["scale"] != whole["scale"]
 
 
 def test_accuracy_by_hand():
