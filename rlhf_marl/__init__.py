@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_marl.api import Agent, Run, load_run, train
+    from rlhf_marl.api import Agent, Run, evaluate, load_run, train
     from rlhf_marl.config import load_config
 
-__all__ = ["Agent", "Run", "load_config", "load_run", "train"]
+__all__ = ["Agent", "Run", "evaluate", "load_config", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

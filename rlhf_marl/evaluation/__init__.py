@@ -5,7 +5,8 @@ collect.py      dialogues, base and trained    verdict.py      one sentence per 
 judges.py       held-out and pairwise judges   summary.py      rows of dialogues -> evaluation.json
 metrics.py      numbers of one response        evaluate.py     one run directory, start to end
 refusal.py      is it a refusal?               compare.py      runs side by side
-show.py         tables in the terminal
+show.py         tables in the terminal         source.py       what of a run can be evaluated
+command.py      rlhf-marl evaluate
 
 Two files in the run directory. Numbers are finite or null.
 
@@ -23,8 +24,8 @@ evaluation.json; METRIC is {"base", "trained", "difference", "low", "high", "n"}
 difference trained - base, its interval, and the number of questions:
     {"version": 1,
      "settings": {"questions", "questions_sha256", "n_questions", "n_dialogues", "turns", "seed", "max_new_tokens",
-                  "max_prompt_tokens", "temperature", "judges", "judge", "adapters" (where from), "adapters_sha256",
-                  "confidence", "resamples", "seconds"},
+                  "max_prompt_tokens", "temperature", "asked" (the options), "judges": {name: digest of card},
+                  "judge", "adapters" (where from), "adapters_sha256", "confidence", "resamples", "seconds"},
      "agents": [{"agent", "reward_model", "verdict", "own_reward": METRIC, "held_out_reward": METRIC or null,
                  "win_rate": {"rate", "low", "high", "n", "position_consistent", "judge"} or null,
                  "kl_to_base": {"mean", "low", "high"}, "entropy", "length", "distinct_1", "distinct_2",

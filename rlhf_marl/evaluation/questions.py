@@ -69,7 +69,7 @@ def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
     """The first `limit` questions when kinds take turns, in file order; all without a limit."""
     if limit is None or limit >= len(questions):
         return list(questions)
-    place = {kind: 0 for kind in KINDS}
+    place = dict.fromkeys(KINDS, 0)
     ranked = []
     for number, question in enumerate(questions):
         ranked.append((place[question.kind], KINDS.index(question.kind), number))
