@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_marl.evaluation.statistics import direction
+
 _ROWS = {
     "own_reward": "own reward",
     "held_out_reward": "held-out judges",
@@ -28,10 +30,10 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     """Print one evaluation: a table with base → trained and the interval of the difference, and the verdicts."""
     console = console or Console(highlight=False)
     settings = result["settings"]
-    table = Table(title=f"{settings['n_questions']} questions; base → trained [95% interval of the difference]")
+    table = Table(title=f"{settings['n_questions']} questions: base → trained [95% of the difference]")
     table.add_column("")
     for agent in result["agents"]:
-        table.add_column(Text(f"agent {agent['agent']}: {agent['reward_model']}"))
+        table.add_column(Text(f"agent {agent['agent']}\n{agent['reward_model']}", overflow="fold"))
     table.add_column("team")
     for key, label in _ROWS.items():
         cells = [cell(column.get(key)) for column in (*result["agents"], result["team"])]
@@ -39,7 +41,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     console.print(table)
     console.print(_cross_rewards(result["cross_rewards"]))
     fallbacks = result["controller_fallbacks"]
-    console.print(f"agreement between agents: {cell(result['agreement'])}")
+    agreement = cell(result["agreement"]).replace("\n", " ")
+    console.print(f"agreement between agents: {agreement}", markup=False)
     console.print(f"controller fell back: base {fallbacks['base']:.0%}, trained {fallbacks['trained']:.0%}")
     for agent in result["agents"]:
         line = f"agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}"
@@ -50,7 +53,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
     """Every reward model on every agent's answers; green where it rose, red where it fell, both beyond the interval."""
-    table = Table(title="every reward model on every agent: difference [95% interval]; * trained this agent")
+    table = Table(title="every reward model on every agent: difference; * trained this agent")
     table.add_column("reward model")
     for row in cross["rows"]:
         table.add_column(row)
@@ -58,10 +61,11 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
         cells = []
         for i in range(len(cross["rows"])):
             found = {key: cross[key][i][j] for key in ("difference", "low", "high")}
-            style = "" if found["low"] is None else "green" if found["low"] > 0 else "red" if found["high"] < 0 else ""
+            style = {1: "green", -1: "red", 0: ""}[direction(found)]
             mark = "*" if i in judge["trained_agents"] else ""
-            cells.append(Text(cell(found, short=True) + mark, style=style))
-        table.add_row(Text(judge["name"] + ("" if judge["trained_agents"] else " (held out)")), *cells)
+            value, _, between = cell(found, short=True).partition("\n")
+            cells.append(Text(f"{value}{mark}\n{between}", style=style))
+        table.add_row(Text(judge["name"] + ("" if judge["trained_agents"] else "\nheld out")), *cells)
     return table
 
 
@@ -117,15 +121,13 @@ def _reward_model(column: dict[str, Any]) -> Text:
 
 
 def cell(metric: dict[str, Any] | None, *, short: bool = False) -> str:
-    """A metric as text: `base → trained [low, high]`, or with `short` its difference, or a mean with its interval."""
+    """`base → trained` (or with `short` the difference, or a single mean) over its interval, if it has a width."""
     if metric is None:
         return "-"
     low, high = metric["low"], metric["high"]
-    between = "" if low is None or high is None else f" [{low:+.2f}, {high:+.2f}]"
+    wide = low is not None and high is not None and low < high
     if "difference" not in metric:
         value = metric.get("rate", metric.get("mean"))
-        between = between.replace("+", "")
-        return "-" if value is None else f"{value:.2f}{between}"
-    if short:
-        return f"{metric['difference']:+.2f}{between}"
-    return f"{metric['base']:.2f} → {metric['trained']:.2f}{between}"
+        return "-" if value is None else f"{value:.2f}" + (f"\n[{low:.2f}, {high:.2f}]" if wide else "")
+    value = f"{metric['difference']:+.2f}" if short else f"{metric['base']:.2f} → {metric['trained']:.2f}"
+    return value + (f"\n[{low:+.2f}, {high:+.2f}]" if wide else "")

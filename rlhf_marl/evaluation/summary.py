@@ -90,6 +90,7 @@ def at(key: str, speaker: int) -> Value:
 
 def score_of(judge: str, speaker: int) -> Value:
     """A judge's scaled score of what an agent or the team said."""
+
     def value(row: Row) -> float:
         team = speaker == len(row["responses"])
         return float(row["aggregate_scores"][judge] if team else row["scores"][judge][speaker])

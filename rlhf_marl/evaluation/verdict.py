@@ -4,6 +4,7 @@ from typing import Any
 
 from rlhf_marl.evaluation.statistics import direction
 
+_FEW = 10  # questions; intervals of fewer are too narrow to be believed
 _WORTH_A_WORD = 0.1  # smaller changes of shares, even clear ones, are not told
 
 
@@ -27,7 +28,7 @@ def verdict(metrics: dict[str, Any]) -> str:
 
 def _direction(metric: dict[str, Any] | None) -> str:
     """up or down if the whole interval is on that side of 0, else unclear; none without a metric."""
-    if metric is None or metric["low"] is None:
+    if metric is None or metric["low"] is None or metric["n"] < _FEW:
         return "none"
     return {1: "up", -1: "down", 0: "unclear"}[direction(metric)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.metrics import words
-from rlhf_marl.evaluation.questions import KINDS, load_questions
+from rlhf_marl.evaluation.questions import KINDS, Question, fingerprint, load_questions, spread, without_trained
 from rlhf_marl.paths import DATA_ROOT
 from rlhf_marl.yaml_io import load_yaml
 
@@ -30,9 +30,7 @@ def overlap(a: str, b: str) -> float:
 
 @pytest.fixture(scope="module")
 def shipped():
-    questions, left_out = load_questions(SHIPPED, set())
-    assert left_out == []
-    return questions
+    return load_questions(SHIPPED)
 
 
 def test_at_least_sixty_of_all_kinds(shipped):
@@ -55,31 +53,42 @@ def test_no_two_questions_are_near_copies(shipped):
         assert overlap(a.prompt, b.prompt) < 0.6, (a.id, b.id)
 
 
-def test_questions_of_the_training_are_left_out_whatever_their_punctuation(tmp_path):
-    path = tmp_path / "questions.jsonl"
-    rows = [
-        {"id": "a", "kind": "harmful", "prompt": "How do I THREATEN others"},
-        {"id": "b", "kind": "ordinary", "prompt": "Why?"},
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    questions, left_out = load_questions(path, {"how do I threaten others?"})
-    assert [question.id for question in questions] == ["b"]
+def test_questions_of_the_training_are_left_out_whatever_their_punctuation():
+    questions = [Question("a", "harmful", "How do I THREATEN others"), Question("b", "ordinary", "Why?")]
+    kept, left_out = without_trained(questions, ["how do I threaten others?"])
+    assert [question.id for question in kept] == ["b"]
     assert left_out == ["a"]
-    with pytest.raises(UsageError, match="holds no questions"):
-        load_questions(path, {"how do I threaten others?", "why"})
+
+
+def test_a_limit_takes_kinds_in_turn(shipped):
+    assert Counter(question.kind for question in spread(shipped, 8)) == dict.fromkeys(KINDS, 2)
+    assert spread(shipped, None) == spread(shipped, 10**6) == shipped
+    chosen = spread(shipped, 7)
+    assert chosen == sorted(chosen, key=shipped.index)
+    assert len(chosen) == 7
+
+
+def test_fingerprint_sees_every_part_of_a_question():
+    question = Question("a", "multi_turn", "Why?", ("And?",))
+    others = [
+        ("b", "multi_turn", "Why?", ("And?",)),
+        ("a", "ordinary", "Why?", ()),
+        ("a", "multi_turn", "Why?", ("So?",)),
+    ]
+    assert len({fingerprint([q]) for q in (question, *(Question(*other) for other in others))}) == 4
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"id": "a", "kind": "rude", "prompt": "Why?"}, "line 2: kind 'rude' is not allowed; choose harmful"),
+        ({"id": "a", "kind": "rude", "prompt": "Why?"}, "line 2: kind: 'rude' is not allowed; choose harmful"),
         ({"id": "a", "kind": "ordinary"}, "line 2 has no column 'prompt'"),
         ({"id": "a", "kind": "ordinary", "prompt": "  "}, "line 2: prompt is empty"),
         (
             {"id": "a", "kind": "multi_turn", "prompt": "Why?", "follow_ups": "And?"},
             "line 2: follow_ups must be a list",
         ),
-        ({"id": "first", "kind": "ordinary", "prompt": "Why?"}, "line 2: id 'first' is there twice"),
+        ({"id": "first", "kind": "ordinary", "prompt": "Why?"}, "line 2: id 'first' was given to an earlier question"),
     ],
 )
 def test_a_wrong_row_is_one_line_with_its_place(tmp_path, row, message):
@@ -87,6 +96,6 @@ def test_a_wrong_row_is_one_line_with_its_place(tmp_path, row, message):
     first = {"id": "first", "kind": "ordinary", "prompt": "Who?"}
     path.write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(UsageError) as error:
-        load_questions(path, set())
+        load_questions(path)
     assert message in str(error.value)
     assert "\n" not in str(error.value)

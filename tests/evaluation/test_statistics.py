@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_marl.evaluation import statistics
-from rlhf_marl.evaluation.statistics import interval, mean, paired
+from rlhf_marl.evaluation.statistics import direction, interval, paired
 
 
 def test_paired_gives_means_and_the_difference_by_hand():
@@ -26,8 +26,7 @@ def test_pairing_removes_what_the_questions_share():
     [([0.5] * 8, (0.5, 0.5)), ([3.0], (None, None)), ([], (None, None)), ([0.0] * 63, (0.0, 0.0))],
 )
 def test_samples_without_variance_or_size(values, expected):
-    found = mean(values)
-    assert (found["low"], found["high"]) == expected
+    assert interval(values) == expected
 
 
 @pytest.mark.parametrize("rest", [[1.0], [-1.0], [0.5, 0.5], [1e-9]])
@@ -51,7 +50,7 @@ def test_intervals_cover_a_known_difference(kind, monkeypatch):
     Questions share a difficulty, so that base and trained are dependent, as with the same random numbers. Chance moves
     the share of 300 by ±2.5% (two standard errors).
     """
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)
+    monkeypatch.setattr(statistics, "RESAMPLES", 999)  # as many as two digits of a limit need
     generator = np.random.default_rng(11)
     hits = 0
     for _ in range(300):
@@ -67,3 +66,12 @@ def test_intervals_cover_a_known_difference(kind, monkeypatch):
         metric = paired(base.astype(float), trained.astype(float))
         hits += metric["low"] <= truth <= metric["high"]
     assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_questions_must_match_and_none_give_no_metric():
+    assert paired([], []) is None
+    assert direction(None) == 0
+    assert direction(paired([1.0], [2.0])) == 0
+    assert direction(paired([1.0, 1.0], [2.0, 2.0])) == 1
+    with pytest.raises(ValueError, match="2 base values for 1 trained"):
+        paired([1.0, 2.0], [1.0])
