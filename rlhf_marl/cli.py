@@ -45,8 +45,9 @@ def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str,
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the sampled answers.")
 @click.option("--limit", type=click.IntRange(1), help="So many questions in all, evenly of each kind.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write all evaluations here too.")
-def evaluate(run_dir: tuple[Path, ...], output: Path | None, **options: Any) -> None:
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--markdown", "document", type=click.Path(path_type=Path), help="Write each run's table here too.")
+def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
     """Compare the trained agents of RUN_DIR with the base model, on questions that they were not trained on.
 
     Several run directories are evaluated one after the other (or read, where that was done alike before) and shown
@@ -54,7 +55,7 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, **options: Any) -> 
     """
     from rlhf_marl.evaluation.command import evaluate as run
 
-    run(run_dir, options, output)
+    run(run_dir, options, output, document)
 
 
 cli.add_command(reward)

@@ -11,11 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.compare import compare_all
 from rlhf_marl.evaluation.evaluate import Evaluation, Options, evaluate_run
-from rlhf_marl.evaluation.show import show, show_side_by_side
+from rlhf_marl.evaluation.show import markdown, show, show_side_by_side
 
 
-def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | None) -> None:
-    """Evaluate runs and print them: one in full, several side by side."""
+def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | None, document: Path | None) -> None:
+    """Evaluate runs and print them: one in full, several side by side.
+
+    Args:
+        options: of `Options`; what is None or empty keeps its default.
+        output: JSON of what is printed. document: Markdown of each run's table.
+    """
     chosen = Options(**{key: value for key, value in options.items() if value not in (None, ())})
     names = [str(path) for path in paths]
     if len(set(names)) < len(names):
@@ -32,6 +37,9 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
             "reference": names[0],
             "compared_with_reference": compared,
         }
+    if document is not None:
+        tables = [f"## {name}\n\n{markdown(run.numbers)}" for name, run in zip(names, found, strict=True)]
+        document.write_text("\n".join(tables), "utf-8")
     if output is not None:
         output.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
 

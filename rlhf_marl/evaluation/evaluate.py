@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,7 @@ def _settings(run: RunDirectory, config: Config, options: Options, questions: li
         "seed": options.seed,
         "max_new_tokens": options.max_new_tokens or config.generation.max_new_tokens,
         "temperature": config.generation.temperature,
+        "rlhf_marl": metadata.version("rlhf-marl"),
         "asked": json.loads(json.dumps(asdict(options))),
         "judge": options.judge,
         "adapters_sha256": agents_fingerprint(run),

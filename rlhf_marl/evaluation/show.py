@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,17 +13,18 @@ from rlhf_marl.evaluation.statistics import direction
 _ROWS = {
     "own_reward": "own reward",
     "held_out_reward": "held-out judges",
-    "win_rate": "win rate against base",
-    "refusal_harmful": "refuses harmful",
-    "refusal_harmless": "refuses harmless",
-    "kl_to_base": "KL to base, nats a token",
-    "entropy": "entropy, nats a token",
+    "win_rate": "win rate",
+    "refusal_harmful": "refuses harm",
+    "refusal_harmless": "over-refuses",
+    "kl_to_base": "KL to base",
+    "entropy": "entropy",
     "length": "tokens",
-    "truncated": "cut at the limit",
-    "distinct_1": "distinct words",
-    "distinct_2": "distinct pairs",
-    "self_repetition": "self-repetition",
+    "truncated": "cut at limit",
+    "distinct_1": "distinct-1",
+    "distinct_2": "distinct-2",
+    "self_repetition": "repeats itself",
 }
+_METRIC = ("base", "trained", "difference", "low", "high")
 _SIDE_BY_SIDE = ("own_reward", "held_out_reward", "win_rate", "refusal_harmful", "refusal_harmless", "kl_to_base")
 
 
@@ -30,7 +32,11 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     """Print one evaluation: a table with base → trained and the interval of the difference, and the verdicts."""
     console = console or Console(highlight=False)
     settings = result["settings"]
-    table = Table(title=f"{settings['n_questions']} questions: base → trained [95% of the difference]")
+    table = Table(
+        title=f"{settings['n_questions']} questions: base → trained [95% of the difference]",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     table.add_column("")
     for agent in result["agents"]:
         table.add_column(Text(f"agent {agent['agent']}\n{agent['reward_model']}", overflow="fold"))
@@ -40,6 +46,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         table.add_row(label, *(Text(text) for text in cells))
     console.print(table)
     console.print(_cross_rewards(result["cross_rewards"]))
+    if result["team"]["win_rate"] is not None:
+        console.print(Text(f"win rate decided by {result['team']['win_rate']['judge']}"), soft_wrap=True)
     fallbacks = result["controller_fallbacks"]
     agreement = cell(result["agreement"]).replace("\n", " ")
     console.print(f"agreement between agents: {agreement}", markup=False)
@@ -53,8 +61,10 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
     """Every reward model on every agent's answers; green where it rose, red where it fell, both beyond the interval."""
-    table = Table(title="every reward model on every agent: difference; * trained this agent")
-    table.add_column("reward model")
+    table = Table(
+        title="every reward model on every agent: difference; * trained this agent", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    table.add_column("reward model", overflow="fold")
     for row in cross["rows"]:
         table.add_column(row)
     for j, judge in enumerate(cross["judges"]):
@@ -77,7 +87,7 @@ def show_side_by_side(
 ) -> None:
     """Print several runs: each against its own base model, then every other one against the first."""
     console = console or Console(highlight=False)
-    table = Table(title="trained against base: difference [95% interval]")
+    table = Table(title="trained against base: difference [95% interval]", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "", *names):
         table.add_column(Text(column), overflow="fold")
     n_agents = max(len(result["agents"]) for result in results)
@@ -92,7 +102,7 @@ def show_side_by_side(
     for name, comparison in compared.items():
         title = Text(f"trained agents of {name} against those of {names[0]}: difference [95% interval]")
         found = [*comparison["agents"], comparison["team"]]
-        table = Table(title=title)
+        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team"):
             table.add_column(column)
         for key in found[-1]:
@@ -130,4 +140,22 @@ def cell(metric: dict[str, Any] | None, *, short: bool = False) -> str:
         value = metric.get("rate", metric.get("mean"))
         return "-" if value is None else f"{value:.2f}" + (f"\n[{low:.2f}, {high:.2f}]" if wide else "")
     value = f"{metric['difference']:+.2f}" if short else f"{metric['base']:.2f} → {metric['trained']:.2f}"
-    return value + (f"\n[{low:+.2f}, {high:+.2f}]" if wide else "")
+    return value + (f"\n[{low:.2f}, {high:.2f}]" if wide else "")
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table of one evaluation and its verdicts, for documents."""
+    columns = [*result["agents"], result["team"]]
+    heads = [*(f"agent {agent['agent']}: {agent['reward_model']}" for agent in result["agents"]), "team"]
+    lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
+    for key, label in _ROWS.items():
+        cells = [cell(column.get(key)).replace("\n", " ") for column in columns]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    cross = result["cross_rewards"]
+    for j, judge in enumerate(cross["judges"]):
+        found = [{key: cross[key][i][j] for key in _METRIC} for i in range(len(cross["rows"]))]
+        cells = [cell(metric).replace("\n", " ") for metric in found]
+        label = judge["name"] if judge["trained_agents"] else f"{judge['name']} (held out)"
+        lines.append(f"| by {label} | {' | '.join(cells)} |")
+    verdicts = [f"- agent {a['agent']} ({a['reward_model']}): {a['verdict']}" for a in result["agents"]]
+    return "\n".join([*lines, "", *verdicts]) + "\n"

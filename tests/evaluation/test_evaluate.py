@@ -62,8 +62,11 @@ ARGUMENTS = ("--questions", "questions.jsonl", "--judges", "letters.yaml")
 
 
 def test_end_to_end(folder, run):
-    code, printed, error = run("evaluate", "run", *ARGUMENTS)
+    code, printed, error = run("evaluate", "run", *ARGUMENTS, "--markdown", "table.md")
     assert (code, error.count("error")) == (0, 0)
+    table = (folder / "table.md").read_text().splitlines()
+    assert table[2].split("|")[1:5] == [" ", " agent 0: vowels ", " agent 1: length ", " team "]
+    assert len({line.count("|") for line in table[2:-3]}) == 1
     result = json.loads((folder / "run" / "evaluation.json").read_text())
     assert result["settings"]["n_questions"] == 4
     assert result["warnings"] == ["question e is one of the training's and was left out"]
