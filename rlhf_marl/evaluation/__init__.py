@@ -24,8 +24,9 @@ evaluation.json; METRIC is {"base", "trained", "difference", "low", "high", "n"}
 difference trained - base, its interval, and the number of questions:
     {"version": 1,
      "settings": {"questions", "questions_sha256", "n_questions", "n_dialogues", "turns", "seed", "max_new_tokens",
-                  "max_prompt_tokens", "temperature", "rlhf_marl" (version), "asked" (options), "judges": {name: digest of card},
-                  "judge", "adapters" (where from), "adapters_sha256", "confidence", "resamples", "seconds"},
+                  "max_prompt_tokens", "temperature", "rlhf_marl" (version), "asked" (options),
+                  "judges": {name: digest of card}, "judge", "adapters" (where from), "adapters_sha256", "confidence",
+                  "resamples", "seconds"},
      "agents": [{"agent", "reward_model", "verdict", "own_reward": METRIC, "held_out_reward": METRIC or null,
                  "win_rate": {"rate", "low", "high", "n", "position_consistent", "judge"} or null,
                  "kl_to_base": {"mean", "low", "high"}, "entropy", "length", "distinct_1", "distinct_2",

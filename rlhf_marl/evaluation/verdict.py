@@ -4,7 +4,7 @@ from typing import Any
 
 from rlhf_marl.evaluation.statistics import direction
 
-_FEW = 10  # questions; intervals of fewer are too narrow to be believed
+_FEW = 10  # questions; below, intervals hold the truth clearly less often than they say
 _WORTH_A_WORD = 0.1  # smaller changes of shares, even clear ones, are not told
 
 
