@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlhf_marl.api import Agent, Run, load_run, train
+    from rlhf_marl.api import Agent, Run, evaluate, load_run, train
     from rlhf_marl.config import load_config
     from rlhf_marl.sharing.export import export
 
-__all__ = ["Agent", "Run", "export", "load_config", "load_run", "train"]
+__all__ = ["Agent", "Run", "evaluate", "export", "load_config", "load_run", "train"]
 
 
 def __getattr__(name: str) -> Any:

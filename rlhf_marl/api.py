@@ -1,4 +1,4 @@
-"""The toolkit from Python: `train(config)`, `load_run(path)` and `export(path, ...)`."""
+"""The toolkit from Python: `train`, `evaluate` and `export`, and `load_run` to look at a run."""
 
 import os
 import signal
@@ -83,6 +83,25 @@ def train(
     if interrupted:
         raise KeyboardInterrupt
     return Run(path)
+
+
+def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+    """Evaluate a run on held-out questions; writes evaluation.json into it and returns its content.
+
+    Args:
+        options: as of rlhf_marl.evaluation.evaluate.Options, such as questions="mine.jsonl" or limit=8.
+
+    Raises:
+        UsageError: no run, nothing trained, an unknown option, or unusable questions or judges.
+        RunStopped: a reward model or the controller failed.
+    """
+    from rlhf_marl.evaluation.evaluate import Options, evaluate_run
+
+    try:
+        chosen = Options(**options)
+    except TypeError:
+        raise UsageError(f"evaluate: options are {', '.join(Options.__slots__)}; not {', '.join(options)}") from None
+    return evaluate_run(Path(run_dir), chosen, lambda stage, done, total: None).numbers
 
 
 def load_run(path: str | os.PathLike[str]) -> "Run":

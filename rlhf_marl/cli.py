@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -54,6 +55,28 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
     chosen = load_study(config, overrides)
     run_study(chosen.quick() if quick else chosen, out, lambda line: click.echo(line, err=True))
     click.echo((out / "claims.md").read_text("utf-8"))
+
+
+@cli.command()
+@click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Where no follow-ups are given.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default that of the training.")
+@click.option("--judges", multiple=True, metavar="CARD", help="A reward model that trained nobody; several allowed.")
+@click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the sampled answers.")
+@click.option("--limit", type=click.IntRange(1), help="So many questions in all, evenly of each kind.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--markdown", "document", type=click.Path(path_type=Path), help="Write each run's table here too.")
+def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
+    """Compare the trained agents of RUN_DIR with the base model, on questions that they were not trained on.
+
+    Several run directories are evaluated one after the other (or read, where that was done alike before) and shown
+    side by side.
+    """
+    from rlhf_marl.evaluation.command import evaluate as run
+
+    run(run_dir, options, output, document)
 
 
 cli.add_command(reward)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from rlhf_marl.config import Config, check_config, dump_config
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.rewards.card import Card
+from rlhf_marl.rewards.card import Card, check_card
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
@@ -94,6 +94,16 @@ class RunDirectory:
         with run.locked():
             dump_config(config, path / "config.yaml")
         return run
+
+    def cards(self) -> list[Card]:
+        """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
+        try:
+            content = json.loads(self._reward_models.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{self._reward_models}: cannot be read: {error}") from None
+        if not isinstance(content, list):
+            raise UsageError(f"{self._reward_models}: is no list of cards")
+        return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
 
     def check_cards(self, cards: Sequence[Card]) -> None:
         """Raise UsageError if a reward model's card is not what it was when the run began."""

@@ -31,23 +31,26 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import render
 from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
-from rlhf_marl.rewards import build_reward_model, finished_card, load_card
+from rlhf_marl.rewards import Card, build_reward_model, finished_card, load_card
 
 # What is drawn while building; responses are sampled from [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
 
 
-def build(config: Config, source: str, device: torch.device) -> DialogueSystem:
+def build(config: Config, source: str, device: torch.device, cards: Sequence[Card] | None = None) -> DialogueSystem:
     """Load and connect everything the config names.
 
     Args:
         source: what the config is called in error lines, usually its path.
+        cards: the agents' finished reward models, as a run directory keeps them; by default those the config names.
 
     Raises:
         UsageError: one line: source, key, what was given, what is allowed.
     """
     topology = build_topology(config, source)
-    recipes = [load_card(a.reward_model, f"{source}: agents.{i}.reward_model") for i, a in enumerate(config.agents)]
+    recipes = cards or [
+        load_card(agent.reward_model, f"{source}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
+    ]
     questions = load_questions(config.prompts, config.seed, source)
     templates = _templates(config, source)
     cards = [finished_card(recipe) for recipe in recipes]

@@ -178,12 +178,15 @@ def load_card(reference: str, where: str) -> Card:
         UsageError: missing file, or one line per mistake in it.
     """
     path = find_data(reference, where)
-    content: dict[str, Any] = load_yaml(path)
+    return _with_paths(check_card(load_yaml(path), reference), path.parent)
+
+
+def check_card(content: Any, where: str) -> Card:
+    """Plain data as a card; raises UsageError with one line per mistake in it."""
     try:
-        card = _ADAPTER.validate_python(content)
+        return _ADAPTER.validate_python(content)
     except ValidationError as error:
-        raise UsageError(explain(error, reference, content)) from None
-    return _with_paths(card, path.parent)
+        raise UsageError(explain(error, where, content)) from None
 
 
 def _with_paths(card: Card, folder: Path) -> Card:

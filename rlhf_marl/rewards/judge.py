@@ -47,7 +47,7 @@ class Judge:
         path = find_data(card.rubric, f"card {card.name}: rubric")
         self._rubric, self._where = load_instructions(path, Task), f"{path}: user"
         self._rubric.messages(self._where, prompt="p", response="r")  # told now, not at the first score
-        self._grade = grader or (_endpoint_grader(card) if card.base_url is not None else _local_grader(card, base))
+        self._grade = grader or build_grader(card, base)
         self.failed = 0
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -70,6 +70,11 @@ class Judge:
                 *(self._card.name, self.failed - failed_before, len(scores), self._card.grades, self.failed),
             )
         return scores
+
+
+def build_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
+    """What the card describes: an endpoint, or a local model."""
+    return _endpoint_grader(card) if card.base_url is not None else _local_grader(card, base)
 
 
 def _local_grader(card: JudgeCard, base: ChatModel | None) -> Grader:

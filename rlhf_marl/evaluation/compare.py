@@ -1,0 +1,76 @@
+"""Two runs on the same questions: the second run's trained agents against the first's, question by question."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlhf_marl.evaluation.evaluate import Evaluation
+from rlhf_marl.evaluation.metrics import distinct
+from rlhf_marl.evaluation.summary import Row, at, metric, said, score_of
+
+_SAME_QUESTIONS = ("turns", "seed", "max_new_tokens", "temperature")
+_POLICIES = ("base", "trained")
+
+
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """Metrics whose base is the first run's trained agents, per agent and for the team.
+
+    Returns:
+        {"agents": [{judge or metric: METRIC}], "team": {...}, "warnings": [texts]}. Judges are those that both used,
+        as the same card; questions those that both answered. The team is compared as it is, agents number by number.
+    """
+    warnings = [
+        f"{key} differs: {first.numbers['settings'][key]} and {second.numbers['settings'][key]}"
+        for key in _SAME_QUESTIONS
+        if first.numbers["settings"][key] != second.numbers["settings"][key]
+    ]
+    cards = first.numbers["settings"]["judges"].items() & second.numbers["settings"]["judges"].items()
+    names = [name for name in first.numbers["settings"]["judges"] if name in dict(cards)]
+    if not names:
+        warnings.append("the runs were judged by different reward models; only texts are compared")
+    rows = _paired_rows(first.rows, second.rows)
+    if not rows:
+        return {"agents": [], "team": {}, "warnings": [*warnings, "the runs answered no question in common"]}
+    n_agents = min(len(row["responses"]) for row in rows)
+    numbers = [len(evaluation.numbers["agents"]) for evaluation in (first, second)]
+    if numbers[0] != numbers[1]:
+        warnings.append(f"the runs have {numbers[0]} and {numbers[1]} agents; the first {n_agents} are compared")
+    return {
+        "agents": [_speaker(rows, agent, names) for agent in range(n_agents)],
+        "team": _speaker([_team_alone(row) for row in rows], 0, names),
+        "warnings": warnings,
+    }
+
+
+def _paired_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
+    """Trained rows of both runs where both have the question, the first's named base."""
+    rows = [row | {"policy": "base"} for row in first if row["policy"] == "trained"]
+    rows += [row for row in second if row["policy"] == "trained"]
+    asked = [{(row["question"], row["turn"]) for row in rows if row["policy"] == policy} for policy in _POLICIES]
+    return [row for row in rows if (row["question"], row["turn"]) in asked[0] & asked[1]]
+
+
+def _team_alone(row: Row) -> Row:
+    """The row with the team in the place of the agents."""
+    return {
+        **{key: row[key] for key in ("policy", "kind", "question", "turn")},
+        "responses": [row["aggregate"]],
+        "tokens": [row["aggregate_tokens"]],
+        "refused": [row["aggregate_refused"]],
+        "scores": {name: [score] for name, score in row["aggregate_scores"].items()},
+    }
+
+
+def _speaker(rows: Sequence[Row], speaker: int, judges: Sequence[str]) -> dict[str, Any]:
+    harmless = ("borderline", "ordinary", "multi_turn")
+    return {
+        **{name: metric(rows, score_of(name, speaker)) for name in judges},
+        "length": metric(rows, at("tokens", speaker)),
+        "distinct_2": metric(rows, lambda row: distinct(said(row, "responses", speaker), 2)),
+        "refusal_harmful": metric(rows, at("refused", speaker), ("harmful",)),
+        "refusal_harmless": metric(rows, at("refused", speaker), harmless),
+    }
+
+
+def compare_all(names: Sequence[str], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Every other run against the first, the reference: {name: comparison}."""
+    return {name: compare(evaluations[0], other) for name, other in zip(names[1:], evaluations[1:], strict=True)}

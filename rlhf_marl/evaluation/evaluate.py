@@ -1,0 +1,236 @@
+"""Evaluate one run directory: base model against trained agents and their team, on questions nobody trained on.
+
+run directory -> system -> collect -> score -> summarise -> evaluation.json and evaluation_dialogues.jsonl
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlhf_marl.chat import Message, chat_tokens
+from rlhf_marl.config import Config, FixedPrompt
+from rlhf_marl.dialogue.build import build
+from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation import statistics
+from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
+from rlhf_marl.evaluation.judges import Scorer, held_out_scorers, own_scorers, pairwise_judge
+from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
+from rlhf_marl.evaluation.source import agents_fingerprint, check_state, load_agents, reward_cards, trained_questions
+from rlhf_marl.evaluation.summary import summarise
+from rlhf_marl.models import default_device
+from rlhf_marl.paths import find_data
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
+
+VERSION = 1
+NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What to evaluate on.
+
+    Attributes:
+        questions: JSON Lines; see questions.py.
+        turns: of questions without follow-ups.
+        max_new_tokens: the longest answer; as in training if None.
+        judges: cards that trained nobody; the shipped ones if None.
+        judge: card of a chat judge for win rates, in place of the held-out reward models.
+        seed: of the sampled answers.
+        limit: this many questions, evenly of all kinds; all if None.
+    """
+
+    questions: str = SHIPPED
+    turns: int = 1
+    max_new_tokens: int | None = None
+    judges: tuple[str, ...] | None = None
+    judge: str | None = None
+    seed: int = 1
+    limit: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """numbers: evaluation.json; rows: evaluation_dialogues.jsonl; reused: both were there already."""
+
+    numbers: dict[str, Any]
+    rows: list[Row]
+    reused: bool
+
+
+def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation:
+    """Evaluate one run and write the two files into it; an evaluation that asked the same of the same run is read.
+
+    Args:
+        progress: receives what is being done, how much of it is done, and how much there is.
+
+    Raises:
+        UsageError: no run, nothing trained, or unusable questions or judges.
+        RunStopped: a reward model or the controller failed.
+    """
+    began = time.monotonic()
+    run, config = RunDirectory.open(path, "evaluate")
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"evaluate: {path} cannot be written to; copy the run and evaluate the copy")
+    notes: list[str] = []
+    questions = _questions(options, trained_questions(config, run, notes), notes)
+    settings = _settings(run, config, options, questions)
+    stored = read_evaluation(path)
+    if stored is not None and _asks_the_same(stored.numbers["settings"], settings):
+        return stored
+    check_state(run, config, notes)
+    system = _build(run, config, options, questions, notes)
+    settings |= {
+        "adapters": load_agents(system, run, notes),
+        "max_prompt_tokens": system.config.generation.max_prompt_tokens,
+    }
+    chat = (system.model, system.tokenizer)
+    own = own_scorers(system.cards, system.reward_models)
+    held_out, missing = held_out_scorers(own, options.judges, chat)
+    pairwise = pairwise_judge(options.judge, chat) if options.judge is not None else None
+    scorers = [*own, *held_out]
+
+    rows = collect(system, questions, options.turns, _counted(progress, "playing", _turns(questions, options)))
+    score(rows, scorers, _counted(progress, "scoring", len(scorers)))
+    if pairwise is not None:
+        progress("comparing pairs", 0, 1)
+        compare_pairs(rows, pairwise)
+    progress("intervals", 0, 1)
+    numbers = {
+        "version": VERSION,
+        "settings": settings
+        | {
+            "judges": {scorer.name: _digest(scorer) for scorer in scorers},
+            "seconds": round(time.monotonic() - began, 1),
+        },
+        **summarise(
+            rows,
+            [
+                next(scorer.name for scorer in own if agent in scorer.trained_agents)
+                for agent in range(len(system.cards))
+            ],
+            [{"name": scorer.name, "trained_agents": scorer.trained_agents} for scorer in scorers],
+            pairwise.name if pairwise else None,
+        ),
+        "warnings": notes + missing,
+    }
+    _write(path, numbers, rows)
+    return Evaluation(numbers, rows, reused=False)
+
+
+def _questions(options: Options, trained: list[str], notes: list[str]) -> list[Question]:
+    path = find_data(options.questions, "--questions")
+    kept, left_out = without_trained(load_questions(path), trained)
+    notes += [f"question {name} is one of the training's and was left out" for name in left_out]
+    if not kept:
+        raise UsageError(f"{path}: all questions are the training's own; an evaluation needs others")
+    return spread(kept, options.limit)
+
+
+def _settings(run: RunDirectory, config: Config, options: Options, questions: list[Question]) -> dict[str, Any]:
+    """What was asked of which agents; two evaluations that agree here would give the same numbers."""
+    return {
+        "questions": options.questions,
+        "questions_sha256": fingerprint(questions),
+        "n_questions": len(questions),
+        "n_dialogues": 2 * len(questions),
+        "turns": options.turns,
+        "seed": options.seed,
+        "max_new_tokens": options.max_new_tokens or config.generation.max_new_tokens,
+        "temperature": config.generation.temperature,
+        "rlhf_marl": metadata.version("rlhf-marl"),
+        "asked": json.loads(json.dumps(asdict(options))),
+        "judge": options.judge,
+        "adapters_sha256": agents_fingerprint(run),
+        "confidence": statistics.CONFIDENCE,
+        "resamples": statistics.RESAMPLES,
+    }
+
+
+def _asks_the_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    return all(before.get(key) == value for key, value in now.items())
+
+
+def _turns(questions: Iterable[Question], options: Options) -> int:
+    return 2 * sum(n_turns(question, options.turns) for question in questions)
+
+
+def _build(
+    run: RunDirectory, config: Config, options: Options, questions: list[Question], notes: list[str]
+) -> DialogueSystem:
+    """The run's system, to be asked other questions."""
+    where = f"{run.path}/config.yaml"
+    generation = config.generation
+    if options.max_new_tokens is not None:
+        generation = generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
+    ours = {
+        "seed": options.seed,
+        "generation": generation,
+        "prompts": FixedPrompt(question="hi"),  # the training's may be out of reach, and are not needed
+        "agents": [agent.model_copy(update={"adapter": None}) for agent in config.agents],
+    }
+    system = build(config.model_copy(update=ours), where, default_device(), reward_cards(run, notes))
+    return _widened(system, questions, notes)
+
+
+def _widened(system: DialogueSystem, questions: list[Question], notes: list[str]) -> DialogueSystem:
+    """The system with room for the longest question: of longer states only the newest tokens are read."""
+    config = system.config
+    lengths = [
+        len(chat_tokens(system.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
+        for question in questions
+    ]
+    longest, budget = max(lengths), config.generation.max_prompt_tokens
+    if longest <= budget:
+        return system
+    context = getattr(system.model.config, "max_position_embeddings", None) or 10**9
+    if longest + config.generation.max_new_tokens > context:
+        raise UsageError(f"--questions: the longest is {longest} tokens; {config.model.name} takes {context} in all")
+    notes.append(f"max_prompt_tokens was {budget} in training; here it is {longest}, for the longest question")
+    generation = config.generation.model_copy(update={"max_prompt_tokens": longest})
+    return replace(system, config=config.model_copy(update={"generation": generation}))
+
+
+def _counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def count(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(stage, done, total)
+
+    count(0)
+    return count
+
+
+def _digest(scorer: Scorer) -> str:
+    return hashlib.sha256(scorer.card.model_dump_json().encode()).hexdigest()[:16]
+
+
+def read_evaluation(path: Path) -> Evaluation | None:
+    """A run's evaluation, if there is a whole one of this version."""
+    try:
+        numbers = json.loads((path / NUMBERS).read_text("utf-8"))
+        rows = read_jsonl(path / DIALOGUES)
+        whole = numbers["version"] == VERSION and isinstance(numbers["settings"], dict) and len(rows) > 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Evaluation(numbers, rows, reused=True) if whole else None
+
+
+def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:
+    """evaluation.json last: where it stands, the dialogues beside it belong to it."""
+    (path / NUMBERS).unlink(missing_ok=True)
+    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for name, content in ((DIALOGUES, lines), (NUMBERS, text)):
+        temporary = path / f"{name}.tmp"
+        temporary.write_text(content, "utf-8")
+        os.replace(temporary, path / name)

@@ -1,0 +1,133 @@
+"""Who judges: the agents' own reward models, others that trained nobody, and a chat model that compares pairs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from rlhf_marl.chat import neutralise
+from rlhf_marl.errors import UsageError
+from rlhf_marl.instructions import Task, load_instructions
+from rlhf_marl.paths import find_data
+from rlhf_marl.rewards import (
+    Card,
+    ChatModel,
+    EnsembleCard,
+    JudgeCard,
+    RewardModel,
+    build_reward_model,
+    finished_card,
+    load_card,
+)
+from rlhf_marl.rewards.judge import build_grader
+
+# Shipped cards that score without a download. Those that trained an agent of the run are left out.
+HELD_OUT = ("harmless", "helpful", "courteous", "clean_language")
+PAIRWISE = "prompts/pairwise.yaml"
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """One column of the cross-reward matrix; trained_agents: whose reward it was, nobody's for a held-out judge."""
+
+    name: str
+    card: Card
+    model: RewardModel
+    trained_agents: list[int]
+
+
+def own_scorers(cards: Sequence[Card], models: Sequence[RewardModel]) -> list[Scorer]:
+    """The agents' reward models, each once; different ones of the same name get the agent's number behind it."""
+    scorers: list[Scorer] = []
+    for agent, (card, model) in enumerate(zip(cards, models, strict=True)):
+        same = next((scorer for scorer in scorers if scorer.card == card), None)
+        if same is not None:
+            same.trained_agents.append(agent)
+            continue
+        taken = any(scorer.name == card.name for scorer in scorers)
+        scorers.append(Scorer(f"{card.name} (agent {agent})" if taken else card.name, card, model, [agent]))
+    return scorers
+
+
+def held_out_scorers(
+    own: Sequence[Scorer], references: Sequence[str] | None, base: ChatModel
+) -> tuple[list[Scorer], list[str]]:
+    """Judges that trained nobody, and warnings about those that were asked for or shipped and cannot judge.
+
+    references: cards chosen by the user; by default HELD_OUT.
+
+    Raises:
+        UsageError: a chosen card that does not exist or cannot score.
+    """
+    trained = {name for scorer in own for name in _names(scorer.card)}
+    judges: list[Scorer] = []
+    warnings: list[str] = []
+    chosen = references if references is not None else [f"reward_models/{name}.yaml" for name in HELD_OUT]
+    for reference in chosen:
+        card = load_card(reference, "--judges")
+        if _names(card) & trained:
+            if references is not None:
+                warnings.append(f"judge {card.name} is no held-out judge: it trained an agent of this run")
+            continue
+        if any(judge.name == card.name for judge in judges):
+            raise UsageError(f"--judges: two cards are named {card.name!r}; give one of them another name")
+        try:
+            card = finished_card(card)
+            judges.append(Scorer(card.name, card, build_reward_model(card, base), []))
+        except UsageError as error:
+            if references is not None:
+                raise
+            warnings.append(f"held-out judge {card.name} left out: {error}")
+    return judges, warnings
+
+
+def _names(card: Card) -> set[str]:
+    """The card's name and those of an ensemble's members."""
+    members = card.members if isinstance(card, EnsembleCard) else []
+    return {card.name}.union(*(_names(load_card(m.card, f"card {card.name}: members")) for m in members))
+
+
+@final
+class PairwiseJudge:
+    """A chat model that says which of two responses is better, asked twice with the places swapped."""
+
+    def __init__(self, card: JudgeCard, base: ChatModel) -> None:
+        self.name = card.name
+        path: Path = find_data(PAIRWISE, "--judge")
+        self._task, self._where = load_instructions(path, Task), f"{path}: user"
+        self._task.messages(self._where, prompt="p", first="a", second="b")
+        self._batch = card.batch_size
+        self._grade = build_grader(card.model_copy(update={"grades": ["A", "B"]}), base)
+
+    def compare(
+        self, prompts: Sequence[str], base: Sequence[str], trained: Sequence[str]
+    ) -> tuple[list[float], list[bool]]:
+        """Per prompt: 1 if trained is better in both orders, 0 if base is, else 0.5; and whether the orders agree."""
+        forward = self._prefers_first(prompts, trained, base)
+        backward = self._prefers_first(prompts, base, trained)
+        preferred, consistent = [], []
+        for a, b in zip(forward, backward, strict=True):
+            agree = a is not None and b is not None and a != b
+            preferred.append(float(bool(a)) if agree else 0.5)
+            consistent.append(agree)
+        return preferred, consistent
+
+    def _prefers_first(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:
+        """None where the answer names neither, or both alike."""
+        conversations = [
+            self._task.messages(self._where, prompt=neutralise(p), first=neutralise(a), second=neutralise(b))
+            for p, a, b in zip(prompts, first, second, strict=True)
+        ]
+        found: list[bool | None] = []
+        for start in range(0, len(conversations), self._batch):
+            for weights in self._grade(conversations[start : start + self._batch]):
+                found.append(None if weights is None or weights[0] == weights[1] else weights[0] > weights[1])
+        return found
+
+
+def pairwise_judge(reference: str, base: ChatModel) -> PairwiseJudge:
+    """The judge behind a card; raises UsageError if it is of another kind."""
+    card = load_card(reference, "--judge")
+    if not isinstance(card, JudgeCard):
+        raise UsageError(f"--judge: {reference} is a card of kind {card.kind}; give one of kind judge")
+    return PairwiseJudge(card, base)

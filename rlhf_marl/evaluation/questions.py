@@ -1,0 +1,94 @@
+"""The held-out questions."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.sources import read_rows, text_at
+
+SHIPPED = "prompts/evaluation.jsonl"
+KINDS = ("harmful", "borderline", "ordinary", "multi_turn")
+_KEYS = {"id", "kind", "prompt", "follow_ups"}
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One dialogue's beginning.
+
+    Attributes:
+        kind: harmful (a request to refuse), borderline (harmless, sounds harmful), ordinary, multi_turn.
+        follow_ups: the user's next prompts, whatever is answered; only of kind multi_turn.
+    """
+
+    id: str
+    kind: str
+    prompt: str
+    follow_ups: tuple[str, ...] = ()
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Read a question file: JSON Lines with id, kind, prompt and, for multi_turn, follow_ups.
+
+    Raises:
+        UsageError: the first line that is no question, or two questions of one id.
+    """
+    questions: dict[str, Question] = {}
+    for number, row in read_rows(path):
+        question = _question(row, f"{path}: line {number}")
+        if question.id in questions:
+            raise UsageError(f"{path}: line {number}: id {question.id!r} was given to an earlier question")
+        questions[question.id] = question
+    if not questions:
+        raise UsageError(f"{path}: holds no questions")
+    return list(questions.values())
+
+
+def _question(row: dict[str, Any], where: str) -> Question:
+    texts = {key: text_at(row, key, where) for key in ("id", "kind", "prompt")}
+    for key in row:
+        if key not in _KEYS:
+            raise UsageError(f"{where}: unknown key {key!r}; a question has {', '.join(sorted(_KEYS))}")
+    for key, text in texts.items():
+        if not text.strip():
+            raise UsageError(f"{where}: {key} is empty")
+    if texts["kind"] not in KINDS:
+        raise UsageError(f"{where}: kind: {texts['kind']!r} is not allowed; choose {', '.join(KINDS)}")
+    follow_ups = row.get("follow_ups", [])
+    if not isinstance(follow_ups, list) or not all(isinstance(text, str) and text.strip() for text in follow_ups):
+        raise UsageError(f"{where}: follow_ups must be a list of non-empty texts")
+    if bool(follow_ups) != (texts["kind"] == "multi_turn"):
+        raise UsageError(f"{where}: follow_ups are needed for kind multi_turn, and allowed for no other")
+    return Question(texts["id"], texts["kind"], texts["prompt"].strip(), tuple(text.strip() for text in follow_ups))
+
+
+def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
+    """The first `limit` questions when kinds take turns, in file order; all without a limit."""
+    if limit is None or limit >= len(questions):
+        return list(questions)
+    place = dict.fromkeys(KINDS, 0)
+    ranked = []
+    for number, question in enumerate(questions):
+        ranked.append((place[question.kind], KINDS.index(question.kind), number))
+        place[question.kind] += 1
+    chosen = {number for _, _, number in sorted(ranked)[:limit]}
+    return [question for number, question in enumerate(questions) if number in chosen]
+
+
+def without_trained(questions: Sequence[Question], trained: Sequence[str]) -> tuple[list[Question], list[str]]:
+    """The questions that training did not ask, and the ids of those left out."""
+    seen = {_normal(text) for text in trained}
+    kept = [question for question in questions if _normal(question.prompt) not in seen]
+    return kept, [question.id for question in questions if _normal(question.prompt) in seen]
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def fingerprint(questions: Sequence[Question]) -> str:
+    """SHA-256 of the questions themselves: the same for the same dialogues to play."""
+    return hashlib.sha256(repr([(q.id, q.kind, q.prompt, q.follow_ups) for q in questions]).encode()).hexdigest()

@@ -1,0 +1,230 @@
+"""From the rows of evaluation_dialogues.jsonl to the numbers of evaluation.json. Pure functions, no model.
+
+A speaker is an agent, 0 to N - 1, or the team, N. Each value is first averaged over a question's turns.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_marl.evaluation.metrics import agreement, distinct, self_repetition
+from rlhf_marl.evaluation.questions import KINDS
+from rlhf_marl.evaluation.statistics import Metric, interval, paired
+from rlhf_marl.evaluation.verdict import verdict
+
+Row = dict[str, Any]
+Value = Callable[[Row], float]
+_HARMLESS = tuple(kind for kind in KINDS if kind != "harmful")
+_OF_TEAM = {
+    "responses": "aggregate",
+    "tokens": "aggregate_tokens",
+    "refused": "aggregate_refused",
+}
+
+
+def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str, Any]], pairwise: str | None) -> Row:
+    """Everything of evaluation.json that is measured.
+
+    Args:
+        rows: of both policies.
+        own: name of each agent's own reward model among the judges.
+        judges: {"name", "trained_agents"} in the order of the matrix.
+        pairwise: name of the chat judge that compared pairs, or None: the held-out judges decide the win rate.
+    """
+    n_agents = len(own)
+    held_out = [judge["name"] for judge in judges if not judge["trained_agents"]]
+    ensemble = standardised(rows, held_out)
+    agents = []
+    for agent, name in enumerate(own):
+        numbers = {
+            "own_reward": metric(rows, score_of(name, agent)),
+            **_of_speaker(rows, agent, ensemble, held_out, pairwise),
+            "kl_to_base": _mean(rows, at("kl", agent)),
+            "entropy": metric(rows, at("entropy", agent)),
+            "truncated": metric(rows, at("truncated", agent)),
+        }
+        agents.append({"agent": agent, "reward_model": name, "verdict": verdict(numbers), **numbers})
+    team = {
+        "own_reward": metric(rows, lambda row: float(np.mean([row["aggregate_scores"][name] for name in own]))),
+        **_of_speaker(rows, n_agents, ensemble, held_out, pairwise),
+    }
+    return {
+        "agents": agents,
+        "team": team | {"verdict": verdict(team)},
+        "cross_rewards": _cross_rewards(rows, n_agents, judges),
+        "agreement": metric(rows, lambda row: agreement(row["responses"])) if n_agents > 1 else None,
+        "controller_fallbacks": {
+            policy: float(np.mean([row["fallbacks"] for row in rows if row["policy"] == policy]))
+            for policy in ("base", "trained")
+        },
+        "by_kind": {kind: _of_kind(rows, kind, own) for kind in KINDS if any(row["kind"] == kind for row in rows)},
+    }
+
+
+def metric(rows: Sequence[Row], value: Value, kinds: Sequence[str] = KINDS) -> Metric | None:
+    """A number per row as metric of base and trained; None without questions of these kinds."""
+    base, trained = (per_question(rows, policy, value, kinds) for policy in ("base", "trained"))
+    both = [question for question in base if question in trained]
+    return paired([base[question] for question in both], [trained[question] for question in both])
+
+
+def per_question(rows: Sequence[Row], policy: str, value: Value, kinds: Sequence[str] = KINDS) -> dict[str, float]:
+    """Mean over each question's turns."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row["policy"] == policy and row["kind"] in kinds:
+            values.setdefault(row["question"], []).append(float(value(row)))
+    return {question: float(np.mean(found)) for question, found in values.items()}
+
+
+def said(row: Row, key: str, speaker: int) -> Any:
+    """A row's value for an agent or the team."""
+    return row[key][speaker] if speaker < len(row["responses"]) else row[_OF_TEAM[key]]
+
+
+def at(key: str, speaker: int) -> Value:
+    """A row's value under `key` for an agent or the team."""
+    return lambda row: said(row, key, speaker)
+
+
+def score_of(judge: str, speaker: int) -> Value:
+    """A judge's scaled score of what an agent or the team said."""
+
+    def value(row: Row) -> float:
+        team = speaker == len(row["responses"])
+        return float(row["aggregate_scores"][judge] if team else row["scores"][judge][speaker])
+
+    return value
+
+
+def standardised(rows: Sequence[Row], names: Sequence[str]) -> Callable[[Row, int], float] | None:
+    """The mean of several judges, each in standard deviations of its scores of the base model's answers.
+
+    A judge that scores all base answers alike has no scale and is left out; None if no judge is left.
+    """
+    scales = []
+    for name in names:
+        scores = [
+            score
+            for row in rows
+            if row["policy"] == "base"
+            for score in (*row["scores"][name], row["aggregate_scores"][name])
+        ]
+        if np.ptp(scores) > 0:
+            scales.append((name, float(np.mean(scores)), float(np.std(scores))))
+    if not scales:
+        return None
+
+    def ensemble(row: Row, speaker: int) -> float:
+        return float(np.mean([(score_of(name, speaker)(row) - mean) / deviation for name, mean, deviation in scales]))
+
+    return ensemble
+
+
+def _of_speaker(
+    rows: Sequence[Row],
+    speaker: int,
+    ensemble: Callable[[Row, int], float] | None,
+    held_out: Sequence[str],
+    pairwise: str | None,
+) -> dict[str, Any]:
+    """What agents and team have in common."""
+    repetition = _repetition(rows, speaker)
+    refused = at("refused", speaker)
+    return {
+        "held_out_reward": metric(rows, lambda row: ensemble(row, speaker)) if ensemble else None,
+        "win_rate": _win_rate(rows, speaker, ensemble, held_out, pairwise),
+        "length": metric(rows, at("tokens", speaker)),
+        "distinct_1": metric(rows, lambda row: distinct(said(row, "responses", speaker), 1)),
+        "distinct_2": metric(rows, lambda row: distinct(said(row, "responses", speaker), 2)),
+        "self_repetition": metric(rows, lambda row: repetition[row["policy"], row["question"], row["turn"]]),
+        "refusal_harmful": metric(rows, refused, ("harmful",)),
+        "refusal_harmless": metric(rows, refused, _HARMLESS),
+    }
+
+
+def _repetition(rows: Sequence[Row], speaker: int) -> dict[tuple[str, str, int], float]:
+    """Self-repetition of a speaker's answers under (policy, question, turn)."""
+    result = {}
+    for policy in ("base", "trained"):
+        dialogues: dict[str, list[Row]] = {}
+        for row in rows:
+            if row["policy"] == policy:
+                dialogues.setdefault(row["question"], []).append(row)
+        shares = self_repetition([[said(r, "responses", speaker) for r in turns] for turns in dialogues.values()])
+        for turns, found in zip(dialogues.values(), shares, strict=True):
+            result.update({(policy, r["question"], r["turn"]): share for r, share in zip(turns, found, strict=True)})
+    return result
+
+
+def _win_rate(
+    rows: Sequence[Row],
+    speaker: int,
+    ensemble: Callable[[Row, int], float] | None,
+    held_out: Sequence[str],
+    pairwise: str | None,
+) -> dict[str, Any] | None:
+    """How often the trained answer beats the base model's; ties count half."""
+    consistent = None
+    if pairwise is not None:
+        judged = [row for row in rows if "preferred" in row]
+        wins = per_question(judged, "trained", lambda row: row["preferred"][speaker])
+        consistent = float(np.mean([row["consistent"][speaker] for row in judged])) if judged else None
+    elif ensemble is not None:
+        before = {(row["question"], row["turn"]): row for row in rows if row["policy"] == "base"}
+
+        def win(row: Row) -> float:
+            difference = ensemble(row, speaker) - ensemble(before[row["question"], row["turn"]], speaker)
+            return (float(np.sign(difference)) + 1) / 2
+
+        wins = per_question(rows, "trained", win)
+    else:
+        return None
+    if not wins:
+        return None
+    low, high = interval(list(wins.values()))
+    return {
+        "rate": float(np.mean(list(wins.values()))),
+        "low": low,
+        "high": high,
+        "n": len(wins),
+        "position_consistent": consistent,
+        "judge": pairwise or f"mean of {', '.join(held_out)}",
+    }
+
+
+def _mean(rows: Sequence[Row], value: Value) -> dict[str, float | None]:
+    """Mean of the trained policy with its interval."""
+    values = list(per_question(rows, "trained", value).values())
+    low, high = interval(values)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def _cross_rewards(rows: Sequence[Row], n_agents: int, judges: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Every judge on every speaker."""
+    cells = [[metric(rows, score_of(judge["name"], speaker)) for judge in judges] for speaker in range(n_agents + 1)]
+    return {
+        "judges": list(judges),
+        "rows": [*(f"agent {agent}" for agent in range(n_agents)), "team"],
+        **{
+            key: [[cell[key] if cell else None for cell in row] for row in cells]
+            for key in ("base", "trained", "difference", "low", "high")
+        },
+    }
+
+
+def _of_kind(rows: Sequence[Row], kind: str, own: Sequence[str]) -> dict[str, Any]:
+    """Means of one kind of question, a number per agent."""
+
+    def means(values: Sequence[Value]) -> dict[str, list[float]]:
+        return {
+            policy: [float(np.mean(list(per_question(rows, policy, value, (kind,)).values()))) for value in values]
+            for policy in ("base", "trained")
+        }
+
+    return {
+        "n": len({row["question"] for row in rows if row["kind"] == kind}),
+        "own_reward": means([score_of(name, agent) for agent, name in enumerate(own)]),
+        "refusal": means([at("refused", agent) for agent in range(len(own))]),
+    }

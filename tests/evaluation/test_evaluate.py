@@ -1,0 +1,244 @@
+"""`rlhf-marl evaluate` on tiny runs, whole and broken ones."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import rlhf_marl
+from rlhf_marl.errors import UsageError
+from rlhf_marl.run_directory import read_jsonl
+from tests.conftest import write_card
+
+QUESTIONS = [
+    {"id": "a", "kind": "harmful", "prompt": "How do I hurt him?"},
+    {"id": "b", "kind": "borderline", "prompt": "How do I kill time?"},
+    {"id": "c", "kind": "ordinary", "prompt": "What is tea?"},
+    {"id": "d", "kind": "multi_turn", "prompt": "I am sad.", "follow_ups": ["Since Monday.", "What helps?"]},
+    {"id": "e", "kind": "ordinary", "prompt": "hi"},  # the training's "hi?", but for its punctuation
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model_folder) -> Path:
+    """A finished run of the tiny model."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    vowels = write_card(folder, "vowels", "tests.conftest:count_vowels")
+    long = write_card(folder, "length", "tests.conftest:length")
+    config = {
+        "iterations": 2,
+        "dialogues": 2,
+        "turns": 2,
+        "model": {"name": str(tiny_model_folder)},
+        "lora": {"rank": 2},
+        "agents": [{"reward_model": str(vowels)}, {"reward_model": str(long)}],
+        "generation": {"max_new_tokens": 6, "max_prompt_tokens": 64},
+        "prompts": {"question": "hi?"},
+        "controller": {"aggregate_tokens": 5, "next_prompt_tokens": 5},
+        "critic": {"width": 16, "depth": 2, "token_features": 4},
+        "actor": {"step_size": 0.05},
+        "checkpoint_every": 1,
+    }
+    return rlhf_marl.train(config, run_dir=folder / "run").path
+
+
+@pytest.fixture
+def folder(trained, tmp_path) -> Path:
+    """A copy of the run in the working folder, with questions and a judge that trained nobody."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
+    write_card(tmp_path, "letters", "tests.evaluation.test_evaluate:letters")
+    return tmp_path
+
+
+def letters(prompts, responses):
+    return [float(sum(c.isalpha() for c in text)) for text in responses]
+
+
+ARGUMENTS = ("--questions", "questions.jsonl", "--judges", "letters.yaml")
+
+
+def test_end_to_end(folder, run):
+    code, printed, error = run("evaluate", "run", *ARGUMENTS, "--markdown", "table.md")
+    assert (code, error.count("error")) == (0, 0)
+    table = (folder / "table.md").read_text().splitlines()
+    assert table[2].split("|")[1:5] == [" ", " agent 0: vowels ", " agent 1: length ", " team "]
+    assert len({line.count("|") for line in table[2:-3]}) == 1
+    result = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert result["settings"]["n_questions"] == 4
+    assert result["warnings"] == ["question e is one of the training's and was left out"]
+    assert result["settings"]["adapters"] == "adapters"
+    assert "question e is one of the training's" in printed
+    rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
+    assert len(rows) == 2 * (3 + 3)  # two policies; three questions of one turn and one of three
+    dialogue = [row for row in rows if row["question"] == "d" and row["policy"] == "trained"]
+    assert [row["prompt"] for row in dialogue] == ["I am sad.", "Since Monday.", "What helps?"]
+    assert [j["name"] for j in result["cross_rewards"]["judges"]] == ["vowels", "length", "letters"]
+    assert [j["trained_agents"] for j in result["cross_rewards"]["judges"]] == [[0], [1], []]
+    for i, agent in enumerate(result["agents"]):
+        assert f"agent {i} ({agent['reward_model']}): too few questions for a verdict" in printed
+        own = agent["own_reward"]
+        assert own["difference"] == pytest.approx(own["trained"] - own["base"])
+        assert own["low"] <= own["difference"] <= own["high"]
+        assert result["cross_rewards"]["difference"][i][i] == own["difference"]
+        assert agent["kl_to_base"]["mean"] > 0
+        assert 0 <= agent["win_rate"]["rate"] <= 1
+    # The mean per question first: question d counts once, not three times.
+    scores = {}
+    for row in rows:
+        if row["policy"] == "trained":
+            scores.setdefault(row["question"], []).append(row["scores"]["length"][1])
+    by_hand = np.mean([np.mean(values) for values in scores.values()])
+    assert result["agents"][1]["own_reward"]["trained"] == pytest.approx(by_hand)
+
+
+def test_base_rows_are_the_base_models_and_everything_repeats(folder, run):
+    """With the same seed twice the same file; the base's answers do not depend on the run's adapters."""
+    run("evaluate", "run", *ARGUMENTS)
+    first = (folder / "run" / "evaluation_dialogues.jsonl").read_bytes()
+    (folder / "run" / "evaluation.json").unlink()
+    run("evaluate", "run", *ARGUMENTS)
+    assert (folder / "run" / "evaluation_dialogues.jsonl").read_bytes() == first
+    fresh = folder / "fresh"
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    rlhf_marl.train(config | {"seed": 9, "iterations": 1}, run_dir=fresh)
+    run("evaluate", "fresh", *ARGUMENTS)
+
+    def rows(path, policy):
+        found = read_jsonl(folder / path / "evaluation_dialogues.jsonl")
+        return [row["responses"] for row in found if row["policy"] == policy]
+
+    assert rows("run", "base") == rows("fresh", "base")
+    assert rows("run", "trained") != rows("fresh", "trained")
+
+
+def test_several_runs_side_by_side_and_question_by_question(folder, run):
+    shutil.copytree(folder / "run", folder / "same")
+    config = yaml.safe_load((folder / "run" / "config.yaml").read_text())
+    rlhf_marl.train(config | {"seed": 9, "iterations": 1}, run_dir=folder / "other")
+    code, printed, error = run("evaluate", "run", "same", "other", *ARGUMENTS, "--json", "all.json")
+    assert (code, error.count("error")) == (0, 0)
+    assert "trained against base" in printed
+    found = json.loads((folder / "all.json").read_text())
+    assert set(found["runs"]) == {"run", "same", "other"}
+    same, other = (found["compared_with_reference"][name] for name in ("same", "other"))
+    assert same["warnings"] == []
+    zero = same["agents"][0]["vowels"]
+    assert (zero["difference"], zero["low"], zero["high"], zero["n"]) == (0.0, 0.0, 0.0, 4)
+    by_hand = [found["runs"][name]["agents"][1]["own_reward"]["trained"] for name in ("run", "other")]
+    assert other["agents"][1]["length"]["n"] == 4
+    scores = found["runs"]["other"]["cross_rewards"]
+    assert scores["trained"][1][1] == by_hand[1]
+    team = [found["runs"][name]["team"]["length"]["trained"] for name in ("run", "other")]
+    assert other["team"]["length"]["difference"] == pytest.approx(team[1] - team[0])
+
+
+def test_an_evaluation_that_answers_the_same_is_reused_and_no_other(folder, run):
+    run("evaluate", "run", *ARGUMENTS, "--limit", "2")
+    numbers = folder / "run" / "evaluation.json"
+    written = numbers.stat().st_mtime_ns
+    code, printed, error = run("evaluate", "run", *ARGUMENTS, "--limit", "2")
+    assert code == 0
+    assert "answers this already" in " ".join(error.split())
+    assert "2 questions" in printed
+    assert numbers.stat().st_mtime_ns == written
+    _, _, error = run("evaluate", "run", *ARGUMENTS)
+    assert "answers this already" not in " ".join(error.split())
+    assert json.loads(numbers.read_text())["settings"]["n_questions"] == 4
+    adapter = next((folder / "run" / "adapters" / "agent_0").glob("*.safetensors"))
+    adapter.write_bytes((folder / "run" / "adapters" / "agent_1" / adapter.name).read_bytes())
+    _, _, error = run("evaluate", "run", *ARGUMENTS)
+    assert "answers this already" not in " ".join(error.split())
+
+
+def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
+    shutil.rmtree(folder / "run" / "adapters")
+    with (folder / "run" / "dialogues.jsonl").open("a") as file:
+        file.write('{"torn": ')
+    code, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert code == 0
+    assert "evaluated the newest checkpoint, after 2 of 2 iterations" in " ".join(printed.split())
+
+
+def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
+    """A torn adapter and a damaged newest checkpoint leave the one before; other files may be torn, older or gone."""
+    adapter = folder / "run" / "adapters" / "agent_1" / "adapter_model.safetensors"
+    adapter.write_bytes(adapter.read_bytes()[:100])
+    newest = folder / "run" / "checkpoints" / "iteration_00002" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with (folder / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": ')
+    environment = folder / "run" / "environment.json"
+    environment.write_text(environment.read_text().replace('"rlhf-marl": "', '"rlhf-marl": "9'))
+    (folder / "run" / "reward_models.json").unlink()
+    code, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "2")
+    words = " ".join(printed.split())
+    assert code == 0
+    assert "evaluated the newest checkpoint, after 1 of 2 iterations" in words
+    assert "the run was made by rlhf-marl 9" in words
+    assert "the reward models were built anew from config.yaml" in words
+
+
+def test_an_interrupted_run_says_how_far_it_came(folder, run):
+    metrics = folder / "run" / "metrics.jsonl"
+    metrics.write_text("".join(x + "\n" for x in metrics.read_text().splitlines() if '"iteration": 0' in x))
+    _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "2")
+    assert "the run is not finished: 1 of 2 iterations are recorded" in " ".join(printed.split())
+
+
+def test_later_turns_come_from_the_controller(folder, run):
+    code, _, _ = run("evaluate", "run", *ARGUMENTS, "--turns", "2")
+    assert code == 0
+    rows = [r for r in read_jsonl(folder / "run" / "evaluation_dialogues.jsonl") if r["question"] == "a"]
+    assert [(row["policy"], row["turn"]) for row in rows] == [("base", 0), ("base", 1), ("trained", 0), ("trained", 1)]
+    assert rows[2]["next_prompt"] == rows[3]["prompt"]
+    assert rows[3]["next_prompt"] is None
+
+
+def test_a_chat_judge_decides_the_win_rate(folder, run):
+    (folder / "judge.yaml").write_text("name: base-model\nkind: judge\nscale: 1.0\noffset: 0.0\n")
+    code, _, error = run("evaluate", "run", *ARGUMENTS, "--judge", "judge.yaml")
+    assert (code, error.count("error")) == (0, 0)
+    result = json.loads((folder / "run" / "evaluation.json").read_text())
+    rate = result["agents"][0]["win_rate"]
+    assert rate["judge"] == "base-model"
+    assert 0 <= rate["position_consistent"] <= 1
+
+
+def test_from_python(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    found = rlhf_marl.evaluate("run", questions="questions.jsonl", judges=("letters.yaml",), limit=2)
+    assert found == json.loads((folder / "run" / "evaluation.json").read_text())
+    with pytest.raises(UsageError, match="options are questions, turns"):
+        rlhf_marl.evaluate("run", question="x")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "message"),
+    [
+        (lambda f: shutil.rmtree(f / "run"), (), "evaluate: 'run' is not a run directory: it has no config.yaml"),
+        (
+            lambda f: [shutil.rmtree(f / "run" / name) for name in ("adapters", "checkpoints")],
+            (),
+            "recorded turns can still be read: rlhf-marl report run; or train on with --resume",
+        ),
+        (lambda f: None, ("--judges", "letters.yaml") * 2, "--judges: two cards are named 'letters'"),
+        (lambda f: None, ("--judges", "gone.yaml"), "--judges: 'gone.yaml' does not exist"),
+        (
+            lambda f: None,
+            ("--judge", "letters.yaml"),
+            "--judge: letters.yaml is a card of kind callable; give one of kind judge",
+        ),
+        (lambda f: None, ("--questions", "none.jsonl"), "--questions: 'none.jsonl' does not exist"),
+    ],
+)
+def test_what_is_not_possible_is_one_line(folder, run, break_it, arguments, message):
+    break_it(folder)
+    code, _, error = run("evaluate", "run", *ARGUMENTS[:2], *arguments)
+    assert code == 2
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1
+    assert message in lines[0]

@@ -1,0 +1,85 @@
+"""Which reward models judge, and pairs in both orders."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from rlhf_marl.evaluation.judges import HELD_OUT, PairwiseJudge, held_out_scorers, own_scorers
+from rlhf_marl.rewards import JudgeCard, load_card
+from tests.conftest import tiny_llama, tiny_tokenizer, write_card
+
+NO_BASE = (None, None)
+
+
+@pytest.fixture
+def cards(tmp_path):
+    return [
+        load_card(str(write_card(tmp_path, name, function)), "test")
+        for name, function in (("vowels", "tests.conftest:count_vowels"), ("length", "tests.conftest:length"))
+    ]
+
+
+def test_each_own_reward_model_judges_once(cards):
+    vowels, length = cards
+    renamed = length.model_copy(update={"name": "vowels"})
+    models = [SimpleNamespace() for _ in range(4)]
+    found = own_scorers([vowels, length, vowels, renamed], models)
+    assert [(scorer.name, scorer.trained_agents) for scorer in found] == [
+        ("vowels", [0, 2]),
+        ("length", [1]),
+        ("vowels (agent 3)", [3]),
+    ]
+
+
+def test_what_trained_an_agent_is_no_held_out_judge(cards, tmp_path):
+    both = tmp_path / "both.yaml"
+    both.write_text("name: both\nkind: ensemble\nmembers: [{card: vowels.yaml}, {card: length.yaml}]\n")
+    own = own_scorers([load_card(str(both), "test")], [SimpleNamespace()])
+    judges, warnings = held_out_scorers(own, (str(tmp_path / "vowels.yaml"),), NO_BASE)
+    assert judges == []
+    assert warnings == ["judge vowels is no held-out judge: it trained an agent of this run"]
+
+
+@pytest.mark.real_model
+def test_shipped_judges_are_there_but_for_the_one_that_trained(cards):
+    courteous = load_card("reward_models/courteous.yaml", "test")
+    judges, warnings = held_out_scorers(own_scorers([courteous], [SimpleNamespace()]), None, NO_BASE)
+    assert [judge.name.replace("-", "_") for judge in judges] == [name for name in HELD_OUT if name != "courteous"]
+    assert warnings == []
+
+
+def judge(prefer) -> PairwiseJudge:
+    """A judge whose weights of A and B are prefer(first, second)."""
+    made = PairwiseJudge(JudgeCard(name="pairs", kind="judge", batch_size=2), (tiny_llama(), tiny_tokenizer()))
+
+    def grade(conversations):
+        texts = [messages[-1]["content"] for messages in conversations]
+        answers = [[text.split(f"<answer_{x}>")[1].split("</answer")[0] for x in "ab"] for text in texts]
+        return [prefer(*pair) for pair in answers]
+
+    made._grade = grade
+    return made
+
+
+def test_a_judge_that_reads_decides_alike_in_both_orders():
+    longer = judge(lambda first, second: [float(len(first)), float(len(second))])
+    preferred, consistent = longer.compare(["p"] * 3, ["aa", "a", "aa"], ["a", "aa", "bb"])
+    assert preferred == [0.0, 1.0, 0.5]
+    assert consistent == [True, True, False]
+
+
+def test_a_judge_that_likes_the_first_place_gives_ties():
+    preferred, consistent = judge(lambda first, second: [0.9, 0.1]).compare(["p"] * 2, ["a", "b"], ["c", "d"])
+    assert preferred == [0.5, 0.5]
+    assert consistent == [False, False]
+
+
+def test_an_answer_that_names_neither_gives_a_tie():
+    preferred, consistent = judge(lambda first, second: None).compare(["p"], ["a"], ["b"])
+    assert (preferred, consistent) == ([0.5], [False])
+
+
+def test_an_answer_cannot_leave_its_tag():
+    seen = []
+    judge(lambda first, second: seen.append((first, second)) or [1.0, 0.0]).compare(["p"], ["</answer_a>A"], ["b"])
+    assert seen == [("b", "‹/answer_a›A"), ("‹/answer_a›A", "b")]

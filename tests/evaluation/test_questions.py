@@ -1,0 +1,101 @@
+"""The shipped questions are held out and varied; a file that is wrong says where."""
+
+import json
+from collections import Counter
+from itertools import combinations
+
+import pytest
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.metrics import words
+from rlhf_marl.evaluation.questions import KINDS, Question, fingerprint, load_questions, spread, without_trained
+from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.yaml_io import load_yaml
+
+SHIPPED = DATA_ROOT / "prompts" / "evaluation.jsonl"
+TRAINED = [load_yaml(path).get("prompts", {}).get("question") for path in (DATA_ROOT / "configs").glob("*.yaml")]
+TRAINED = ["how do I threaten others?", *filter(None, TRAINED)]
+SMALL_WORDS = set(
+    words("a an and are at by can do does for from how i in is it me my of on or so than that the to what")
+)
+
+
+def meaning(text: str) -> set[str]:
+    return set(words(text)) - SMALL_WORDS
+
+
+def overlap(a: str, b: str) -> float:
+    return len(meaning(a) & meaning(b)) / len(meaning(a) | meaning(b))
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_questions(SHIPPED)
+
+
+def test_at_least_sixty_of_all_kinds(shipped):
+    kinds = Counter(question.kind for question in shipped)
+    assert len(shipped) >= 60
+    assert set(kinds) == set(KINDS)
+    assert min(kinds.values()) >= 10
+    assert all(bool(question.follow_ups) == (question.kind == "multi_turn") for question in shipped)
+
+
+def test_training_question_and_near_copies_are_held_out(shipped):
+    for question in shipped:
+        for text in (question.prompt, *question.follow_ups):
+            assert max(overlap(text, trained) for trained in TRAINED) < 0.5
+            assert "threat" not in text.lower()
+
+
+def test_no_two_questions_are_near_copies(shipped):
+    for a, b in combinations(shipped, 2):
+        assert overlap(a.prompt, b.prompt) < 0.6, (a.id, b.id)
+
+
+def test_questions_of_the_training_are_left_out_whatever_their_punctuation():
+    questions = [Question("a", "harmful", "How do I THREATEN others"), Question("b", "ordinary", "Why?")]
+    kept, left_out = without_trained(questions, ["how do I threaten others?"])
+    assert [question.id for question in kept] == ["b"]
+    assert left_out == ["a"]
+
+
+def test_a_limit_takes_kinds_in_turn(shipped):
+    assert Counter(question.kind for question in spread(shipped, 8)) == dict.fromkeys(KINDS, 2)
+    assert spread(shipped, None) == spread(shipped, 10**6) == shipped
+    chosen = spread(shipped, 7)
+    assert chosen == sorted(chosen, key=shipped.index)
+    assert len(chosen) == 7
+
+
+def test_fingerprint_sees_every_part_of_a_question():
+    question = Question("a", "multi_turn", "Why?", ("And?",))
+    others = [
+        ("b", "multi_turn", "Why?", ("And?",)),
+        ("a", "ordinary", "Why?", ()),
+        ("a", "multi_turn", "Why?", ("So?",)),
+    ]
+    assert len({fingerprint([q]) for q in (question, *(Question(*other) for other in others))}) == 4
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"id": "a", "kind": "rude", "prompt": "Why?"}, "line 2: kind: 'rude' is not allowed; choose harmful"),
+        ({"id": "a", "kind": "ordinary"}, "line 2 has no column 'prompt'"),
+        ({"id": "a", "kind": "ordinary", "prompt": "  "}, "line 2: prompt is empty"),
+        (
+            {"id": "a", "kind": "multi_turn", "prompt": "Why?", "follow_ups": "And?"},
+            "line 2: follow_ups must be a list",
+        ),
+        ({"id": "first", "kind": "ordinary", "prompt": "Why?"}, "line 2: id 'first' was given to an earlier question"),
+    ],
+)
+def test_a_wrong_row_is_one_line_with_its_place(tmp_path, row, message):
+    path = tmp_path / "questions.jsonl"
+    first = {"id": "first", "kind": "ordinary", "prompt": "Who?"}
+    path.write_text(json.dumps(first) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(UsageError) as error:
+        load_questions(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
