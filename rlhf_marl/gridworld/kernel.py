@@ -19,6 +19,7 @@ from rlhf_marl.gridworld.layers import (
     mix,
     multiply,
     outside_norm,
+    wide_dot,
 )
 from rlhf_marl.gridworld.layout import (
     COUNTERFACTUAL,
@@ -31,6 +32,8 @@ from rlhf_marl.gridworld.layout import (
 )
 from rlhf_marl.gridworld.play import encode, play
 from rlhf_marl.gridworld.spread import N_ACTIONS
+
+_FAR = 1e18  # a critic's step of this length counts as not finite: squares of it would not be, in single precision
 
 
 @njit(**COMPILED)
@@ -75,7 +78,7 @@ def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radiu
     distance measured. Returns the bound after, and whether the layer was outside.
     """
     # Rounding must not hide a step over the edge.
-    after = (bound + abs(pace) * np.sqrt(dot(x, x) * dot(y, y))) * (1 + 1e-6)
+    after = (bound + abs(pace) * np.sqrt(wide_dot(x, x) * wide_dot(y, y))) * (1 + 1e-6)
     shrink, outside = pace * 0 + 1, 0
     if after > radius:
         norm = outside_norm(now, centre, -pace, x, y)
@@ -120,13 +123,13 @@ def _learn(o, tables, seed, z, now, average, share):
         if z.follows[0] != 0:
             target += z.follows[0] * _value(o.linear, w, b, z.next_x0[0], hidden, scale, z.on)
         pace = beta * (_value(o.linear, w, b, z.x0[0], hidden, scale, z.on) - target)
-        square = dot(z.x0[0], z.x0[0])  # of the gradient's norm
+        square = wide_dot(z.x0[0], z.x0[0])  # of the gradient's norm
         if not o.linear:
             backward(w, hidden, b, back, scale, False, z.on)
-            square = pace * 0
+            square = 0.0
             for layer in range(depth):
-                square += dot(hidden[layer], hidden[layer]) * dot(back[layer], back[layer])
-        if not np.isfinite(pace * pace * square):
+                square += wide_dot(hidden[layer], hidden[layer]) * wide_dot(back[layer], back[layer])
+        if not abs(pace) * np.sqrt(square) < _FAR:
             seed.statistics[SKIPPED] += 1
             continue
         for layer in range(depth):
@@ -253,21 +256,21 @@ def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, on, h, w, 
                 top[k] += d_logits[j, a] * b[a, k]
         backward(w, hidden[j], top, back[j], scale, True, on)
     # All gradients are sums of outer products, so that their inner products are products of vectors'.
-    square = rate * 0
+    square = 0.0
     for j in range(n_samples):
         for e in range(j + 1):
-            alike = dot(d_logits[j], d_logits[e]) * dot(hidden[j, depth], hidden[e, depth])
-            alike += dot(x[j], x[e]) * dot(back[j, depth], back[e, depth])
+            alike = wide_dot(d_logits[j], d_logits[e]) * wide_dot(hidden[j, depth], hidden[e, depth])
+            alike += wide_dot(x[j], x[e]) * wide_dot(back[j, depth], back[e, depth])
             for layer in range(depth):
-                alike += dot(hidden[j, layer], hidden[e, layer]) * dot(back[j, layer], back[e, layer])
+                alike += wide_dot(hidden[j, layer], hidden[e, layer]) * wide_dot(back[j, layer], back[e, layer])
             square += weights[j] * weights[e] * (alike + alike if e < j else alike)
     if square <= 0:
         return True
     if not np.isfinite(square):
         return False
-    pace = rate / np.sqrt(square)
     for j in range(n_samples):
-        push = pace * weights[j]
+        weights[j] *= rate / np.sqrt(square)
+        push = weights[j]  # in the precision of the weights
         add_outer(h, push, x[j], back[j, depth], on)
         for layer in range(depth):
             add_outer(w[layer], push, hidden[j, layer], back[j, layer], on)

@@ -29,6 +29,15 @@ def dot(a, b):
 
 
 @njit(**COMPILED)
+def wide_dot(a, b):
+    """Σ a_k b_k in double precision: squares of deep networks' gradients leave the range of single precision."""
+    total = 0.0
+    for k in range(len(a)):
+        total += np.float64(a[k]) * np.float64(b[k])
+    return total
+
+
+@njit(**COMPILED)
 def largest(a):
     """The largest entry."""
     top = a[0]
