@@ -96,8 +96,8 @@ function draw(box) {
   const small = box.classList.contains("small");
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
-    margin: { l: 50, r: 12, t: 12, b: 40 }, hovermode: "x unified", showlegend: !(box.dataset.chart === "heat"),
-    legend: { orientation: "h", y: -0.22, font: { size: small ? 11 : 13 } },
+    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", showlegend: !(box.dataset.chart === "heat"),
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 13 } },
     hoverlabel: { bgcolor: dark() ? "#1d2024" : "#ffffff", font: { color: text } },
     ...special,
     xaxis: { ...axis, ...(small ? { title: { text: "update", font: { size: 12 } } } : {}), ...special.xaxis },
@@ -115,7 +115,13 @@ const seen = new IntersectionObserver((entries) => {
     draw(entry.target);
   }
 }, { rootMargin: "200px" });
-document.querySelectorAll("[data-chart]").forEach((box) => seen.observe(box));
+// plotly.js lies in the page as text and runs once the page is painted: it takes longer to start than all the rest.
+addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
+  const plotly = document.createElement("script");
+  plotly.textContent = document.getElementById("plotly").textContent;
+  document.head.append(plotly);
+  document.querySelectorAll("[data-chart]").forEach((box) => seen.observe(box));
+})));
 system.addEventListener("change", () => drawn.forEach(draw));
 document.getElementById("theme").addEventListener("click", () => {
   document.documentElement.dataset.theme = dark() ? "light" : "dark";
