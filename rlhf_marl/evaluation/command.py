@@ -13,6 +13,7 @@ from rlhf_marl.evaluation.compare import compare_all
 from rlhf_marl.evaluation.evaluate import Evaluation, Options, evaluate_run
 from rlhf_marl.evaluation.show import markdown, show, show_recorded, show_side_by_side
 from rlhf_marl.evaluation.source import NothingTrained, recorded
+from rlhf_marl.report.page import refresh_report
 from rlhf_marl.run_directory import RunDirectory
 
 
@@ -28,6 +29,8 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
     if len(set(names)) < len(names):
         raise UsageError("evaluate: a run directory is named twice")
     found = [_with_progress(path, chosen) for path in paths]
+    for path in paths:
+        refresh_report(path)
     if len(paths) == 1:
         content = found[0].numbers
         show(content)

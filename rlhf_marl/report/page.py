@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from rlhf_marl.report.read import Run, read_run, visible
 from rlhf_marl.report.tables import cross_rewards, differences, held_out
 from rlhf_marl.report.topology import drawing
 
+_log = logging.getLogger("rlhf_marl")
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 _DIALOGUE_CHARACTERS = 8_000_000  # of all runs together; with plotly.js the page stays under 15 MB
 _WINDOW = 5  # Figure 4
@@ -49,6 +51,14 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     except OSError as error:
         raise UsageError(f"report: {str(file)!r} cannot be written: {error.strerror}") from None
     return file
+
+
+def refresh_report(path: Path) -> None:
+    """Write a run's report.html; whatever goes wrong is a warning, since the run itself is done and well."""
+    try:
+        write_report([path])
+    except Exception as error:
+        _log.warning("%s: report.html was not written: %s; try rlhf-marl report", path, error)
 
 
 def render(runs: Sequence[Run]) -> str:

@@ -16,6 +16,7 @@ ROWS = {
     "distinct_2": "distinct-2",
     "self_repetition": "repeats itself",
 }
+_MORE_IS_BETTER = {"own_reward", "held_out_reward"}
 Cell = dict[str, str]
 
 
@@ -23,7 +24,7 @@ def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
     """{heads, rows: [(label, cells)], verdicts, notes}; raises KeyError or TypeError if it is not an evaluation."""
     speakers = [*evaluation["agents"], evaluation["team"]]
     heads = [(f"agent {agent['agent']}", str(agent["reward_model"])) for agent in evaluation["agents"]]
-    rows = [(label, [cell(speaker.get(key)) for speaker in speakers]) for key, label in ROWS.items()]
+    rows = [(label, [cell(speaker.get(key), key in _MORE_IS_BETTER) for speaker in speakers]) for key, label in ROWS.items()]
     return {
         "heads": [*heads, ("team", "aggregated answer")],
         "rows": rows,
@@ -46,13 +47,16 @@ def cross_rewards(cross: dict[str, Any]) -> dict[str, Any]:
     for i, name in enumerate(cross["rows"]):
         metrics = [{key: cross[key][i][j] for key in ("difference", "low", "high")} for j in range(len(judges))]
         own = [i in judge["trained_agents"] for judge in cross["judges"]]
-        cells = [{**cell(metric), "own": "*" if mine else ""} for metric, mine in zip(metrics, own, strict=True)]
+        cells = [{**cell(metric, True), "own": "*" if mine else ""} for metric, mine in zip(metrics, own, strict=True)]
         rows.append((str(name), cells))
     return {"judges": judges, "rows": rows}
 
 
-def cell(metric: dict[str, Any] | None) -> Cell:
-    """{value: "base → trained" or a mean, interval: "[low, high]" or "", tone: "up", "down" or ""}."""
+def cell(metric: dict[str, Any] | None, more_is_better: bool = False) -> Cell:
+    """{value: "base → trained" or a mean, interval: "[low, high]" or "", tone: "up", "down", "clear" or ""}.
+
+    A difference whose interval excludes zero is up or down where that is good or bad, else clear.
+    """
     if metric is None:
         return {"value": "–", "interval": "", "tone": ""}
     low, high = metric.get("low"), metric.get("high")
@@ -63,6 +67,7 @@ def cell(metric: dict[str, Any] | None) -> Cell:
     tone = ""
     if "difference" in metric and low is not None and high is not None:
         tone = "up" if low > 0 else "down" if high < 0 else ""
+        tone = "clear" if tone and not more_is_better else tone
     if "base" in metric:
         value = f"{_text(metric['base'])} → {_text(metric['trained'])}"
     elif "difference" in metric:
