@@ -21,6 +21,7 @@ from rlhf_marl.dialogue.train import run_training, save_results
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import resolve_model
 from rlhf_marl.progress import Display
+from rlhf_marl.report.page import refresh_report
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 from rlhf_marl.sharing.export import export as export
 
@@ -75,10 +76,12 @@ def train(
                 accelerator.log(values, step=row["update"])
 
     with run.locked(), _sigint(display.stopping) as interrupted, display:
+        run.save_topology(system.topology.matrix)
         finished = run_training(system, run, report, lambda: bool(interrupted))
         save_results(system, run)
     if trackers:
         accelerator.end_training()
+    refresh_report(path)
     display.summary(read_jsonl(run.metrics), finished)
     if interrupted:
         raise KeyboardInterrupt
@@ -101,7 +104,9 @@ def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         chosen = Options(**options)
     except TypeError:
         raise UsageError(f"evaluate: options are {', '.join(Options.__slots__)}; not {', '.join(options)}") from None
-    return evaluate_run(Path(run_dir), chosen, lambda stage, done, total: None).numbers
+    numbers = evaluate_run(Path(run_dir), chosen, lambda stage, done, total: None).numbers
+    refresh_report(Path(run_dir))
+    return numbers
 
 
 def load_run(path: str | os.PathLike[str]) -> "Run":

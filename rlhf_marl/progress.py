@@ -76,6 +76,8 @@ class Display:
         if rows:
             self._print(table)
         self._print(Text(f"run directory: {self._path}"))
+        if (self._path / "report.html").is_file():
+            self._print(Text(f"report, for a browser: {self._path / 'report.html'}"))
 
 
 def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:

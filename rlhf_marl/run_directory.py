@@ -4,6 +4,7 @@ config.yaml        the resolved config           environment.json   versions, ha
 metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
 checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest two
 adapters/agent_0/  PEFT format                   critics.safetensors
+topology.json      the consensus matrix          report.html        written at the end
 """
 
 import hashlib
@@ -62,6 +63,10 @@ class RunDirectory:
         run.dialogues.touch()
         dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
         return run
+
+    def save_topology(self, matrix: Tensor) -> None:
+        """Record the consensus matrix (N, N), for readers without torch."""
+        (self.path / "topology.json").write_text(json.dumps({"matrix": matrix.tolist()}) + "\n", "utf-8")
 
     @staticmethod
     def check_free(path: Path) -> None:

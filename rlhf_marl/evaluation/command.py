@@ -11,7 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.compare import compare_all
 from rlhf_marl.evaluation.evaluate import Evaluation, Options, evaluate_run
-from rlhf_marl.evaluation.show import markdown, show, show_side_by_side
+from rlhf_marl.evaluation.show import markdown, show, show_recorded, show_side_by_side
+from rlhf_marl.evaluation.source import NothingTrained, recorded
+from rlhf_marl.report.page import refresh_report
+from rlhf_marl.run_directory import RunDirectory
 
 
 def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | None, document: Path | None) -> None:
@@ -26,6 +29,8 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
     if len(set(names)) < len(names):
         raise UsageError("evaluate: a run directory is named twice")
     found = [_with_progress(path, chosen) for path in paths]
+    for path in paths:
+        refresh_report(path)
     if len(paths) == 1:
         content = found[0].numbers
         show(content)
@@ -49,11 +54,17 @@ def _with_progress(path: Path, options: Options) -> Evaluation:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{path}: loading", total=None)
-        found = evaluate_run(
-            path,
-            options,
-            lambda stage, done, total: bar.update(task, description=f"{path}: {stage}", completed=done, total=total),
-        )
+        try:
+            found = evaluate_run(
+                path,
+                options,
+                lambda stage, done, total: bar.update(
+                    task, description=f"{path}: {stage}", completed=done, total=total
+                ),
+            )
+        except NothingTrained:
+            show_recorded(recorded(RunDirectory(path)))
+            raise
     if found.reused:
         console.print(
             f"{path}: evaluation.json answers this already; delete it to evaluate again", markup=False, soft_wrap=True

@@ -22,7 +22,15 @@ from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
 from rlhf_marl.evaluation.judges import Scorer, held_out_scorers, own_scorers, pairwise_judge
 from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
-from rlhf_marl.evaluation.source import agents_fingerprint, check_state, load_agents, reward_cards, trained_questions
+from rlhf_marl.evaluation.source import (
+    agents_fingerprint,
+    check_agents,
+    check_state,
+    load_agents,
+    open_run,
+    reward_cards,
+    trained_questions,
+)
 from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.models import default_device
 from rlhf_marl.paths import find_data
@@ -72,11 +80,12 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         progress: receives what is being done, how much of it is done, and how much there is.
 
     Raises:
-        UsageError: no run, nothing trained, or unusable questions or judges.
+        UsageError: no run, unusable questions or judges; NothingTrained: no agents.
         RunStopped: a reward model or the controller failed.
     """
     began = time.monotonic()
-    run, config = RunDirectory.open(path, "evaluate")
+    run, config = open_run(path)
+    check_agents(run)
     if not os.access(path, os.W_OK):
         raise UsageError(f"evaluate: {path} cannot be written to; copy the run and evaluate the copy")
     notes: list[str] = []

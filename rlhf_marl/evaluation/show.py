@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.evaluation.statistics import direction
+from rlhf_marl.progress import first_and_last_fifth
 
 _ROWS = {
     "own_reward": "own reward",
@@ -128,6 +129,20 @@ def _speaker(result: dict[str, Any], i: int | str) -> dict[str, Any]:
 
 def _reward_model(column: dict[str, Any]) -> Text:
     return Text(column.get("reward_model", "all" if column else "-"))
+
+
+def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
+    """Print what training recorded, of a run that cannot be evaluated: on its own question, base model unknown."""
+    if not rows:
+        return
+    console = console or Console(highlight=False)
+    table = Table(title="recorded in training: mean scaled reward", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("agent", "reward model", "first fifth", "last fifth"):
+        table.add_column(column)
+    for agent, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items()):
+        first, last = first_and_last_fifth(rows, agent)
+        table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}")
+    console.print(table)
 
 
 def cell(metric: dict[str, Any] | None, *, short: bool = False) -> str:

@@ -6,6 +6,7 @@ Each function returns what it found, and adds a line to `notes` where that is no
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -16,6 +17,11 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards import Card
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 
+
+class NothingTrained(UsageError):
+    """The run has neither adapters nor a checkpoint; what it recorded can still be shown."""
+
+
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
 
 
@@ -23,7 +29,7 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
     """Put the trained adapters into the system, those of adapters/ or of the newest checkpoint; says which.
 
     Raises:
-        UsageError: there are neither.
+        NothingTrained: there are neither.
     """
     try:
         for agent in range(len(system.cards)):
@@ -36,7 +42,7 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
     except UsageError:
         checkpoint = None
     if checkpoint is None:
-        raise UsageError(nothing_trained(run, reason))
+        raise NothingTrained(_nothing_trained(run, reason))
     tensors, values = checkpoint
     if tensors["adapters"].shape != system.adapters.parameters.shape:
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
@@ -48,18 +54,38 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
     return f"checkpoint of iteration {values['iteration']}"
 
 
-def nothing_trained(run: RunDirectory, reason: str) -> str:
-    """The error line of a run without agents: what is missing, and what can still be done."""
-    try:
-        turns = len(read_jsonl(run.dialogues))
-    except (OSError, ValueError):
-        turns = 0
-    rest = (
-        f"its {turns} recorded turns can still be read: rlhf-marl report {run.path}; or train on with --resume"
-        if turns
-        else "it recorded no dialogues either; train on with --resume"
+def check_agents(run: RunDirectory) -> None:
+    """Raise NothingTrained if there is no file to load an agent from, before minutes of loading."""
+    if not any(run.adapters.glob("*/*")) and not any(run.path.glob("checkpoints/*/*")):
+        raise NothingTrained(_nothing_trained(run, "there are none"))
+
+
+def _nothing_trained(run: RunDirectory, reason: str) -> str:
+    return (
+        f"evaluate: {run.path} has no whole adapters ({reason}) and no whole checkpoint: there are no agents to "
+        "evaluate; train on with --resume"
     )
-    return f"evaluate: {run.path} has no whole adapters ({reason}) and no whole checkpoint; {rest}"
+
+
+def recorded(run: RunDirectory) -> list[dict[str, Any]]:
+    """The run's metrics as far as they are whole: a row per update and agent."""
+    try:
+        return [row for row in read_jsonl(run.metrics) if {"agent", "reward_model", "reward_scaled"} <= row.keys()]
+    except (OSError, ValueError, AttributeError):
+        return []
+
+
+def open_run(path: Path) -> tuple[RunDirectory, Config]:
+    """The run and its config; raises UsageError, which says what can still be read if the config cannot."""
+    try:
+        return RunDirectory.open(path, "evaluate")
+    except UsageError as error:
+        if not (path / "dialogues.jsonl").is_file():
+            raise
+        raise UsageError(
+            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version understands; what it "
+            "recorded can still be read in dialogues.jsonl and metrics.jsonl"
+        ) from None
 
 
 def agents_fingerprint(run: RunDirectory) -> str:

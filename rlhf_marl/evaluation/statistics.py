@@ -17,7 +17,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int 
     """(low, high) of the mean by bootstrap: BCa, or percentile where BCa is not defined.
 
     Drawing again from n values sees their spread too small, by √((n-1)/n), and as if it were known. The level is
-    widened to that of Student's t, as Hesterberg (2015, The American Statistician 69:371) does for percentile ones.
+    widened to that of Student's t, as Hesterberg (2015, The American Statistician 69:371) does for percentiles.
 
     (None, None) for fewer than two values; the value itself twice where all are alike.
     """

@@ -189,6 +189,26 @@ def test_an_interrupted_run_says_how_far_it_came(folder, run):
     assert "the run is not finished: 1 of 2 iterations are recorded" in " ".join(printed.split())
 
 
+def test_a_run_without_agents_shows_what_training_recorded(folder, run):
+    for name in ("adapters", "checkpoints"):
+        shutil.rmtree(folder / "run" / name)
+    code, printed, error = run("evaluate", "run", *ARGUMENTS)
+    assert code == 2
+    assert "recorded in training: mean scaled reward" in printed
+    assert "vowels" in printed
+    assert "there are no agents to evaluate" in error
+
+
+def test_a_config_of_another_version_leaves_the_recorded_files(folder, run):
+    with (folder / "run" / "config.yaml").open("a") as file:
+        file.write("warp: 9\n")
+    code, _, error = run("evaluate", "run", *ARGUMENTS)
+    assert code == 2
+    assert [line[:6] for line in error.splitlines()] == ["error:", "error:"]
+    assert "config.yaml: warp: unknown key" in error
+    assert "can still be read in dialogues.jsonl and metrics.jsonl" in error
+
+
 def test_later_turns_come_from_the_controller(folder, run):
     code, _, _ = run("evaluate", "run", *ARGUMENTS, "--turns", "2")
     assert code == 0
@@ -223,7 +243,7 @@ def test_from_python(folder, monkeypatch):
         (
             lambda f: [shutil.rmtree(f / "run" / name) for name in ("adapters", "checkpoints")],
             (),
-            "recorded turns can still be read: rlhf-marl report run; or train on with --resume",
+            "evaluate: run has no whole adapters (there are none) and no whole checkpoint: there are no agents",
         ),
         (lambda f: None, ("--judges", "letters.yaml") * 2, "--judges: two cards are named 'letters'"),
         (lambda f: None, ("--judges", "gone.yaml"), "--judges: 'gone.yaml' does not exist"),

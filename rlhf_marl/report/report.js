@@ -1,0 +1,301 @@
+// Charts and dialogue browsers. What models wrote reaches the page through textContent only, and plotly.js never.
+"use strict";
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const dashes = ["solid", "dash", "dot", "dashdot", "longdash"];
+const system = matchMedia("(prefers-color-scheme: dark)");
+
+function dark() {
+  const chosen = document.documentElement.dataset.theme;
+  return chosen ? chosen === "dark" : system.matches;
+}
+
+function colour(agent) {
+  const palette = dark()
+    ? ["#7cbcf0", "#f2a65a", "#67d0a0", "#dba0e8", "#e8d36a", "#f39a8f", "#9fb4c8", "#8fd8e0"]
+    : ["#0b5a8f", "#b5510b", "#0b7a52", "#8a3d99", "#857000", "#a12f2f", "#54677a", "#107a86"];
+  return palette[agent % palette.length];
+}
+
+// plotly.js reads <b>, <a> and entities in text; names of cards come from files, so those characters are replaced.
+function label(text) {
+  return text.replace(/</g, "‹").replace(/>/g, "›").replace(/&/g, "＆").replace(/[${}%]/g, "_").slice(0, 60);
+}
+
+/* ---- charts: (run) => [traces, layout] ---- */
+
+const charts = {
+  reward: (run) => [
+    run.agents.flatMap((name, i) => {
+      const curve = run.episodes[i];
+      const common = { name: label(`${i} ${name}`), legendgroup: i };
+      const episodes = curve.average.map((_, k) => k + 1);
+      return [
+        { ...common, x: curve.x, y: curve.y, mode: "markers", showlegend: false, hoverinfo: "skip",
+          marker: { color: colour(i), size: 5, opacity: 0.28 } },
+        { ...common, x: episodes, y: curve.average, mode: "lines", line: { color: colour(i), width: 2.5 },
+          hovertemplate: "%{y:.2f}" },
+      ];
+    }),
+    { xaxis: { title: { text: "episode" } }, yaxis: { title: { text: "reward (scaled)" } } },
+  ],
+  compare: () => [
+    data.runs.flatMap((run, r) => run.agents.map((name, i) => ({
+      x: run.episodes[i].average.map((_, k) => k + 1), y: run.episodes[i].average, mode: "lines",
+      name: label(`${run.name}: ${i} ${name}`), line: { color: colour(i), width: 2.2, dash: dashes[r % dashes.length] },
+      hovertemplate: "%{y:.2f}",
+    }))),
+    { xaxis: { title: { text: "episode" } }, yaxis: { title: { text: "reward (scaled)" } } },
+  ],
+  heat: (run) => {
+    const cross = run.cross;
+    const cells = cross.difference.flat().filter((v) => v !== null).map(Math.abs);
+    const extent = Math.max(0.1, ...cells);
+    const number = (v) => (v === null ? "–" : (v < 0 ? "−" : "+") + Math.abs(v).toFixed(2));
+    return [[{
+      type: "heatmap", x: cross.rows.map(label), y: cross.judges.map(label), z: transposed(cross.difference),
+      text: transposed(cross.difference).map((row) => row.map(number)), texttemplate: "%{text}",
+      customdata: transposed(cross.rows.map((_, i) => cross.judges.map((_, j) =>
+        [number(cross.base[i][j]), number(cross.trained[i][j]), number(cross.low[i][j]), number(cross.high[i][j])]))),
+      hovertemplate: "%{y} on %{x}: %{text}<br>base %{customdata[0]}, trained %{customdata[1]}" +
+        "<br>95% of the difference %{customdata[2]} … %{customdata[3]}<extra></extra>",
+      zmin: -extent, zmax: extent, xgap: 2, ygap: 2, showscale: false,
+      colorscale: dark() ? [[0, "#b4473b"], [0.5, "#2a2e34"], [1, "#2f86c4"]] : [[0, "#d9705f"], [0.5, "#f4f2ee"], [1, "#4a98cf"]],
+    }], { yaxis: { autorange: "reversed", automargin: true, ticks: "" }, xaxis: { side: "top" }, hovermode: "closest" }];
+  },
+  disagreement: (run) => [
+    ["before", "after"].map((when, k) => ({
+      ...line(run.series[`disagreement_${when}`][0] || [], k), name: `${when} gossip`,
+    })),
+    { yaxis: { type: "log", exponentformat: "power", nticks: 5 } },
+  ],
+  td_error: perAgent("td_error"),
+  kl: perAgent("kl"),
+  entropy: perAgent("entropy"),
+};
+
+function perAgent(key) {
+  return (run) => [run.agents.map((name, i) => ({ ...line(run.series[key][i] || [], i), name: label(`${i} ${name}`) })), {}];
+}
+
+function line(values, i) {
+  return { x: values.map((_, k) => k), y: values, mode: "lines", line: { color: colour(i), width: 1.6 },
+    hovertemplate: "%{y:.3g}" };
+}
+
+function transposed(rows) {
+  return rows[0].map((_, j) => rows.map((row) => row[j]));
+}
+
+function draw(box) {
+  const article = box.closest("[data-run]");
+  const [traces, special] = charts[box.dataset.chart](article && data.runs[article.dataset.run]);
+  const text = getComputedStyle(document.body).color;
+  const grid = dark() ? "#363b42" : "#e4e0d9";
+  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, fixedrange: true };
+  const small = box.classList.contains("small");
+  const layout = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
+    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", showlegend: !(box.dataset.chart === "heat"),
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 13 } },
+    hoverlabel: { bgcolor: dark() ? "#1d2024" : "#ffffff", font: { color: text } },
+    ...special,
+    xaxis: { ...axis, ...(small ? { title: { text: "update", font: { size: 12 } } } : {}), ...special.xaxis },
+    yaxis: { ...axis, ...special.yaxis },
+  };
+  Plotly.react(box, traces, layout, { displayModeBar: false, responsive: true });
+}
+
+const drawn = new Set();
+const seen = new IntersectionObserver((entries) => {
+  for (const entry of entries) {
+    if (!entry.isIntersecting) continue;
+    seen.unobserve(entry.target);
+    drawn.add(entry.target);
+    draw(entry.target);
+  }
+}, { rootMargin: "200px" });
+// plotly.js lies in the page as text and runs once the page is painted: it takes longer to start than all the rest.
+addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
+  const plotly = document.createElement("script");
+  plotly.textContent = document.getElementById("plotly").textContent;
+  document.head.append(plotly);
+  document.querySelectorAll("[data-chart]").forEach((box) => seen.observe(box));
+})));
+system.addEventListener("change", () => drawn.forEach(draw));
+document.getElementById("theme").addEventListener("click", () => {
+  document.documentElement.dataset.theme = dark() ? "light" : "dark";
+  drawn.forEach(draw);
+});
+
+/* ---- dialogue browser ---- */
+
+function element(tag, kind, text) {
+  const made = document.createElement(tag);
+  if (kind) made.className = kind;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function formatted(score) {
+  return score === null || score === undefined ? "–" : score.toFixed(2);
+}
+
+/* A training turn is {prompt, responses, cut, scores: [agent], aggregate, fallback}; an evaluated one {base, trained},
+   each with scores {judge: [agent]} and aggregate_scores {judge: score}. */
+class Browser {
+  constructor(box, run, number) {
+    [this.box, this.run, this.number] = [box, run, number];
+    this.form = box.querySelector("form");
+    this.found = [];
+    this.at = 0;
+    this.turn = 0;
+    this.form.addEventListener("submit", (event) => event.preventDefault());
+    this.form.addEventListener("input", (event) => {
+      if (event.target.name === "source") this.offerJudges();
+      this.search();
+    });
+    box.querySelectorAll("[data-step]").forEach((b) => b.addEventListener("click", () => this.step(Number(b.dataset.step))));
+    box.querySelectorAll("[data-turn]").forEach((b) => b.addEventListener("click", () => this.go(Number(b.dataset.turn))));
+    box.addEventListener("keydown", (event) => {
+      if (/INPUT|SELECT/.test(event.target.tagName)) return;
+      const move = { ArrowLeft: () => this.go(-1), ArrowRight: () => this.go(1), ArrowUp: () => this.step(-1), ArrowDown: () => this.step(1) }[event.key];
+      if (!move) return;
+      event.preventDefault();
+      move();
+    });
+    this.offerJudges();
+    this.search(false);
+  }
+
+  get source() { return this.form.elements.source.value; }
+
+  offerJudges() {
+    const first = this.run.evaluation[0];
+    const names = this.source === "evaluation" && first
+      ? Object.keys((first.turns[0].trained || first.turns[0].base).scores) : ["the agent's own reward model"];
+    this.form.elements.judge.replaceChildren(...names.map((name) => element("option", "", name)));
+  }
+
+  scoresOf(turn) {
+    const judge = this.form.elements.judge.value;
+    if (this.source === "training") return turn.scores;
+    return ((turn.trained || turn.base).scores[judge]) || [];
+  }
+
+  matches(dialogue, text, agent, low, high) {
+    const bounded = low !== "" || high !== "";
+    return dialogue.turns.some((turn) => {
+      const said = this.source === "training" ? [turn] : [turn.base, turn.trained].filter(Boolean);
+      if (text && !said.some((t) => [t.prompt, t.aggregate, ...t.responses].some((s) => s.toLowerCase().includes(text)))) return false;
+      if (!bounded) return true;
+      const scores = this.scoresOf(turn);
+      return (agent === "any" ? scores : [scores[Number(agent)]]).some((score) =>
+        typeof score === "number" && (low === "" || score >= Number(low)) && (high === "" || score <= Number(high)));
+    });
+  }
+
+  search(record = true) {
+    const { text, agent, low, high } = this.form.elements;
+    const all = this.run[this.source];
+    this.found = [];
+    all.forEach((dialogue, i) => {
+      if (this.matches(dialogue, text.value.trim().toLowerCase(), agent.value, low.value, high.value)) this.found.push(i);
+    });
+    this.box.querySelector(".count").textContent = `${this.found.length} of ${all.length} dialogues`;
+    [this.at, this.turn] = [0, 0];
+    this.show(record);
+  }
+
+  step(by) {
+    this.at = Math.min(Math.max(this.at + by, 0), Math.max(this.found.length - 1, 0));
+    this.turn = 0;
+    this.show();
+  }
+
+  go(by) {
+    const dialogue = this.run[this.source][this.found[this.at]];
+    if (!dialogue) return;
+    this.turn = Math.min(Math.max(this.turn + by, 0), dialogue.turns.length - 1);
+    this.show();
+  }
+
+  show(record = true) {
+    const place = this.box.querySelector(".dialogue");
+    const dialogue = this.run[this.source][this.found[this.at]];
+    const disable = (name, by, off) => { this.box.querySelector(`[data-${name}="${by}"]`).disabled = off; };
+    disable("step", -1, this.at === 0);
+    disable("step", 1, this.at >= this.found.length - 1);
+    disable("turn", -1, this.turn === 0);
+    disable("turn", 1, !dialogue || this.turn >= dialogue.turns.length - 1);
+    if (!dialogue) {
+      this.box.querySelector(".where").textContent = "";
+      place.replaceChildren(element("p", "empty", "No dialogue fits; widen the search or the score."));
+      return;
+    }
+    this.box.querySelector(".where").textContent =
+      `${this.at + 1} of ${this.found.length}: ${dialogue.title}, turn ${this.turn + 1} of ${dialogue.turns.length}`;
+    const turn = dialogue.turns[this.turn];
+    const parts = this.source === "training" ? this.spoken(turn)
+      : ["base", "trained"].filter((policy) => turn[policy]).flatMap((policy, k) =>
+        [...this.spoken(turn[policy], policy, k > 0 && turn.base && turn.trained.prompt === turn.base.prompt)]);
+    place.replaceChildren(...parts);
+    if (record) history.replaceState(null, "", `#run${this.number}/${this.source}/${this.found[this.at]}/${this.turn}`);
+  }
+
+  spoken(turn, policy, samePrompt) {
+    const parts = [];
+    if (!samePrompt) {
+      const prompt = element("div", "prompt");
+      prompt.append(element("p", "label", "Prompt"), element("p", "said", turn.prompt));
+      parts.push(prompt);
+    }
+    if (policy) parts.push(element("h3", "policy", policy === "base" ? "Base model" : "Trained agents"));
+    const answers = element("div", "answers");
+    turn.responses.forEach((text, i) => answers.append(this.answer(`Agent ${i}`, text, turn, i)));
+    answers.append(this.answer(turn.fallback ? "Team (the controller fell back)" : "Team", turn.aggregate, turn, -1));
+    parts.push(answers);
+    return parts;
+  }
+
+  answer(who, text, turn, agent) {
+    const box = element("div", agent < 0 ? "answer team" : "answer");
+    box.append(element("p", "label", turn.cut[agent] ? `${who}, cut at the limit` : who), element("p", "said", text));
+    const scores = element("ul", "scores");
+    const add = (name, score, chosen) => scores.append(element("li", chosen ? "chosen" : "", `${name} ${formatted(score)}`));
+    if (Array.isArray(turn.scores)) {
+      if (agent >= 0) add(this.run.agents[agent], turn.scores[agent], true);
+    } else {
+      for (const judge of Object.keys(turn.scores)) {
+        add(judge, agent < 0 ? turn.aggregate_scores[judge] : turn.scores[judge][agent], judge === this.form.elements.judge.value);
+      }
+    }
+    box.append(scores);
+    return box;
+  }
+
+  open(source, dialogue, turn) {
+    if (!this.run[source] || !this.run[source][dialogue]) return;
+    this.form.reset();
+    this.form.elements.source.value = source;
+    this.offerJudges();
+    this.search(false);
+    this.at = dialogue;
+    this.turn = Math.min(Math.max(turn, 0), this.run[source][dialogue].turns.length - 1);
+    this.show(false);
+    this.box.scrollIntoView();
+  }
+}
+
+const browsers = new Map();
+document.querySelectorAll("[data-browser]").forEach((box) => {
+  const number = Number(box.closest("[data-run]").dataset.run);
+  browsers.set(number, new Browser(box, data.runs[number], number));
+});
+
+function follow() {
+  const link = /^#run(\d+)\/(training|evaluation)\/(\d+)\/(\d+)$/.exec(location.hash);
+  if (link && browsers.has(Number(link[1]))) browsers.get(Number(link[1])).open(link[2], Number(link[3]), Number(link[4]));
+}
+addEventListener("hashchange", follow);
+follow();
