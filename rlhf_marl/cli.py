@@ -81,7 +81,9 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | No
 
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), help="Default report.html: in RUN_DIR, or here for several runs.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default report.html: in RUN_DIR, or here for several runs."
+)
 def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
     """Write report.html of RUN_DIR, one file that opens offline; several runs stand side by side in it.
 

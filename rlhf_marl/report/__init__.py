@@ -3,6 +3,6 @@
 read.py       files of a run, as far as they are whole -> Run        tables.py   evaluation.json -> rows of text
 topology.py   the graph and its weights as SVG shapes                page.py     Runs -> the page
 
-report.html.j2 (static parts), report.css and report.js (charts by plotly.js, dialogue browser) are inlined. What models,
-cards and configs wrote is text everywhere: Jinja's autoescape in the static part, textContent in the script.
+report.html.j2 (static parts), report.css and report.js (charts by plotly.js, dialogue browser) are inlined. What
+models, cards and configs wrote is text everywhere: Jinja's autoescape in the static part, textContent in the script.
 """

@@ -144,7 +144,12 @@ def _change(values: Sequence[float]) -> dict[str, Any] | None:
         return None
     fifth = max(1, len(finite) // 5)
     first, last = (math.fsum(part) / fifth for part in (finite[:fifth], finite[-fifth:]))
-    return {"first": f"{first:+.2f}", "last": f"{last:+.2f}", "difference": f"{last - first:+.2f}", "rose": last > first}
+    return {
+        "first": f"{first:+.2f}",
+        "last": f"{last:+.2f}",
+        "difference": f"{last - first:+.2f}",
+        "rose": last > first,
+    }
 
 
 def _described(topology: Any) -> str:

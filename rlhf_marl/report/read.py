@@ -57,7 +57,9 @@ def read_run(path: Path) -> Run:
         UsageError: the folder has none of a run's files.
     """
     if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", "dialogues.jsonl")):
-        raise UsageError(f"report: {str(path)!r} is not a run directory: no config.yaml, metrics.jsonl, dialogues.jsonl")
+        raise UsageError(
+            f"report: {str(path)!r} is not a run directory: no config.yaml, metrics.jsonl, dialogues.jsonl"
+        )
     notes: list[str] = []
     content, text, config = _config(path, notes)
     run = Run(path, path.resolve().name, content, text, notes=notes)
@@ -211,7 +213,9 @@ def _agents(metrics: list[Row], cards: list[Any], turns: list[Row]) -> list[str]
 def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
     """Each symptom of rlhf_marl.health once per agent, with how often; and answers cut at the limit."""
     seen: dict[tuple[int, str], list[tuple[int, str]]] = {}
-    for row in rows if config is not None else []:
+    for row in rows:
+        if config is None:
+            break
         try:
             for kind, words in warnings_of(row, config):
                 seen.setdefault((row["agent"], kind), []).append((row["update"], words))

@@ -24,7 +24,9 @@ def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
     """{heads, rows: [(label, cells)], verdicts, notes}; raises KeyError or TypeError if it is not an evaluation."""
     speakers = [*evaluation["agents"], evaluation["team"]]
     heads = [(f"agent {agent['agent']}", str(agent["reward_model"])) for agent in evaluation["agents"]]
-    rows = [(label, [cell(speaker.get(key), key in _MORE_IS_BETTER) for speaker in speakers]) for key, label in ROWS.items()]
+    rows = [
+        (label, [cell(speaker.get(key), key in _MORE_IS_BETTER) for speaker in speakers]) for key, label in ROWS.items()
+    ]
     return {
         "heads": [*heads, ("team", "aggregated answer")],
         "rows": rows,

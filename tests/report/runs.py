@@ -23,11 +23,15 @@ def write_run(folder: Path, *, iterations: int = 6, evaluated: bool = True, text
     (folder / "config.yaml").write_text(yaml.safe_dump(content), "utf-8")
     (folder / "environment.json").write_text(json.dumps({"packages": {"rlhf-marl": "0.1.0"}}), "utf-8")
     (folder / "reward_models.json").write_text(json.dumps([{"name": name} for name in CARDS]), "utf-8")
-    (folder / "topology.json").write_text(json.dumps({"matrix": [[0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [0.25, 0.0, 0.75]]}))
+    (folder / "topology.json").write_text(
+        json.dumps({"matrix": [[0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [0.25, 0.0, 0.75]]})
+    )
     for i in range(3):
         (folder / "adapters" / f"agent_{i}").mkdir(parents=True)
         (folder / "adapters" / f"agent_{i}" / "adapter_model.safetensors").touch()
-    _write_lines(folder / "metrics.jsonl", [_metrics(it, k, i) for it in range(iterations) for k in range(3) for i in range(3)])
+    _write_lines(
+        folder / "metrics.jsonl", [_metrics(it, k, i) for it in range(iterations) for k in range(3) for i in range(3)]
+    )
     _write_lines(
         folder / "dialogues.jsonl",
         [_turn(it, d, k, texts) for it in range(iterations) for k in range(3) for d in range(2)],
@@ -58,7 +62,12 @@ def _turn(iteration: int, dialogue: int, turn: int, texts: list[str] | None) -> 
     said = texts or [f"answer {agent} of {iteration}.{dialogue}.{turn}" for agent in range(3)]
     reward = 0.1 * (2 * iteration + dialogue)
     return {
-        **{"iteration": iteration, "dialogue": dialogue, "turn": turn, "prompt": f"prompt {iteration}.{dialogue}.{turn}"},
+        **{
+            "iteration": iteration,
+            "dialogue": dialogue,
+            "turn": turn,
+            "prompt": f"prompt {iteration}.{dialogue}.{turn}",
+        },
         "responses": [{"text": text, "truncated": False, "tokens": [1]} for text in said],
         "reward_scaled": [reward, reward - 1, reward + 1],
         **{"aggregate": said[0], "next_prompt": "next", "controller_fallback": False},
@@ -89,7 +98,12 @@ def _evaluation() -> dict[str, Any]:
         **rates,
         "self_repetition": None,
     }
-    agent = {**common, "kl_to_base": {"mean": 0.3, "low": 0.2, "high": 0.4}, "entropy": _metric(2, 1), "truncated": None}
+    agent = {
+        **common,
+        "kl_to_base": {"mean": 0.3, "low": 0.2, "high": 0.4},
+        "entropy": _metric(2, 1),
+        "truncated": None,
+    }
     verdict = "better on its own reward, worse on held-out judges: likely hacked"
     grid = [[0.5, -0.5, 0.0, 1.0]] * 4
     return {
@@ -98,9 +112,11 @@ def _evaluation() -> dict[str, Any]:
         "agents": [{"agent": i, "reward_model": CARDS[i], "verdict": verdict, **agent} for i in range(3)],
         "team": common,
         "cross_rewards": {
-            "judges": [{"name": name, "trained_agents": [i] if i < 3 else []} for i, name in enumerate((*CARDS, "held"))],
+            "judges": [
+                {"name": name, "trained_agents": [i] if i < 3 else []} for i, name in enumerate((*CARDS, "held"))
+            ],
             "rows": ["agent 0", "agent 1", "agent 2", "team"],
-            **{key: grid for key in ("base", "trained", "difference", "low", "high")},
+            **dict.fromkeys(("base", "trained", "difference", "low", "high"), grid),
         },
         "agreement": _metric(0.1, 0.2),
         "controller_fallbacks": {"base": 0.0, "trained": 0.25},

@@ -129,7 +129,9 @@ def test_any_missing_file_still_gives_a_report(run_dir, name):
     assert ("has no adapters" if name == "adapters" else name) in text
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "agents": 3}', '{"version": 9}'])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", '{"version": 1}', '{"version": 1, "agents": 3}', '{"version": 9}']
+)
 def test_any_damaged_evaluation_still_gives_a_report(run_dir, content):
     (run_dir / "evaluation.json").write_text(content)
     assert "evaluation.json is " in words(page_of(run_dir))
