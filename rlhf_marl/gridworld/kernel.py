@@ -33,7 +33,7 @@ from rlhf_marl.gridworld.layout import (
 from rlhf_marl.gridworld.play import encode, play
 from rlhf_marl.gridworld.spread import N_ACTIONS
 
-_FAR = 1e18  # a critic's step of this length counts as not finite: squares of it would not be, in single precision
+_FAR = 1e37  # a critic's step of this length counts as not finite; it would not be for long, in single precision
 
 
 @njit(**COMPILED)
@@ -266,7 +266,7 @@ def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, on, h, w, 
             square += weights[j] * weights[e] * (alike + alike if e < j else alike)
     if square <= 0:
         return True
-    if not np.isfinite(square):
+    if not square < np.inf:  # np.isfinite(x) may compile to x - x == 0, which "reassoc" turns into 0 == 0
         return False
     for j in range(n_samples):
         weights[j] *= rate / np.sqrt(square)

@@ -131,13 +131,13 @@ def add_outer(matrix, amount, x, y, on):
 
 @njit(**COMPILED)
 def outside_norm(w, centre, amount, x, y):
-    """‖w + amount x ⊗ y - centre‖_F."""
-    total = w[0, 0] * 0
+    """‖w + amount x ⊗ y - centre‖_F, in double precision."""
+    total = 0.0
     for j in range(w.shape[0]):
         pull = amount * x[j]
         for k in range(w.shape[1]):
             off = w[j, k] + pull * y[k] - centre[j, k]
-            total += off * off
+            total += np.float64(off) * np.float64(off)
     return np.sqrt(total)
 
 
