@@ -96,7 +96,7 @@ function draw(box) {
   const small = box.classList.contains("small");
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
-    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", showlegend: !(box.dataset.chart === "heat"),
+    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", hoverdistance: -1, showlegend: !(box.dataset.chart === "heat"),
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 13 } },
     hoverlabel: { bgcolor: dark() ? "#1d2024" : "#ffffff", font: { color: text } },
     ...special,
