@@ -29,6 +29,11 @@ def test_wheel_carries_every_data_file(site):
         assert {path.name for path in (site / "rlhf_marl" / "data" / folder).iterdir()} == shipped
 
 
+def test_wheel_carries_the_parts_of_the_report(site):
+    parts = {"report.html.j2", "report.css", "report.js"}
+    assert parts < {path.name for path in (site / "rlhf_marl" / "report").iterdir()}
+
+
 def test_data_is_found_from_an_empty_folder(site, tmp_path):
     code = (
         "import rlhf_marl; from rlhf_marl.config import load_config; from rlhf_marl.rewards import load_card\n"
