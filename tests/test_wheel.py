@@ -33,6 +33,11 @@ def test_wheel_carries_the_model_cards_template(site):
     assert (site / "rlhf_marl" / "sharing" / "model_card.md.jinja").is_file()
 
 
+def test_wheel_carries_the_parts_of_the_report(site):
+    parts = {"report.html.j2", "report.css", "report.js"}
+    assert parts < {path.name for path in (site / "rlhf_marl" / "report").iterdir()}
+
+
 def test_data_is_found_from_an_empty_folder(site, tmp_path):
     code = (
         "import rlhf_marl; from rlhf_marl.config import load_config; from rlhf_marl.rewards import load_card\n"
@@ -42,4 +47,5 @@ def test_data_is_found_from_an_empty_folder(site, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(site)}
     command = [sys.executable, "-c", code]
     printed = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
-    assert printed.split() == [str(site / "rlhf_marl" / "__init__.py"), "harmless", "helpful", "courteous"]
+    names = ["trained-harmless", "trained-helpful", "trained-courteous"]
+    assert printed.split() == [str(site / "rlhf_marl" / "__init__.py"), *names]

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 _MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
 _SERIES = ("td_error", "kl", "entropy", "disagreement_before", "disagreement_after")
 _MUCH_TRUNCATION = 0.5
+_MOST_AGENTS = 1000  # a larger number in a file is damage
 # Controls (but newline and tab), format characters that reorder or hide text, and lone surrogates.
 _INVISIBLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -144,8 +145,8 @@ def _lines(file: Path, understand: Callable[[Row], Row], notes: list[str]) -> li
 
 
 def _metrics_row(row: Row) -> Row:
-    if not isinstance(row["agent"], int) or not isinstance(row["iteration"], int):
-        raise TypeError
+    if row["agent"] not in range(_MOST_AGENTS) or not isinstance(row["iteration"], int):
+        raise ValueError
     return {**row, **{key: _number(row.get(key)) for key in _SERIES}, "reward_model": str(row["reward_model"])}
 
 

@@ -60,7 +60,8 @@ const charts = {
       hovertemplate: "%{y} on %{x}: %{text}<br>base %{customdata[0]}, trained %{customdata[1]}" +
         "<br>95% of the difference %{customdata[2]} … %{customdata[3]}<extra></extra>",
       zmin: -extent, zmax: extent, xgap: 2, ygap: 2, showscale: false,
-      colorscale: dark() ? [[0, "#b4473b"], [0.5, "#2a2e34"], [1, "#2f86c4"]] : [[0, "#d9705f"], [0.5, "#f4f2ee"], [1, "#4a98cf"]],
+      colorscale: dark() ? [[0, "#b4473b"], [0.5, "#2a2e34"], [1, "#2f86c4"]]
+        : [[0, "#d9705f"], [0.5, "#f4f2ee"], [1, "#4a98cf"]],
     }], { yaxis: { autorange: "reversed", automargin: true, ticks: "" }, xaxis: { side: "top" }, hovermode: "closest" }];
   },
   disagreement: (run) => [
@@ -96,7 +97,8 @@ function draw(box) {
   const small = box.classList.contains("small");
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
-    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", hoverdistance: -1, showlegend: !(box.dataset.chart === "heat"),
+    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", hoverdistance: -1,
+    showlegend: !(box.dataset.chart === "heat"),
     legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 13 } },
     hoverlabel: { bgcolor: dark() ? "#1d2024" : "#ffffff", font: { color: text } },
     ...special,
@@ -159,7 +161,10 @@ class Browser {
     box.querySelectorAll("[data-turn]").forEach((b) => b.addEventListener("click", () => this.go(Number(b.dataset.turn))));
     box.addEventListener("keydown", (event) => {
       if (/INPUT|SELECT/.test(event.target.tagName)) return;
-      const move = { ArrowLeft: () => this.go(-1), ArrowRight: () => this.go(1), ArrowUp: () => this.step(-1), ArrowDown: () => this.step(1) }[event.key];
+      const move = {
+        ArrowLeft: () => this.go(-1), ArrowRight: () => this.go(1),
+        ArrowUp: () => this.step(-1), ArrowDown: () => this.step(1),
+      }[event.key];
       if (!move) return;
       event.preventDefault();
       move();

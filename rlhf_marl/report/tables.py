@@ -35,8 +35,8 @@ def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
             for agent in evaluation["agents"]
         ],
         "agreement": cell(evaluation.get("agreement")),
-        "fallbacks": [evaluation["controller_fallbacks"][policy] for policy in ("base", "trained")],
-        "questions": evaluation["settings"]["n_questions"],
+        "fallbacks": [f"{evaluation['controller_fallbacks'][policy]:.0%}" for policy in ("base", "trained")],
+        "questions": str(evaluation["settings"]["n_questions"]),
         "judge": str((evaluation["team"].get("win_rate") or {}).get("judge", "")),
         "warnings": [str(words) for words in evaluation["warnings"]],
     }

@@ -63,6 +63,7 @@ ARGUMENTS = ("--questions", "questions.jsonl", "--judges", "letters.yaml")
 
 def test_end_to_end(folder, run):
     code, printed, error = run("evaluate", "run", *ARGUMENTS, "--markdown", "table.md")
+    assert '<h2 id="run0-held">' in (folder / "run" / "report.html").read_text("utf-8"), error
     assert (code, error.count("error")) == (0, 0)
     table = (folder / "table.md").read_text().splitlines()
     assert table[2].split("|")[1:5] == [" ", " agent 0: vowels ", " agent 1: length ", " team "]
