@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import read_beginning
+from rlhf_marl.dialogue.generation import read_beginning, read_prompts
 
 # Activations of one backward pass grow with its tokens; above this many the (agents x dialogues) grid is split, so that
 # memory stays flat in the number of agents. Gradients add up over the parts.
@@ -59,10 +59,10 @@ def evaluate_responses(
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         block_states = list(states[columns]) * (rows.stop - rows.start)
         with torch.no_grad(), adapters.use(None):
-            divergence = _log_softmax(_shared_prompt_logits(model, block_states, tokens, mask, pad), temperature)
+            divergence = _log_softmax(_base_logits(model, block_states, tokens, mask, pad), temperature)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
-                logits = _response_logits(model, block_states, tokens, mask, pad, rows.stop - rows.start)
+                logits = _response_logits(model, states[columns], tokens, mask, pad, rows.stop - rows.start)
             with torch.no_grad():
                 log_policy = _log_softmax(logits, temperature)
                 policy = log_policy.exp()
@@ -71,8 +71,7 @@ def evaluate_responses(
                 block_shape = (rows.stop - rows.start, -1)
                 log_probability = log_policy.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
                 result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
-                entropy = -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
-                result.entropy[rows, columns] = entropy.view(block_shape)
+                result.entropy[rows, columns] = _mean_entropy(policy, log_policy, mask).view(block_shape)
                 result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
                 weight = signal[rows, columns].reshape(-1, 1).to(kl)
@@ -83,6 +82,29 @@ def evaluate_responses(
                 gradient.scatter_add_(-1, tokens.unsqueeze(-1), -weight.expand_as(kl).unsqueeze(-1))
                 gradient.mul_((mask / temperature).unsqueeze(-1))
                 adapters.backward(logits, gradient.to(logits.dtype))
+    return result
+
+
+@torch.no_grad()
+def base_entropy(
+    model: PreTrainedModel,
+    adapters: StackedAdapters,
+    states: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperature: float,
+    pad: int,
+) -> Tensor:
+    """Mean entropy, in nats, of the base model along responses[agent][dialogue]: (n_agents, n_dialogues)."""
+    n_agents, n_dialogues = len(responses), len(states)
+    result = torch.zeros(n_agents, n_dialogues, device=model.device)
+    longest = max(len(r) for row in responses for r in row) + max(map(len, states))
+    for rows, columns in blocks(n_agents, n_dialogues, TOKENS_PER_PASS // longest):
+        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+        with adapters.use(None):
+            logits = _base_logits(model, list(states[columns]) * (rows.stop - rows.start), tokens, mask, pad)
+        log_policy = _log_softmax(logits, temperature)
+        result[rows, columns] = _mean_entropy(log_policy.exp(), log_policy, mask).view(rows.stop - rows.start, -1)
     return result
 
 
@@ -111,12 +133,12 @@ def _response_logits(
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
 
-    The last prompt token and every response token but the last predict the response. What all states begin with is read
-    once per policy; the gradient through it is the sum over the rows.
+    Rows are n_policies times the states. The last prompt token and every response token but the last predict the
+    response. What all states begin with is read once per policy; the gradient through it is the sum over the rows.
     """
     cache, shared = read_beginning(model, states, n_policies)
-    state_ids, state_mask = left_pad([state[shared:] for state in states], pad, model.device)
-    beginning = state_mask.new_ones(len(states), shared)
+    state_ids, state_mask = left_pad([state[shared:] for state in states] * n_policies, pad, model.device)
+    beginning = state_mask.new_ones(len(state_mask), shared)
     attention = torch.cat([beginning, state_mask, mask[:, :-1]], dim=-1)
     return model(
         input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
@@ -128,38 +150,30 @@ def _response_logits(
     ).logits
 
 
-def _shared_prompt_logits(
+def _base_logits(
     model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
 ) -> Tensor:
-    """As `_response_logits`, for rows of one policy: each distinct state is read once and its cache shared."""
-    distinct = list(dict.fromkeys(map(tuple, states)))
-    rows = torch.tensor([distinct.index(tuple(state)) for state in states], device=model.device)
-    state_ids, state_mask = left_pad(distinct, pad, model.device)
-    cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=state_ids,
-        attention_mask=state_mask,
-        position_ids=positions(state_mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[rows]
+    """As `_response_logits`, for rows of one policy and without gradients: each distinct state is read once."""
+    first, cache, state_mask = read_prompts(model, states, 1, pad)
     if tokens.shape[1] == 1:
-        return first
-    cache.batch_select_indices(rows)
-    attention = torch.cat([state_mask[rows], mask[:, :-1]], dim=-1)
+        return first.unsqueeze(1)
+    attention = torch.cat([state_mask, mask[:, :-1]], dim=-1)
     rest = model(
         input_ids=tokens[:, :-1],
         attention_mask=attention,
-        position_ids=positions(attention)[:, state_ids.shape[1] :],
+        position_ids=positions(attention)[:, state_mask.shape[1] :],
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return torch.cat([first, rest], dim=1)
+    return torch.cat([first.unsqueeze(1), rest], dim=1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits.float() / temperature, dim=-1)
+
+
+def _mean_entropy(policy: Tensor, log_policy: Tensor, mask: Tensor) -> Tensor:
+    return -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

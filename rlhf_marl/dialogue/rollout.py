@@ -101,9 +101,17 @@ def play_turns(system: DialogueSystem, iteration: int) -> Iterator[Turn]:
 
 
 def respond(
-    system: DialogueSystem, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int
+    system: DialogueSystem,
+    states: Sequence[Sequence[int]],
+    dialogues: Sequence[int],
+    turn: int,
+    *,
+    adapted: bool = True,
 ) -> list[list[Response]]:
-    """All agents answer all states in one batch: [agent][dialogue]."""
+    """All agents answer all states in one batch: [agent][dialogue].
+
+    Not `adapted`, the base model answers in every agent's place, with the random numbers of that agent.
+    """
     generation, n_agents = system.config.generation, system.adapters.n_agents
     uniforms = torch.stack(
         [
@@ -112,15 +120,15 @@ def respond(
             for dialogue in dialogues
         ]
     )
-    with system.adapters.use(slice(0, n_agents)):
+    with system.adapters.use(slice(None) if adapted else None):
         rows = generate(
             system.model,
-            list(states) * n_agents,
+            states if adapted else list(states) * n_agents,
             max_new_tokens=generation.max_new_tokens,
             end_tokens=system.end_tokens,
             uniforms=uniforms,
             temperature=generation.temperature,
-            n_policies=n_agents,
+            n_policies=n_agents if adapted else 1,
         )
     texts = system.tokenizer.batch_decode(rows, skip_special_tokens=True)
     responses = [
