@@ -21,12 +21,14 @@ def peak_megabytes(config: str, n_agents: int) -> float:
     from rlhf_marl.config import check_config, load_config
     from rlhf_marl.dialogue.build import build
     from rlhf_marl.dialogue.train import run_iteration
+    from rlhf_marl.stopwatch import stopwatch
 
     content = load_config(config).model_dump()
     content["agents"] = content["agents"][:1] * n_agents
     content["topology"] |= {"graph": "complete"}
     system = build(check_config(content, config), config, torch.device("cpu"))
-    run_iteration(system, 0, 0)
+    with stopwatch(system.model.device) as watch:
+        run_iteration(system, 0, 0, watch)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

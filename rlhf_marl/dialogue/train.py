@@ -1,6 +1,5 @@
 """The training loop: rollout -> rewards -> critic step -> gossip -> actor step, and what it writes down."""
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,18 +13,24 @@ from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, UpdateMetrics, critic_features, update
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.stopwatch import Stopwatch
 
 Row = dict[str, Any]
 
 
 def run_training(
-    system: DialogueSystem, run: RunDirectory, report: Callable[[int, list[Row]], None], stop: Callable[[], bool]
+    system: DialogueSystem,
+    run: RunDirectory,
+    report: Callable[[int, list[Row]], None],
+    stop: Callable[[], bool],
+    watch: Stopwatch,
 ) -> int:
     """Train from the run's newest checkpoint (or the start) to the config's last iteration.
 
     Args:
         report: receives (finished iterations, the iteration's metric rows) after each iteration.
         stop: asked after each iteration; True saves a checkpoint and ends early.
+        watch: runs, and is read after each update.
 
     Returns:
         The number of finished iterations.
@@ -38,7 +43,7 @@ def run_training(
     run.forget_from(iteration)
     skipped = 0
     while iteration < system.config.iterations:
-        turns, rows = run_iteration(system, iteration, updates)
+        turns, rows = run_iteration(system, iteration, updates, watch)
         updates += len(rows) // len(system.cards)
         run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, iteration)))
         run.append(run.metrics, rows)
@@ -66,12 +71,13 @@ def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
     return before
 
 
-def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple[list[Turn], list[Row]]:
+def run_iteration(
+    system: DialogueSystem, iteration: int, updates: int, watch: Stopwatch
+) -> tuple[list[Turn], list[Row]]:
     """Play one batch of dialogues and learn from each transition as soon as it is complete."""
     turns: list[Turn] = []
     rows: list[Row] = []
     pending: list[Step] = []
-    started = time.perf_counter()
 
     def watched() -> Iterator[Turn]:
         for turn in play_turns(system, iteration):
@@ -82,9 +88,8 @@ def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple
         pending.append(step)
         if len(pending) == system.config.actor.turns_per_update:
             metrics = update(system, pending)
-            now = time.perf_counter()
-            rows += metric_rows(system, pending, metrics, iteration, updates, now - started)
-            pending, updates, started = [], updates + 1, now
+            rows += metric_rows(system, pending, metrics, iteration, updates, watch.lap())
+            pending, updates = [], updates + 1
     return turns, rows
 
 
@@ -115,14 +120,20 @@ def transitions(system: DialogueSystem, turns: Iterator[Turn]) -> Iterator[Step]
 
 
 def metric_rows(
-    system: DialogueSystem, steps: Sequence[Step], metrics: UpdateMetrics, iteration: int, updates: int, seconds: float
+    system: DialogueSystem,
+    steps: Sequence[Step],
+    metrics: UpdateMetrics,
+    iteration: int,
+    updates: int,
+    stages: dict[str, float],
 ) -> list[Row]:
-    """One flat row per agent; means over the update's turns and dialogues unless the name says otherwise."""
+    """One flat row per agent; means over the update's turns and dialogues unless the name says otherwise.
+
+    `stages` is the wall time of each stage, in seconds.
+    """
     turns = [step.turn for step in steps]
     disagreement = (metrics.critic.disagreement_before.item(), metrics.critic.disagreement_after.item())
-    stages = {
-        stage: round(sum(turn.seconds[stage] for turn in turns), 4) for stage in ("generate", "score", "controller")
-    } | {stage: round(value, 4) for stage, value in metrics.seconds.items()}
+    seconds = sum(stages.values())
     all_tokens = sum(len(r.tokens) for turn in turns for agent in turn.responses for r in agent)
     n_values = system.critic.network.n_params + sum(len(turn.states) for turn in turns)
     sent = gossip_bytes(system.topology.adjacency, n_values, system.config.topology.gossip_rounds)
@@ -163,7 +174,7 @@ def metric_rows(
                 "gossip_bytes": sent,
                 "tokens_per_second": round(all_tokens / seconds, 3),
                 "seconds": round(seconds, 4),
-                "stage_seconds": stages,
+                "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
             }
         )
     return rows
