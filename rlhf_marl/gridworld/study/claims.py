@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_marl.gridworld.study.measure import interval
+from rlhf_marl.gridworld.study.measure import decay, interval
 from rlhf_marl.gridworld.study.results import Result
 
 Arms = Mapping[str, Result]
@@ -90,22 +90,11 @@ def _regret(more: str, fewer: str, *, share: bool = False) -> Callable[[Arms], n
 
 
 def _rate(arm: str) -> Callable[[Arms], np.ndarray]:
-    """Minus the slope of log mean gap against log t over the run's second half, by leaving one seed out at a time.
-
-    The jackknife's pseudo-values, whose mean is the estimate and whose spread gives its interval.
-    """
-
-    def slope(gaps: np.ndarray, t: np.ndarray) -> float:
-        mean = gaps.mean(0)
-        late = slice(len(t) // 2, None)
-        return -float(np.polyfit(np.log(t[late]), np.log(np.maximum(mean[late], 1e-9)), 1)[0])
+    """The power of 1/t with which the gap to the best policy falls at the end."""
 
     def values(arms: Arms) -> np.ndarray:
         arrays = arms[arm].arrays
-        gaps, t = arrays["optimum"][:, None] - arrays["value"], arrays["points"]
-        whole, n = slope(gaps, t), len(gaps)
-        left_out = np.array([slope(np.delete(gaps, i, axis=0), t) for i in range(n)])
-        return n * whole - (n - 1) * left_out
+        return decay(arrays["optimum"][:, None] - arrays["value"], arrays["points"])
 
     return values
 
