@@ -12,13 +12,14 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
 
 # Rows that have ended leave the batch when at most this share stays: moving the cache costs about a step.
 _WORTH_LEAVING = 0.75
+_BLOCK = 256  # tokens, in sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,22 @@ def sampling_uniforms(seed: int, agent: int, dialogue: int, turn: int, n_tokens:
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
     """Inverse-CDF sampling of softmax(logits / temperature); greedy where uniforms is None.
 
+    The cumulative sum is made over blocks of tokens first and then, exactly as over all of them, within one block.
+
     logits: (rows, vocabulary); uniforms: (rows,) in [0, 1); returns (rows,) token ids.
     """
     if uniforms is None:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.to(uniforms.device).double() / temperature, -1).cumsum(-1)
-    target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-    return tokens.to(logits.device)
+    logits = logits.to(uniforms.device).float() / temperature
+    padding = -logits.shape[-1] % _BLOCK
+    weights = torch.softmax(nn.functional.pad(logits, (0, padding), value=-torch.inf), -1).unflatten(-1, (-1, _BLOCK))
+    blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms.unsqueeze(-1) * blocks[:, -1:]
+    block = torch.searchsorted(blocks, target, right=True).clamp_max(blocks.shape[-1] - 1)
+    before = nn.functional.pad(blocks, (1, 0)).gather(-1, block)
+    inside = weights.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).double().cumsum(-1)
+    place = torch.searchsorted(inside, target - before, right=True).clamp_max(_BLOCK - 1)
+    return (block * _BLOCK + place).squeeze(-1).to(logits.device)
 
 
 @final
@@ -81,24 +90,27 @@ class Memory:
         return copy.deepcopy(cache)
 
 
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one of each left out."""
+    columns = zip(*prompts, strict=False)
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(alike, min(map(len, prompts)) - 1)
+
+
 def read_beginning(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int, remembered: DynamicCache | None = None
 ) -> tuple[DynamicCache, int]:
-    """Read what all prompts begin with, once per policy: the cache for all rows, and how many tokens it holds.
+    """Read what all prompts begin with, once per policy: a cache of n_policies rows, and how many tokens it holds.
 
-    At least one token of every prompt is left. Rows are n_policies times the prompts, policy by policy. Gradients flow
-    through the cache. `remembered` holds the first tokens of all prompts already; only one policy can have it.
+    At least one token of every prompt is left. Gradients flow through the cache. `remembered` holds the first tokens of
+    all prompts already, in one row; only one policy can have it.
     """
     cache = remembered or DynamicCache(config=model.config)
     before = cache.get_seq_length()
-    columns = zip(*prompts, strict=False)
-    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    shared = min(alike, min(map(len, prompts)) - 1)
+    shared = shared_tokens(prompts)
     if shared > before:
         beginning = torch.tensor([list(prompts[0][before:shared])] * n_policies, device=model.device)
         model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    if shared:
-        cache.batch_repeat_interleave(len(prompts))
     return cache, shared
 
 
@@ -117,6 +129,8 @@ def read_prompts(
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     cache, shared = read_beginning(model, distinct, n_policies, remembered)
+    if shared:
+        cache.batch_repeat_interleave(len(distinct))
     ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
     mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
     logits = model(
