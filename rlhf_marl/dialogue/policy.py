@@ -13,9 +13,9 @@ from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_tokens
 
-# Activations of one backward pass grow with its tokens. Above this many the (agents x dialogues) grid is split, and what
-# all states begin with is read for fewer agents at once, so that memory stays flat in the number of agents. Gradients
-# add up over the parts.
+# Activations of one backward pass grow with its tokens. Above this many the (agents x dialogues) grid is split, and
+# what all states begin with is read for fewer agents at once, so that memory stays flat in the number of agents.
+# Gradients add up over the parts.
 TOKENS_PER_PASS = 256
 
 
