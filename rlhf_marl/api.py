@@ -19,6 +19,7 @@ from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.build import build, load_model, local_chat
 from rlhf_marl.dialogue.train import run_training, save_results
 from rlhf_marl.errors import UsageError
+from rlhf_marl.journal import Journal
 from rlhf_marl.models import resolve_model
 from rlhf_marl.progress import Display
 from rlhf_marl.report.page import refresh_report
@@ -62,7 +63,7 @@ def train(
     display = Display(config, path)
     display.loading()
     accelerator = _accelerator(config, path, name)
-    system = build(config, name, accelerator.device)
+    system = build(config, name, accelerator.device, journal=Journal(path / "answers"))
     if run is None:
         run = RunDirectory.create(path, config, system.cards)
     else:

@@ -3,7 +3,6 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import find_data
 from rlhf_marl.validation import explain
@@ -237,6 +237,11 @@ class Config(Section):
     actor: ActorConfig = ActorConfig()
     checkpoint_every: PositiveInt = 5
     """Iterations between checkpoints; the last one is always kept."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept; when one turns out damaged, --resume takes the one before."""
+    best_metric: Literal["reward_scaled", "reward_raw"] = "reward_scaled"
+    """The checkpoint with the highest mean of this metric, over agents and the iterations since the checkpoint before,
+    is kept too; its adapters are in best/."""
     stop_after_skipped: PositiveInt = 10
     """Updates in a row in which some step was not finite and was skipped, before the run stops (resumable)."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -368,6 +373,4 @@ def _index(content: list[Any], part: str, key: str) -> int:
 
 def dump_config(config: Config, path: Path) -> None:
     """Write the resolved config as YAML, defaults included, in the order of the schema; whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
-    os.replace(temporary, path)
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

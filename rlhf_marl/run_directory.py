@@ -2,38 +2,36 @@
 
 config.yaml        the resolved config           environment.json   versions, hardware, seed
 metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
-checkpoints/       iteration_00010/{state.safetensors, state.json}, the newest two
+checkpoints/       the newest and the best; see checkpoints.py
+answers/           what services answered since the oldest of the newest checkpoints; see journal.py
 adapters/agent_0/  PEFT format                   critics.safetensors
+best/              adapters of the best checkpoint, likewise
 topology.json      the consensus matrix          report.html        written at the end
 """
 
-import hashlib
 import json
 import logging
 import os
 import platform
-import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
-from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_marl.checkpoints import Checkpoints, State
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.durable import flush, locked, move, unwritable, write_text
+from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards.card import Card, check_card
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
-_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "stop_after_skipped", "tracker"}
-_KEPT_CHECKPOINTS = 2
-_BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", "config.tmp"}
-_TENSORS, _VALUES = "state.safetensors", "state.json"
+_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
+_BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
+_BEGINNING |= {"environment.json.tmp", "reward_models.json.tmp", "config.yaml.tmp"}
 _log = logging.getLogger("rlhf_marl")
 
 
@@ -44,9 +42,11 @@ class RunDirectory:
         self.metrics = path / "metrics.jsonl"
         self.dialogues = path / "dialogues.jsonl"
         self.adapters = path / "adapters"
+        self.best = path / "best"
         self.critics = path / "critics.safetensors"
-        self._checkpoints = path / "checkpoints"
+        self.checkpoints = Checkpoints(path / "checkpoints")
         self._reward_models = path / "reward_models.json"
+        self._environment = path / "environment.json"
 
     @classmethod
     def create(cls, path: Path, config: Config, cards: Sequence[Card]) -> "RunDirectory":
@@ -54,19 +54,21 @@ class RunDirectory:
         cls.check_free(path)
         run = cls(path)
         try:
-            run._checkpoints.mkdir(parents=True, exist_ok=True)
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with run.locked():
+                cls.check_free(path)  # another process may have been first
+                write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
+                write_text(run._reward_models, _dump_cards(cards))
+                run.metrics.touch()
+                run.dialogues.touch()
+                dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
         except OSError as error:
             raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
-        (path / "environment.json").write_text(json.dumps(_environment(config), indent=2) + "\n", "utf-8")
-        run._reward_models.write_text(_dump_cards(cards), "utf-8")
-        run.metrics.touch()
-        run.dialogues.touch()
-        dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
         return run
 
     def save_topology(self, matrix: Tensor) -> None:
         """Record the consensus matrix (N, N), for readers without torch."""
-        (self.path / "topology.json").write_text(json.dumps({"matrix": matrix.tolist()}) + "\n", "utf-8")
+        self._write(self.path / "topology.json", json.dumps({"matrix": matrix.tolist()}) + "\n")
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -92,13 +94,26 @@ class RunDirectory:
                 the first difference.
         """
         run, before = cls.open(path, "--resume")
-        old, new = before.model_dump(mode="json"), config.model_dump(mode="json")
-        for key, was, now in _differences(old, new):
-            if key not in _MAY_CHANGE_ON_RESUME:
-                raise UsageError(f"--resume: {path} was started with {key} = {was!r}, now it is {now!r}; use a new run")
+        check_same_config(before.model_dump(mode="json"), config, f"{path} was started")
+        run._warn_of_another_machine(config)
         with run.locked():
-            dump_config(config, path / "config.yaml")
+            try:
+                dump_config(config, path / "config.yaml")
+            except OSError as error:
+                raise unwritable(path / "config.yaml", error) from None
         return run
+
+    def _warn_of_another_machine(self, config: Config) -> None:
+        """What decides the last digits of a number: software, device, threads."""
+        try:
+            before = json.loads(self._environment.read_text("utf-8"))
+            differences = list(_differences(before, _environment(config)))
+        except (OSError, ValueError) as error:
+            _log.warning("%s cannot be read (%s): is this the same software and machine?", self._environment, error)
+            return
+        for key, was, now in differences:
+            if key.split(".")[0] in ("python", "packages", "device", "threads"):
+                _log.warning("the run began with %s %s, now it is %s: expect other last digits", key, was, now)
 
     def cards(self) -> list[Card]:
         """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
@@ -119,18 +134,15 @@ class RunDirectory:
                 "use a new run"
             )
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Inside, no other process writes here; the lock of a dead process does not hold. UsageError if one does."""
-        lock = FileLock(self.path / ".lock", timeout=0)
+    def locked(self) -> AbstractContextManager[None]:
+        """Inside, no other process writes here; UsageError if one does."""
+        return locked(self.path, "--run-dir")
+
+    def _write(self, file: Path, text: str) -> None:
         try:
-            lock.acquire()
-        except Timeout:
-            raise UsageError(f"--run-dir: {str(self.path)!r} is being written by another process") from None
-        try:
-            yield
-        finally:
-            lock.release()
+            write_text(file, text)
+        except OSError as error:
+            raise unwritable(file, error) from None
 
     def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
@@ -138,100 +150,70 @@ class RunDirectory:
             with file.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         except OSError as error:
-            raise _unwritable(file, error) from None
+            raise unwritable(file, error) from None
 
     def forget_from(self, iteration: int) -> None:
         """Drop lines of iterations at or after this one (and a torn last line): they will be written again."""
         for file in (self.metrics, self.dialogues):
             kept = [row for row in read_jsonl(file) if row["iteration"] < iteration]
-            temporary = file.with_suffix(".tmp")
+            temporary = file.with_suffix(".jsonl.tmp")
             temporary.unlink(missing_ok=True)
             temporary.touch()
             self.append(temporary, kept)
-            os.replace(temporary, file)
-
-    def save_checkpoint(self, iteration: int, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
-        """Write the state after `iteration` finished iterations beside the others, then make it visible by renaming.
-
-        Files and folder are on the disk before the name is. Raises RunStopped if the disk refuses; the checkpoints
-        before stay as they are.
-        """
-        folder = self._checkpoints / f"iteration_{iteration:05d}"
-        temporary = folder.with_suffix(".tmp")
-        try:
-            for log in (self.metrics, self.dialogues):
-                _flush(log)  # a checkpoint must not outlive the lines it counts as written
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
-            manifest = {_TENSORS: _fingerprint(temporary / _TENSORS)}
-            content = {"iteration": iteration, **values, "files": manifest}
-            (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
-            for path in (temporary / _TENSORS, temporary / _VALUES, temporary):
-                _flush(path)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(temporary, folder)
-            _flush(self._checkpoints)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise _unwritable(folder, error) from None
-        for old in self._finished_checkpoints()[:-_KEPT_CHECKPOINTS]:
-            shutil.rmtree(old)
-
-    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and values of the newest whole checkpoint, or None if there is none yet.
-
-        A damaged one is passed over with a warning that says which and why.
-
-        Raises:
-            UsageError: there are checkpoints, and all are damaged.
-        """
-        finished = self._finished_checkpoints()
-        for folder in reversed(finished):
             try:
-                values = json.loads((folder / _VALUES).read_text("utf-8"))
-                for name, fingerprint in values.pop("files").items():
-                    if _fingerprint(folder / name) != fingerprint:
-                        raise ValueError(f"{name} is not what was written")
-                return load_file(folder / _TENSORS), values
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
-        if finished:
-            raise UsageError(f"--resume: all checkpoints in {self._checkpoints} are damaged; start a new run")
-        return None
+                move(temporary, file)
+            except OSError as error:
+                raise unwritable(file, error) from None
 
-    def _finished_checkpoints(self) -> list[Path]:
-        finished = [p for p in self._checkpoints.glob("iteration_*") if p.suffix != ".tmp"]
-        return sorted(finished, key=lambda p: int(p.name.removeprefix("iteration_")))
+    def save_checkpoint(
+        self,
+        iteration: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        keep: int = 2,
+    ) -> int:
+        """Write the state after `iteration` finished iterations, as Checkpoints.save does.
+
+        A checkpoint must not outlive the lines it counts as written: they are on the disk before it is.
+        """
+        for log in (self.metrics, self.dialogues):
+            try:
+                flush(log)
+            except OSError as error:
+                raise unwritable(log, error) from None
+        return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
+
+    def load_checkpoint(self) -> State | None:
+        """Tensors and values of the newest whole checkpoint, as Checkpoints.load does."""
+        return self.checkpoints.load()
+
+
+def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> None:
+    """Raise UsageError with the first difference, if this config asks for more than another length."""
+    for key, was, now in _differences(dict(before), config.model_dump(mode="json")):
+        if key not in _MAY_CHANGE_ON_RESUME:
+            raise UsageError(f"--resume: {what} with {key} = {was!r}, now it is {now!r}; use a new run")
 
 
 def _dump_cards(cards: Sequence[Card]) -> str:
     return json.dumps([card.model_dump(mode="json") for card in cards], indent=2) + "\n"
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unwritable(path: Path, error: Exception) -> RunStopped:
-    reason = getattr(error, "strerror", None) or error
-    return RunStopped(f"{path} cannot be written: {reason}; make room and go on with --resume")
-
-
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON Lines file; a torn last line is left out."""
-    lines = file.read_text("utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """All whole lines of a JSON Lines file; a torn last line is left out.
+
+    Raises:
+        UsageError: another line is damaged; names the first.
+    """
+    rows = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise UsageError(f"{file}: line {number} is damaged: {line[:60].decode(errors='replace')!r}") from None
+    return rows
 
 
 def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, Any]]:

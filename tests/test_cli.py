@@ -5,15 +5,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 from rlhf_marl.run_directory import read_jsonl
+from tests.servers import Reply, serving
 
 
 @pytest.fixture
@@ -122,31 +121,17 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
 def test_a_gated_model_says_what_to_do(config_file, tmp_path):
     """Against a hub of our own that guards every file, as the real one answers."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(403)
-            self.send_header("X-Error-Code", "GatedRepo")
-            self.send_header("X-Error-Message", "Access to model org/gated is restricted.")
-            self.end_headers()
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    hub = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=hub.serve_forever, daemon=True).start()
-    online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}", "HF_HOME": str(tmp_path)}
-    answer = subprocess.run(
-        [sys.executable, "-m", "rlhf_marl", "train", str(config_file), "--model.name", "org/gated"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        env=os.environ | online | {"PYTHONPATH": str(Path.cwd())},
-    )
-    hub.shutdown()
-    hub.server_close()
+    headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/gated is restricted."}
+    with serving(lambda request: Reply(403, headers=headers)) as hub:
+        online = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+        answer = subprocess.run(
+            [sys.executable, "-m", "rlhf_marl", "train", str(config_file), "--model.name", "org/gated"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | online | {"PYTHONPATH": str(Path.cwd())},
+        )
     assert answer.returncode == 2, answer.stderr
     assert "model.name: 'org/gated' is gated or private: request access on its page, then set HF_TOKEN" in answer.stderr
     assert "Traceback" not in answer.stderr

@@ -30,6 +30,7 @@ from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import render
+from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import Card, build_reward_model, finished_card, load_card
@@ -38,12 +39,19 @@ from rlhf_marl.rewards import Card, build_reward_model, finished_card, load_card
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
 
 
-def build(config: Config, source: str, device: torch.device, cards: Sequence[Card] | None = None) -> DialogueSystem:
+def build(
+    config: Config,
+    source: str,
+    device: torch.device,
+    cards: Sequence[Card] | None = None,
+    journal: Journal = UNRECORDED,
+) -> DialogueSystem:
     """Load and connect everything the config names.
 
     Args:
         source: what the config is called in error lines, usually its path.
         cards: the agents' finished reward models, as a run directory keeps them; by default those the config names.
+        journal: where the answers of reward servers and endpoints are kept.
 
     Raises:
         UsageError: one line: source, key, what was given, what is allowed.
@@ -84,9 +92,10 @@ def build(config: Config, source: str, device: torch.device, cards: Sequence[Car
         critic=_critic(config, topology, device),
         features=_features(config, embeddings),
         cards=cards,
-        reward_models=[build_reward_model(card, (model, tokenizer)) for card in cards],
-        controller=_controller(config, templates, model, tokenizer, ends, adapters, device, source),
+        reward_models=[build_reward_model(card, (model, tokenizer), journal) for card in cards],
+        controller=_controller(config, templates, model, tokenizer, ends, adapters, device, source, journal),
         questions=questions,
+        journal=journal,
     )
 
 
@@ -201,6 +210,7 @@ def _controller(
     adapters: StackedAdapters,
     device: torch.device,
     source: str,
+    journal: Journal,
 ) -> controllers.Controller:
     match config.controller:
         case ScriptedController() as scripted:
@@ -218,6 +228,7 @@ def _controller(
                     base_url=limits.base_url,
                     timeout=limits.timeout,
                     max_retries=limits.max_retries,
+                    journal=journal,
                 )
             )
     assert templates is not None

@@ -13,6 +13,7 @@ from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.prompts import Questions
+from rlhf_marl.journal import Journal
 from rlhf_marl.rewards import Card, RewardModel
 
 
@@ -41,3 +42,4 @@ class DialogueSystem:
     reward_models: Sequence[RewardModel]
     controller: Controller
     questions: Questions
+    journal: Journal

@@ -1,21 +1,23 @@
 """The training loop: rollout -> rewards -> critic step -> gossip -> actor step, and what it writes down."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import final
 
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rlhf_marl.algorithm import critic_kind, gossip_bytes
+from rlhf_marl.algorithm import critic_kind
 from rlhf_marl.dialogue.rollout import Turn, play_turns
+from rlhf_marl.dialogue.rows import Row, dialogue_rows, metric_rows
 from rlhf_marl.dialogue.system import DialogueSystem
-from rlhf_marl.dialogue.update import Step, UpdateMetrics, critic_features, update
+from rlhf_marl.dialogue.update import Step, critic_features, update
+from rlhf_marl.durable import unwritable
 from rlhf_marl.errors import RunStopped
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.run_directory import RunDirectory, check_same_config
 from rlhf_marl.stopwatch import Stopwatch
-
-Row = dict[str, Any]
 
 
 def run_training(
@@ -39,28 +41,79 @@ def run_training(
         RunStopped: a reward model or the controller failed, the disk is full, or nothing finite was learned for
             `stop_after_skipped` updates in a row.
     """
-    iteration, updates = restore(system, run)
-    run.forget_from(iteration)
-    skipped = 0
-    while iteration < system.config.iterations:
-        turns, rows = run_iteration(system, iteration, updates, watch)
-        updates += len(rows) // len(system.cards)
-        run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, iteration)))
+    config = system.config
+    done = restore(system, run)
+    run.forget_from(done.iterations)
+    saved = done.iterations
+    while done.iterations < config.iterations:
+        system.journal.begin(done.iterations)
+        before = None
+        if done.iterations > saved:  # an iteration changes weights turn by turn: what fails in it leaves no whole state
+            before = {name: tensor.clone() for name, tensor in checkpoint_tensors(system).items()}
+        try:
+            turns, rows = run_iteration(system, done.iterations, done.updates, watch)
+        except Exception:
+            if before is not None:
+                _save(system, run, done, before)
+            raise
+        run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, done.iterations)))
         run.append(run.metrics, rows)
-        iteration += 1
+        done = done.after(rows, config.best_metric)
         stopped = stop()
-        if stopped or iteration % system.config.checkpoint_every == 0 or iteration == system.config.iterations:
-            run.save_checkpoint(iteration, checkpoint_tensors(system), {"updates": updates})
-        report(iteration, rows)
-        skipped = _skipped_in_a_row(rows, skipped)
-        if skipped >= system.config.stop_after_skipped:
+        scheduled = done.iterations % config.checkpoint_every == 0 or done.iterations == config.iterations
+        if stopped or scheduled:
+            done = _save(system, run, done, checkpoint_tensors(system), scheduled=scheduled)
+            saved = done.iterations
+        report(done.iterations, rows)
+        if done.skipped >= config.stop_after_skipped:
             raise RunStopped(
-                f"iteration {iteration}: the last {skipped} updates had steps that were not finite and were skipped; "
-                "see actor_skipped and critic_skipped in metrics.jsonl, and start again with smaller steps or rewards"
+                f"iteration {done.iterations}: the last {done.skipped} updates had steps that were not finite and were "
+                "skipped; see actor_skipped and critic_skipped in metrics.jsonl, and start again with smaller steps or "
+                "rewards"
             )
         if stopped:
             break
-    return iteration
+    return done.iterations
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How far a run is; with the tensors of `checkpoint_tensors`, all that the next iteration depends on.
+
+    Random numbers are drawn from [seed, agent, dialogue, turn], so there is no generator whose state counts.
+
+    Attributes:
+        skipped: updates in a row, up to the newest, in which some step was not finite.
+        recent: the team's mean of the config's best_metric in each iteration since the last scheduled checkpoint.
+    """
+
+    iterations: int = 0
+    updates: int = 0
+    skipped: int = 0
+    recent: tuple[float, ...] = ()
+
+    def after(self, rows: Sequence[Row], metric: str) -> "Done":
+        """One more iteration, with these metric rows."""
+        return Done(
+            self.iterations + 1,
+            self.updates + len({row["update"] for row in rows}),
+            _skipped_in_a_row(rows, self.skipped),
+            (*self.recent, sum(row[metric] for row in rows) / len(rows)),
+        )
+
+
+def _save(
+    system: DialogueSystem, run: RunDirectory, done: Done, tensors: Mapping[str, Tensor], *, scheduled: bool = False
+) -> Done:
+    """Write a checkpoint. Only a scheduled one may be the best: where a run was interrupted decides nothing."""
+    score = sum(done.recent) / len(done.recent) if scheduled else None
+    done = replace(done, recent=()) if scheduled else done
+    values = {"config": system.config.model_dump(mode="json"), **asdict(done)}
+    del values["iterations"]
+    oldest = run.save_checkpoint(done.iterations, tensors, values, score=score, keep=system.config.keep_checkpoints)
+    system.journal.forget_before(oldest)
+    return done
 
 
 def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
@@ -119,85 +172,6 @@ def transitions(system: DialogueSystem, turns: Iterator[Turn]) -> Iterator[Step]
             yield Step(turn, features, first, discount)
 
 
-def metric_rows(
-    system: DialogueSystem,
-    steps: Sequence[Step],
-    metrics: UpdateMetrics,
-    iteration: int,
-    updates: int,
-    stages: dict[str, float],
-) -> list[Row]:
-    """One flat row per agent; means over the update's turns and dialogues unless the name says otherwise.
-
-    `stages` is the wall time of each stage, in seconds.
-    """
-    turns = [step.turn for step in steps]
-    disagreement = (metrics.critic.disagreement_before.item(), metrics.critic.disagreement_after.item())
-    seconds = sum(stages.values())
-    all_tokens = sum(len(r.tokens) for turn in turns for agent in turn.responses for r in agent)
-    n_values = system.critic.network.n_params + sum(len(turn.states) for turn in turns)
-    sent = gossip_bytes(system.topology.adjacency, n_values, system.config.topology.gossip_rounds)
-    rows = []
-    for agent in range(len(system.cards)):
-        responses = [r for turn in turns for r in turn.responses[agent]]
-
-        def mean(tensors: Sequence[Tensor], agent: int = agent) -> float:
-            return torch.stack([tensor[agent] for tensor in tensors]).mean().item()
-
-        rows.append(
-            {
-                "update": updates,
-                "iteration": iteration,
-                "turn": turns[-1].number,
-                "agent": agent,
-                "reward_model": system.cards[agent].name,
-                "reward_raw": mean([turn.reward_raw for turn in turns]),
-                "reward_scaled": mean([turn.reward_scaled for turn in turns]),
-                "td_error": mean(metrics.td_error),
-                "actor_signal": mean(metrics.signal),
-                "actor_signal_positive": mean([(signal > 0).float() for signal in metrics.signal]),
-                "critic_value": metrics.critic.value[agent].item(),
-                "critic_gradient_norm": metrics.critic.gradient_norm[agent].item(),
-                "critic_projected": metrics.critic.projected[agent].item(),
-                "critic_dead_units": metrics.dead_units[agent].item(),
-                "critic_skipped": int(metrics.critic.skipped[agent]),
-                "disagreement_before": disagreement[0],
-                "disagreement_after": disagreement[1],
-                "entropy": mean([s.entropy for s in metrics.statistics]),
-                "kl": mean([s.kl for s in metrics.statistics]),
-                "log_probability": mean([s.log_probability for s in metrics.statistics]),
-                "response_tokens": sum(len(r.tokens) for r in responses) / len(responses),
-                "truncated": sum(r.truncated for r in responses) / len(responses),
-                "gradient_norm": metrics.gradient_norm[agent].item(),
-                "actor_skipped": int(metrics.skipped[agent]),
-                "controller_fallbacks": sum(map(sum, (turn.fallbacks for turn in turns))),
-                "gossip_bytes": sent,
-                "tokens_per_second": round(all_tokens / seconds, 3),
-                "seconds": round(seconds, 4),
-                "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
-            }
-        )
-    return rows
-
-
-def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
-    """One row per dialogue: what was asked, answered, scored and decided in this turn."""
-    for b, dialogue in enumerate(turn.dialogues):
-        yield {
-            "iteration": iteration,
-            "dialogue": dialogue,
-            "turn": turn.number,
-            "question": turn.questions[b],
-            "prompt": turn.prompts[b],
-            "responses": [asdict(agent[b]) for agent in turn.responses],
-            "reward_raw": turn.reward_raw[:, b].tolist(),
-            "reward_scaled": turn.reward_scaled[:, b].tolist(),
-            "aggregate": turn.aggregates[b],
-            "next_prompt": turn.next_prompts[b],
-            "controller_fallback": turn.fallbacks[b],
-        }
-
-
 def checkpoint_tensors(system: DialogueSystem) -> dict[str, Tensor]:
     """Everything that training changes: adapters, critics and both optimizers' moments."""
     tensors = {"adapters": system.adapters.parameters.detach()}
@@ -207,12 +181,18 @@ def checkpoint_tensors(system: DialogueSystem) -> dict[str, Tensor]:
     return tensors | {f"critic.{name}": value for name, value in system.critic.state_dict().items()}
 
 
-def restore(system: DialogueSystem, run: RunDirectory) -> tuple[int, int]:
-    """Put the newest checkpoint into the system: (finished iterations, updates), (0, 0) if there is none."""
+def restore(system: DialogueSystem, run: RunDirectory) -> Done:
+    """Put the newest whole checkpoint into the system, and remove later ones.
+
+    Raises:
+        UsageError: it is of another config or version.
+    """
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
-        return 0, 0
+        return Done()
     tensors, values = checkpoint
+    check_same_config(values["config"], system.config, f"its checkpoint of iteration {values['iteration']} was written")
+    run.checkpoints.forget_after(values["iteration"])
     parameters = system.adapters.parameters
     parameters.data.copy_(tensors["adapters"])
     if system.optimizer is not None:
@@ -223,14 +203,29 @@ def restore(system: DialogueSystem, run: RunDirectory) -> tuple[int, int]:
         }
     critic = {name.removeprefix("critic."): t for name, t in tensors.items() if name.startswith("critic.")}
     system.critic.load_state_dict(critic)
-    return values["iteration"], values["updates"]
+    return Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
 
 
 def save_results(system: DialogueSystem, run: RunDirectory) -> None:
-    """Write the adapters in PEFT's format and the critics' weights."""
-    from safetensors.torch import save_file
+    """Write the adapters in PEFT's format, those of the best checkpoint too, and the critics' weights.
 
-    for agent in range(len(system.cards)):
-        system.adapters.save(agent, run.adapters / f"agent_{agent}", system.model.config._name_or_path)
+    Raises:
+        RunStopped: the disk refuses.
+    """
     weights = system.critic.weights.detach().cpu()
-    save_file({f"agent_{agent}": weights[agent].contiguous() for agent in range(len(weights))}, run.critics)
+    try:
+        _save_adapters(system, run.adapters)
+        save_file({f"agent_{agent}": weights[agent].contiguous() for agent in range(len(weights))}, run.critics)
+        best = run.checkpoints.best()
+        if best is not None:
+            last = system.adapters.parameters.detach().clone()
+            system.adapters.parameters.data.copy_(best[0]["adapters"])
+            _save_adapters(system, run.best)
+            system.adapters.parameters.data.copy_(last)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(run.path, error) from None
+
+
+def _save_adapters(system: DialogueSystem, folder: Path) -> None:
+    for agent in range(len(system.cards)):
+        system.adapters.save(agent, folder / f"agent_{agent}", system.model.config._name_or_path)

@@ -229,7 +229,7 @@ def read_evaluation(path: Path) -> Evaluation | None:
         numbers = json.loads((path / NUMBERS).read_text("utf-8"))
         rows = read_jsonl(path / DIALOGUES)
         whole = numbers["version"] == VERSION and isinstance(numbers["settings"], dict) and len(rows) > 0
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, UsageError, KeyError, TypeError):
         return None
     return Evaluation(numbers, rows, reused=True) if whole else None
 

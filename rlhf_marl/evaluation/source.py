@@ -71,7 +71,7 @@ def recorded(run: RunDirectory) -> list[dict[str, Any]]:
     """The run's metrics as far as they are whole: a row per update and agent."""
     try:
         return [row for row in read_jsonl(run.metrics) if {"agent", "reward_model", "reward_scaled"} <= row.keys()]
-    except (OSError, ValueError, AttributeError):
+    except (OSError, UsageError, AttributeError):
         return []
 
 
@@ -91,7 +91,7 @@ def open_run(path: Path) -> tuple[RunDirectory, Config]:
 def agents_fingerprint(run: RunDirectory) -> str:
     """SHA-256 of the files that `load_agents` would read."""
     files = sorted(run.adapters.glob("agent_*/adapter_model.safetensors"))
-    files += sorted(run.path.glob("checkpoints/iteration_*/state.json"))
+    files += sorted(run.path.glob("checkpoints/iteration_*/manifest.json"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(str(file.relative_to(run.path)).encode())
@@ -135,7 +135,7 @@ def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
         iterations = max((row["iteration"] for row in rows), default=-1) + 1
         if iterations < config.iterations:
             notes.append(f"the run is not finished: {iterations} of {config.iterations} iterations are recorded")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, UsageError, KeyError, TypeError) as error:
         notes.append(f"metrics.jsonl is damaged or missing ({error}); the evaluation does not need it")
     try:
         version = json.loads((run.path / "environment.json").read_text("utf-8"))["packages"]["rlhf-marl"]

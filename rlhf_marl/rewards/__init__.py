@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rlhf_marl.errors import RlhfMarlError, RunStopped
+from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.rewards.card import (
     CallableCard,
     Card,
@@ -55,10 +56,11 @@ class RewardModel(Protocol):
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
 
 
-def build_reward_model(card: Card, base: ChatModel | None = None) -> RewardModel:
+def build_reward_model(card: Card, base: ChatModel | None = None, journal: Journal = UNRECORDED) -> RewardModel:
     """The scorer behind a card; raises UsageError if what it needs is not there.
 
     base: the agents' base model and its tokenizer, which a judge can grade with.
+    journal: where the answers of servers and endpoints are kept.
     """
     match card:
         case PrototypeCard():
@@ -76,18 +78,18 @@ def build_reward_model(card: Card, base: ChatModel | None = None) -> RewardModel
         case ServerCard():
             from rlhf_marl.rewards.server import Server
 
-            return Server(card)
+            return Server(card, journal)
         case JudgeCard():
             from rlhf_marl.rewards.judge import Judge
 
-            return Judge(card, base)
+            return Judge(card, base, journal)
         case EnsembleCard():
             from rlhf_marl.rewards.ensemble import Ensemble
 
             members = [finished_card(load_card(m.card, f"card {card.name}: members")) for m in card.members]
-            return Ensemble(card, [(member, build_reward_model(member, base)) for member in members])
+            return Ensemble(card, [(member, build_reward_model(member, base, journal)) for member in members])
         case TrainedCard():
-            return build_reward_model(finished_card(card), base)
+            return build_reward_model(finished_card(card), base, journal)
 
 
 def finished_card(card: Card) -> Card:

@@ -5,15 +5,16 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Any, NoReturn, Protocol, final
+from typing import NoReturn, Protocol, final
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.chat import Message, chat_tokens, check_chat_template, left_pad, neutralise, positions
-from rlhf_marl.endpoint import Endpoint, text_of
+from rlhf_marl.endpoint import Choice, Endpoint, text_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.instructions import Task, load_instructions
+from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.models import default_device, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards import ChatModel
@@ -37,17 +38,24 @@ class Judge:
         failed: how many answers so far named no grade and got the card's failed_score.
     """
 
-    def __init__(self, card: JudgeCard, base: ChatModel | None = None, grader: Grader | None = None) -> None:
+    def __init__(
+        self,
+        card: JudgeCard,
+        base: ChatModel | None = None,
+        journal: Journal = UNRECORDED,
+        grader: Grader | None = None,
+    ) -> None:
         """
         Args:
             base: the agents' base model and its tokenizer, for a card without a model.
+            journal: where an endpoint's answers are kept.
             grader: by default what the card describes, a local model or an endpoint.
         """
         self._card = card
         path = find_data(card.rubric, f"card {card.name}: rubric")
         self._rubric, self._where = load_instructions(path, Task), f"{path}: user"
         self._rubric.messages(self._where, prompt="p", response="r")  # told now, not at the first score
-        self._grade = grader or build_grader(card, base)
+        self._grade = grader or build_grader(card, base, journal)
         self.failed = 0
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
@@ -72,9 +80,9 @@ class Judge:
         return scores
 
 
-def build_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
+def build_grader(card: JudgeCard, base: ChatModel | None, journal: Journal = UNRECORDED) -> Grader:
     """What the card describes: an endpoint, or a local model."""
-    return _endpoint_grader(card) if card.base_url is not None else _local_grader(card, base)
+    return _endpoint_grader(card, journal) if card.base_url is not None else _local_grader(card, base)
 
 
 def _local_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
@@ -122,7 +130,7 @@ def _missing(card: JudgeCard) -> NoReturn:
     raise UsageError(f"card {card.name}: model: not given; outside a run there is no agents' base model to take")
 
 
-def _endpoint_grader(card: JudgeCard) -> Grader:
+def _endpoint_grader(card: JudgeCard, journal: Journal) -> Grader:
     """Probabilities of the grades where the endpoint tells them, else the first grade its text names."""
     if card.model is None:
         _missing(card)
@@ -133,6 +141,7 @@ def _endpoint_grader(card: JudgeCard) -> Grader:
         base_url=card.base_url,
         timeout=card.timeout,
         max_retries=card.max_retries,
+        journal=journal,
     )
 
     def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
@@ -142,19 +151,19 @@ def _endpoint_grader(card: JudgeCard) -> Grader:
     return grade
 
 
-def _from_probabilities(choice: Any, grades: Sequence[str]) -> list[float] | None:
+def _from_probabilities(choice: Choice | None, grades: Sequence[str]) -> list[float] | None:
     """Weights from the alternatives of the answer's first token; None without them or where none is a grade."""
-    content = choice is not None and choice.logprobs is not None and choice.logprobs.content
+    content = choice.logprobs.content if choice is not None and choice.logprobs is not None else None
     if not content:
         return None
     weights = [0.0] * len(grades)
     for alternative in content[0].top_logprobs:
         if (token := alternative.token.strip()) in grades:
-            weights[grades.index(token)] += math.exp(alternative.logprob)
+            weights[grades.index(token)] += math.exp(min(0.0, alternative.logprob))
     return weights if any(weights) else None
 
 
-def _from_text(choice: Any, grades: Sequence[str]) -> list[float] | None:
+def _from_text(choice: Choice | None, grades: Sequence[str]) -> list[float] | None:
     """All weight on the first grade that the text names as a word of its own."""
     longest_first = "|".join(re.escape(grade) for grade in sorted(grades, key=len, reverse=True))
     found = re.search(rf"(?<!\w)(?:{longest_first})(?!\w)", text_of(choice))

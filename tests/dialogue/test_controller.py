@@ -1,10 +1,5 @@
 """Merging: templates, fallbacks, untrusted text, and a real HTTP endpoint of our own."""
 
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import ClassVar
-
 import pytest
 
 from rlhf_marl.chat import Message, neutralise
@@ -19,7 +14,9 @@ from rlhf_marl.dialogue.controller import (
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.instructions import Example, Task, render
+from rlhf_marl.journal import UNRECORDED
 from rlhf_marl.paths import find_data
+from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, chat, serving
 
 TEMPLATES = Templates(
     aggregate=Task(system="S", user="{{ prompt }}{% for r in responses %}<r>{{ r }}</r>{% endfor %}"),
@@ -119,63 +116,55 @@ def test_render_does_not_interpret_text_as_template():
 
 
 @pytest.fixture
-def endpoint():
-    """A chat endpoint that answers with the statuses in `script` first, then properly."""
-
-    class Handler(BaseHTTPRequestHandler):
-        script: ClassVar[list[int]] = []
-        requests: ClassVar[list[dict]] = []
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.requests.append(body | {"authorization": self.headers["Authorization"]})
-            status = self.script.pop(0) if self.script else 200
-            text = "echo " + body["messages"][-1]["content"]
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-            payload = json.dumps(answer if status == 200 else {"error": {"message": "down"}}).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(payload)))
-            if status != 200:
-                self.send_header("retry-after-ms", "1")
-            self.end_headers()
-            self.wfile.write(payload)
-
-        def log_message(self, *args):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield Handler, f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def chat_at(url, monkeypatch, max_retries):
+def server(monkeypatch):
+    """A chat endpoint that echoes."""
     monkeypatch.setenv("CHAT_KEY", "secret")
-    options = {"api_key_env": "CHAT_KEY", "base_url": url, "timeout": 5, "max_retries": max_retries}
-    return endpoint_chat(Endpoint("controller", "m", **options))
+    with serving(chat(lambda asked: f"echo {asked}")) as server:
+        yield server
 
 
-def test_openai_endpoint_is_asked_and_retried(endpoint, monkeypatch):
-    handler, url = endpoint
-    handler.script, handler.requests = [500, 429], []
-    chat = chat_at(url, monkeypatch, max_retries=3)
-    assert chat([[Message(role="user", content=t)] for t in "ab"], 9) == ["echo a", "echo b"]
-    assert len(handler.requests) == 4
-    assert handler.requests[0]["max_tokens"] == 9
-    assert handler.requests[0]["authorization"] == "Bearer secret"
+def ask(server, *texts, max_retries=2, journal=UNRECORDED):
+    options = {"api_key_env": "CHAT_KEY", "base_url": f"{server.url}/v1", "timeout": 0.5, "max_retries": max_retries}
+    chat = endpoint_chat(Endpoint("controller", "m", journal=journal, **options))
+    return chat([[Message(role="user", content=text)] for text in texts], 9)
 
 
-def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(endpoint, monkeypatch):
-    handler, url = endpoint
-    handler.script = [500] * 5
-    chat = chat_at(url, monkeypatch, max_retries=1)
-    with pytest.raises(
-        RunStopped, match=r"controller: m at http.* failed after 1 retries: InternalServerError"
-    ) as caught:
-        chat([[Message(role="user", content="a")]], 9)
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        BUSY,
+        Reply(500),
+        Reply(503, "<html>"),
+        DROPPED,
+        TORN,
+        HUNG,
+        Reply(body="<html>"),
+        Reply(body="[]"),
+        Reply(body={"choices": "abc"}),
+        Reply(body={"choices": [{}]}),
+        Reply(body={"choices": []}, dripping=0.1),
+    ],
+)
+def test_an_endpoint_in_trouble_is_asked_again(server, trouble):
+    server.script = [trouble, trouble]
+    assert sorted(ask(server, "a", "b")) == ["echo a", "echo b"]
+    assert len(server.requests) == 4
+    assert server.requests[0].body["max_tokens"] == 9
+    assert server.requests[0].headers["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize(
+    ("reply", "asked", "message"),
+    [
+        (Reply(500, {"error": {"message": "down, secret"}}), 2, "failed after 1 retries: InternalServerError"),
+        (Reply(body="secret nonsense"), 2, r"failed after 1 retries: answered '\*\*\* nonsense', no chat completion"),
+        (Reply(401, {"error": {"message": "who is secret?"}}), 1, "refuses: AuthenticationError"),
+    ],
+)
+def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(server, reply, asked, message):
+    server.script = [reply] * 5
+    with pytest.raises(RunStopped, match=f"controller: m at {server.url}/v1 {message}") as caught:
+        ask(server, "a", max_retries=1)
     assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(server.requests) == asked

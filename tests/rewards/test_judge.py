@@ -1,17 +1,14 @@
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import SimpleNamespace
-
 import pytest
 import torch
 import yaml
 
 import rlhf_marl
+from rlhf_marl.endpoint import Choice
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards import JudgeCard, build_reward_model, load_card
 from rlhf_marl.rewards.judge import Judge, _from_probabilities, _from_text
 from tests.conftest import tiny_llama, tiny_tokenizer
+from tests.servers import chat, serving
 
 GRADES = ["1", "2", "3", "4", "5"]
 
@@ -99,9 +96,9 @@ def test_unusable_cards_are_refused(tiny_model_folder, tmp_path, monkeypatch):
 
 
 def choice(text, alternatives=()):
-    top = [SimpleNamespace(token=token, logprob=logprob) for token, logprob in alternatives]
-    logprobs = SimpleNamespace(content=[SimpleNamespace(top_logprobs=top)]) if alternatives else None
-    return SimpleNamespace(message=SimpleNamespace(content=text), logprobs=logprobs)
+    top = [{"token": token, "logprob": logprob} for token, logprob in alternatives]
+    logprobs = {"content": [{"top_logprobs": top}]} if alternatives else None
+    return Choice.model_validate({"message": {"content": text}, "logprobs": logprobs})
 
 
 def test_endpoint_answers_by_hand():
@@ -115,24 +112,7 @@ def test_endpoint_answers_by_hand():
 
 
 def test_an_endpoint_judges(monkeypatch):
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            text = "4" if "good" in body["messages"][-1]["content"] else "no idea"
-            choices = [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}]
-            answer = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": choices}
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    judge = build_reward_model(card(base_url=f"http://127.0.0.1:{server.server_port}/v1"))
-    assert judge.score(["p", "p"], ["good", "bad"]) == [3.0, -1.0]
-    server.shutdown()
-    server.server_close()
+    with serving(chat(lambda asked: "4" if "good" in asked else "no idea")) as server:
+        judge = build_reward_model(card(base_url=f"{server.url}/v1"))
+        assert judge.score(["p", "p"], ["good", "bad"]) == [3.0, -1.0]

@@ -1,49 +1,16 @@
-import json
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
-
 import pytest
 import yaml
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.rewards import CallableCard, EnsembleCard, ServerCard, build_reward_model, score_all
+from rlhf_marl.rewards import CallableCard, EnsembleCard, ServerCard, build_reward_model
 from tests.conftest import write_card
-
-
-class ScoringServer(HTTPServer):
-    """Answers with the scripted (status, body) pairs, then with the responses' lengths."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.script: list[tuple[int, str]] = []
-        self.requests: list[tuple[dict, dict]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/score"
-
-
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.requests.append((body, dict(self.headers)))
-        lengths = json.dumps({"scores": [len(text) for text in body["responses"]]})
-        status, answer = self.server.script.pop(0) if self.server.script else (200, lengths)
-        self.send_response(status)
-        if status == 429:
-            self.send_header("Retry-After", "0")
-        self.end_headers()
-        self.wfile.write(answer.encode())
-
-    def log_message(self, *arguments):
-        pass
+from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, scores_of_lengths, serving
 
 
 @pytest.fixture
 def server():
-    server = ScoringServer()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serving(scores_of_lengths) as server:
+        yield server
 
 
 def card(server, **options) -> ServerCard:
@@ -53,30 +20,68 @@ def card(server, **options) -> ServerCard:
 def test_scores_in_batches_in_order(server):
     model = build_reward_model(card(server, batch_size=2))
     assert model.score(["p"] * 5, ["a", "bb", "ccc", "dddd", ""]) == [1, 2, 3, 4, 0]
-    assert [body["responses"] for body, _ in server.requests] == [["a", "bb"], ["ccc", "dddd"], [""]]
+    assert [request.body["responses"] for request in server.requests] == [["a", "bb"], ["ccc", "dddd"], [""]]
 
 
-def test_busy_and_failing_servers_are_asked_again(server):
-    server.script = [(429, ""), (503, "")]
-    assert build_reward_model(card(server)).score(["p"], ["abc"]) == [3]
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        BUSY,
+        Reply(429, headers={"Retry-After": "soon"}),
+        Reply(503),
+        DROPPED,
+        TORN,
+        HUNG,
+        Reply(body={"scores": [1.0]}, dripping=0.1),
+        Reply(body="<html>"),
+        Reply(body={"scores": [1.0, 2.0]}),
+        Reply(body={"scores": [None]}),
+        Reply(body='{"scores": [NaN]}'),
+    ],
+    ids=["busy", "busy-soon", "503", "dropped", "torn", "hung", "dripping", "html", "two", "null", "nan"],
+)
+def test_a_server_in_trouble_is_asked_again(server, trouble):
+    server.script = [trouble, trouble]
+    assert build_reward_model(card(server, timeout=0.2)).score(["p"], ["abc"]) == [3]
     assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("reply", "asked", "message"),
     [
-        ([(500, "")] * 3, "failed after 2 retries: RetryError"),
-        ([(404, "")], "failed after 2 retries: HTTP 404"),
-        ([(200, "<html>")], r"answered '<html>'; expected \{\"scores\": \[...\]\}"),
-        ([(200, '{"scores": 3}')], "answered int scores for 1 responses"),
-        ([(200, '{"scores": [1, 2]}')], "answered 2 scores for 1 responses"),
+        (Reply(500), 3, "failed after 2 retries: HTTP 500"),
+        (Reply(429), 3, "failed after 2 retries: HTTP 429"),
+        (HUNG, 3, "failed after 2 retries: ReadTimeout"),
+        (DROPPED, 3, "failed after 2 retries: ConnectionError"),
+        (TORN, 3, "failed after 2 retries: ProtocolError"),
+        (Reply(404), 1, "refuses: HTTP 404"),
+        (Reply(body="<html>"), 3, r"failed after 2 retries: answered '<html>'; expected \{\"scores\": \[...\]\}"),
+        (Reply(body={"scores": 3}), 3, "failed after 2 retries: answered int scores for 1 responses"),
+        (Reply(body={"scores": [1, 2]}), 3, "failed after 2 retries: answered 2 scores for 1 responses"),
+        (Reply(body='{"scores": [NaN]}'), 3, "failed after 2 retries: answered 'nan' as a score, no finite number"),
     ],
 )
-def test_a_server_that_cannot_score_stops_the_run_with_one_line(server, script, message):
-    server.script = script
+def test_a_server_that_cannot_score_stops_the_run_with_one_line(server, reply, asked, message):
+    server.script = [reply] * 9
     with pytest.raises(RunStopped, match=f"reward model 'remote': {server.url} {message}") as caught:
-        build_reward_model(card(server)).score(["p"], ["abc"])
+        build_reward_model(card(server, timeout=0.2)).score(["p"], ["abc"])
     assert "\n" not in str(caught.value)
+    assert len(server.requests) == asked
+
+
+def test_waits_grow_with_jitter_and_retry_after_is_obeyed_within_bounds(server, monkeypatch):
+    waits = []
+    monkeypatch.setattr("rlhf_marl.services._BACKOFF", 0.5)
+    monkeypatch.setattr("urllib3.util.retry.time.sleep", waits.append)
+    server.script = [Reply(503)] * 5
+    build_reward_model(card(server, max_retries=5)).score(["p"], ["abc"])
+    assert len(waits) == 4  # the first retry is at once
+    assert all(expected <= wait <= expected + 0.5 for expected, wait in zip([1, 2, 4, 8], waits, strict=True))
+    assert len({wait % 1 for wait in waits}) > 1
+    waits.clear()
+    server.script = [Reply(429, headers={"Retry-After": seconds}) for seconds in ("7", "99999999")]
+    build_reward_model(card(server)).score(["p"], ["abc"])
+    assert waits == [7, 120]
 
 
 def test_a_server_that_is_down(server):
@@ -85,20 +90,14 @@ def test_a_server_that_is_down(server):
         build_reward_model(down).score(["p"], ["abc"])
 
 
-def test_nan_from_a_server_names_agent_and_text(server):
-    server.script = [(200, '{"scores": [NaN]}')]
-    with pytest.raises(RunStopped, match="agent 1: reward model 'remote' returned nan, no finite number"):
-        score_all(card(server), build_reward_model(card(server)), ["p"], ["abc"], agent=1)
-
-
 def test_the_key_comes_from_the_environment_and_stays_out_of_errors(server, monkeypatch):
     with pytest.raises(UsageError, match="the environment variable SCORER_KEY is not set"):
         build_reward_model(card(server, api_key_env="SCORER_KEY"))
     monkeypatch.setenv("SCORER_KEY", "s3cret")
     model = build_reward_model(card(server, api_key_env="SCORER_KEY"))
     assert model.score(["p"], ["ab"]) == [2]
-    assert server.requests[-1][1]["Authorization"] == "Bearer s3cret"
-    server.script = [(401, "s3cret")]
+    assert server.requests[-1].headers["Authorization"] == "Bearer s3cret"
+    server.script = [Reply(401, "s3cret")]
     with pytest.raises(RunStopped) as caught:
         model.score(["p"], ["ab"])
     assert "s3cret" not in str(caught.value)

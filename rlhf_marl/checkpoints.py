@@ -1,0 +1,163 @@
+"""Checkpoints: folders that appear whole, are checked when read, and give way to the one before when damaged.
+
+checkpoints/iteration_00010/state.safetensors   what training changes
+checkpoints/iteration_00010/state.json          version, iteration, config, score, counters
+checkpoints/iteration_00010/manifest.json       size and SHA-256 of both
+checkpoints/best.json                           which one has the best score
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_marl.durable import flush, move, unwritable, write_text
+from rlhf_marl.errors import UsageError
+
+VERSION = 2  # raised when a checkpoint means something else than before
+_TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError)
+_log = logging.getLogger("rlhf_marl")
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@final
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(
+        self,
+        iteration: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        score: float | None,
+        keep: int,
+    ) -> int:
+        """Write the state after `iteration` finished iterations; keep the newest `keep` and the one of highest score.
+
+        The files are written and flushed beside, then renamed. Returns the iteration of the oldest of the newest.
+
+        Raises:
+            RunStopped: the disk refuses; the checkpoints before stay as they are.
+        """
+        folder = self._folder / f"iteration_{iteration:05d}"
+        temporary = folder.with_suffix(".tmp")
+        content = {"version": VERSION, "iteration": iteration, "score": score, **values}
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+            (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
+            manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
+            (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n", "utf-8")
+            for name in (_TENSORS, _VALUES, _MANIFEST):
+                flush(temporary / name)
+            move(temporary, folder)
+            return self._prune(keep)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise unwritable(folder, error) from None
+
+    def load(self) -> State | None:
+        """Tensors and values of the newest whole checkpoint, or None if there is none yet.
+
+        A damaged one is passed over with a warning that says which and why.
+
+        Raises:
+            UsageError: there are checkpoints, and all are damaged; or one of another version.
+        """
+        finished = self._finished()
+        for folder in reversed(finished):
+            try:
+                return _read(folder)
+            except _DAMAGED as error:
+                _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
+        if finished:
+            raise UsageError(f"--resume: all checkpoints in {self._folder} are damaged; start a new run")
+        return None
+
+    def best(self) -> State | None:
+        """The checkpoint of highest score (the earliest of equals), or None if no whole one has a score."""
+        scored = {folder: score for folder in self._finished() if (score := _score(folder)) is not None}
+        while scored:
+            folder = max(scored, key=scored.__getitem__)
+            try:
+                return _read(folder)
+            except _DAMAGED as error:
+                _log.warning("checkpoint %s is damaged (%s); trying the next best", folder, error)
+                del scored[folder]
+        return None
+
+    def forget_after(self, iteration: int) -> None:
+        """Remove checkpoints of later iterations: they are damaged, or a run would have gone on from them."""
+        for folder in self._finished():
+            if _number(folder) > iteration:
+                shutil.rmtree(folder)
+
+    def _prune(self, keep: int) -> int:
+        finished = self._finished()
+        scored = {folder: score for folder in finished if (score := _score(folder)) is not None}
+        best = max(scored, key=scored.__getitem__) if scored else None
+        if best is not None:
+            write_text(self._folder / "best.json", json.dumps({"folder": best.name, "score": scored[best]}) + "\n")
+        for old in finished[:-keep]:
+            if old != best:
+                shutil.rmtree(old)
+        return _number(finished[-keep:][0])
+
+    def _finished(self) -> list[Path]:
+        return sorted((p for p in self._folder.glob("iteration_*") if p.suffix != ".tmp"), key=_number)
+
+
+def _number(folder: Path) -> int:
+    return int(folder.name.removeprefix("iteration_"))
+
+
+def _score(folder: Path) -> float | None:
+    """A finished checkpoint's score, if it has one that can be read."""
+    try:
+        score = json.loads((folder / _VALUES).read_text("utf-8"))["score"]
+    except _DAMAGED:
+        return None
+    return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def _read(folder: Path) -> State:
+    """Check and load one checkpoint; raises UsageError for another version, one of _DAMAGED for damage."""
+    values = json.loads((folder / _VALUES).read_text("utf-8"))
+    if not (folder / _MANIFEST).is_file() and "version" not in values and "files" in values:
+        raise _other_version(folder, 1)  # version 1 kept its hashes there
+    manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+    if manifest.keys() != {_TENSORS, _VALUES}:
+        raise ValueError(f"{_MANIFEST} does not name its files")
+    for name, written in manifest.items():
+        if _fingerprint(folder / name) != written:
+            raise ValueError(f"{name} is not what was written")
+    if values["version"] != VERSION:
+        raise _other_version(folder, values["version"])
+    return load_file(folder / _TENSORS), values
+
+
+def _other_version(folder: Path, version: object) -> UsageError:
+    return UsageError(
+        f"--resume: checkpoint {folder} is of version {version}, this rlhf-marl reads version {VERSION}: "
+        "go on with the rlhf-marl that wrote it (see environment.json), or use a new run"
+    )
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,0 +1,57 @@
+"""Files that are there whole or not at all, on the disk and not only on their way to it; and who may write them."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from rlhf_marl.errors import RunStopped, UsageError
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def move(temporary: Path, path: Path) -> None:
+    """Give a file, or a folder whose files are flushed, its name: content first, so that the name is never of half."""
+    flush(temporary)
+    os.replace(temporary, path)
+    flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's content, whole or not at all."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, "utf-8")
+    move(temporary, path)
+
+
+@contextmanager
+def locked(folder: Path, where: str) -> Iterator[None]:
+    """Inside, no other process holds this folder's lock; the lock of a dead process does not hold.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(f"{where}: {str(folder)!r} is being written by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def unwritable(path: Path, error: Exception) -> RunStopped:
+    """What to raise when the disk refuses."""
+    reason = getattr(error, "strerror", None) or error
+    return RunStopped(f"{path} cannot be written: {reason}; make room and go on with --resume")
