@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.errors import RlhfMarlError, printable
 from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -125,11 +125,11 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except RlhfMarlError as error:
-        for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
+        for line in str(error).split("\n"):
+            click.echo(f"error: {printable(line)}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"error: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()
