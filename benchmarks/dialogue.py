@@ -267,19 +267,28 @@ def gradient_of_embeddings(model: nn.Module) -> Iterator[None]:
 def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
     """One update of all agents from one turn of their dialogues, against the same by three TRL runs and by CoMLRL.
 
-    Ours includes the controller, the critics and gossip, which the others have not; TRL and CoMLRL include their
-    reference models' log-probabilities, as ours does.
+    All answer the config's question. Ours includes the controller, the critics and gossip, which the others have not;
+    TRL and CoMLRL include their reference models' log-probabilities, as ours does. TRL is measured as it comes, which
+    is with gradient checkpointing, and without; CoMLRL has no such option. A turn of longer dialogues of ours, whose
+    later states are longer and differ, stands beside it.
     """
     question = system.questions.texts[0]
     iteration = 0
 
-    def whole() -> None:
+    def whole(turns: int) -> float:
         nonlocal iteration
-        with stopwatch(system.model.device) as watch:
-            run_iteration(system, iteration, iteration, watch)
         iteration += 1
+        played = replace(system, config=system.config.model_copy(update={"turns": turns}))
+        with stopwatch(system.model.device) as watch:
+            return seconds(lambda: run_iteration(played, iteration, iteration, watch), system.model.device) / turns
 
-    trl = [peers.trl_step(model, system, agent, question) for agent, model in enumerate(peers.copies(system))]
+    trl = {
+        checkpointing: [
+            peers.trl_step(model, system, agent, question, checkpointing=checkpointing)
+            for agent, model in enumerate(peers.copies(system))
+        ]
+        for checkpointing in (True, False)
+    }
     steps: dict[str, Callable[[], float]] = {
         "ours": lambda: whole(1),
         "ours, a turn of three": lambda: whole(3),
