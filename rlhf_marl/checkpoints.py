@@ -62,7 +62,7 @@ class Checkpoints:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
             (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
             manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
-            (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n", "utf-8")
+            (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             for name in (_TENSORS, _VALUES, _MANIFEST):
                 flush(temporary / name)
             move(temporary, folder)
