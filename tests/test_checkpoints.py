@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -111,6 +112,16 @@ def test_another_version_is_refused_not_passed_over(folder, monkeypatch):
     (folder / "iteration_00002" / "state.json").write_text('{"iteration": 2, "updates": 20, "files": {}}')
     with pytest.raises(UsageError, match="iteration_00002 is of version 1, this rlhf-marl reads version 2"):
         Checkpoints(folder).load()
+
+
+def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_else(folder, monkeypatch):
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append((Path(a).name, Path(b).name)), replace(a, b)))
+    save(Checkpoints(folder), 3)
+    beside = folder / "iteration_00003.tmp"
+    assert calls == [*(beside / name for name in FILES), beside, (beside.name, "iteration_00003"), folder]
 
 
 def test_later_checkpoints_are_forgotten(folder):
