@@ -25,6 +25,7 @@ from rlhf_marl.progress import Display
 from rlhf_marl.report.page import refresh_report
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 from rlhf_marl.sharing.export import export as export
+from rlhf_marl.stopwatch import stopwatch
 
 
 def train(
@@ -33,6 +34,7 @@ def train(
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     name: str = "config",
+    profile: bool = False,
 ) -> "Run":
     """Train the config's agents and return the run.
 
@@ -41,6 +43,7 @@ def train(
         run_dir: where to write; by default runs/<name>-<time>.
         resume: go on from the newest checkpoint in `run_dir`.
         name: what error messages and the default folder call a config that is not a path.
+        profile: print at the end where the time went.
 
     Raises:
         UsageError: one line per mistake in the config or its files.
@@ -76,14 +79,17 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
-    with run.locked(), _sigint(display.stopping) as interrupted, display:
+    with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
         run.save_topology(system.topology.matrix)
-        finished = run_training(system, run, report, lambda: bool(interrupted))
+        finished = run_training(system, run, report, lambda: bool(interrupted), watch)
         save_results(system, run)
+        watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
     display.summary(read_jsonl(run.metrics), finished)
+    if profile:
+        display.profile(watch.total)
     if interrupted:
         raise KeyboardInterrupt
     return Run(path)

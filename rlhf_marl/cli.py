@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.errors import RlhfMarlError, printable
 from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -23,8 +23,9 @@ def cli() -> None:
 @click.argument("config")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; default runs/<config>-<time>.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --run-dir.")
+@click.option("--profile", is_flag=True, help="Print at the end where the time went.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str, ...]) -> None:
+def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
     """Train the agents of CONFIG, a YAML file.
 
     Any key of the config can be set here too, after CONFIG: --actor.signal td_q --agents.1.reward_model
@@ -33,7 +34,7 @@ def train(config: str, run_dir: Path | None, resume: bool, overrides: tuple[str,
     from rlhf_marl.api import train as run
     from rlhf_marl.config import load_config
 
-    run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config)
+    run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config, profile=profile)
 
 
 @cli.command(context_settings=_CONFIG_KEYS)
@@ -124,11 +125,11 @@ def main() -> None:
     try:
         cli(standalone_mode=False)
     except RlhfMarlError as error:
-        for line in str(error).splitlines():
-            click.echo(f"error: {line}", err=True)
+        for line in str(error).split("\n"):
+            click.echo(f"error: {printable(line)}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        click.echo(f"error: {error.filename or 'file'}: {error.strerror or error}", err=True)
+        click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
         sys.exit(1)
     except click.ClickException as error:
         error.show()

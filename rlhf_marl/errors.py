@@ -22,3 +22,8 @@ class RunStopped(RlhfMarlError):
     """A run that had started cannot go on; its run directory is readable and can be resumed."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """The text with everything escaped that would act in a terminal: control and bidi characters, line ends."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -34,6 +34,7 @@ class Display:
         )
         self._task = self._progress.add_task("", total=config.iterations, rewards="playing the first dialogues")
         self._warned: set[tuple[str, int]] = set()
+        self._iterations, self._tokens = 0, 0.0
 
     def _print(self, content: object) -> None:
         self._console.print(content, soft_wrap=True)
@@ -55,6 +56,8 @@ class Display:
 
     def iteration(self, iterations: int, rows: list[Row]) -> None:
         """Show one finished iteration."""
+        self._iterations += 1
+        self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
         rewards = "reward " + "  ".join(f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
@@ -96,6 +99,20 @@ class Display:
         self._print(Text(f"run directory: {self._path}"))
         if (self._path / "report.html").is_file():
             self._print(Text(f"report, for a browser: {self._path / 'report.html'}"))
+
+    def profile(self, seconds: dict[str, float]) -> None:
+        """Where the wall time of the iterations shown here went, stage by stage."""
+        wall = sum(seconds.values())
+        table = Table(title=f"{self._iterations} iterations in {wall:.1f} s")
+        for column in ("stage", "seconds per iteration", "share"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        for name, value in seconds.items():
+            table.add_row(name, f"{value / max(1, self._iterations):.3f}", f"{value / wall:.1%}")
+        self._print(table)
+        generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
+        self._print(
+            f"tokens of the agents per second: {generating:.0f} while generating, {self._tokens / wall:.0f} in all"
+        )
 
 
 def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:

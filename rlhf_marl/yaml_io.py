@@ -10,16 +10,25 @@ import yaml
 from rlhf_marl.errors import UsageError
 
 _MAX_BYTES = 1_000_000
+_MAX_DEPTH = 50  # of nesting: PyYAML's time grows with its square
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats, without duplicate keys and without aliases (the means of YAML bombs)."""
+    """SafeLoader with YAML 1.2 floats, without duplicate keys, aliases (the means of YAML bombs) and deep nesting."""
+
+    _depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
             raise yaml.constructor.ConstructorError(None, None, "aliases (*name) are not allowed", event.start_mark)
-        return super().compose_node(parent, index)
+        if self._depth == _MAX_DEPTH:
+            mark = self.peek_event().start_mark
+            raise yaml.constructor.ConstructorError(None, None, f"nested more than {_MAX_DEPTH} deep", mark)
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from rlhf_marl.stopwatch import stage
+
 
 def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
     """A^t_gossip, (..., n, n) float64; 0 rounds give the identity. Raises ValueError for negative rounds."""
@@ -13,7 +15,8 @@ def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
 
 def gossip(power: Tensor, values: Tensor) -> Tensor:
     """Algorithm 2, line 12: W_K = A^t Ŵ. values: (..., n_agents, n_params); keeps dtype and device."""
-    return power.to(values) @ values
+    with stage("gossip"):
+        return power.to(values) @ values
 
 
 def disagreement(values: Tensor) -> Tensor:

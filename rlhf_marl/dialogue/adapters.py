@@ -54,7 +54,8 @@ class StackedLinear(nn.Module):
         grouped = x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype)
         low_rank = torch.bmm(grouped, a)
         if y.dtype == b.dtype:
-            return torch.baddbmm(y.reshape(a.shape[0], -1, y.shape[-1]), low_rank, b, alpha=self.scaling).view_as(y)
+            y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is nobody else's
+            return y
         return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from rlhf_marl.config import (
 from rlhf_marl.dialogue import controller as controllers
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.features import CriticFeatures
-from rlhf_marl.dialogue.generation import generate
+from rlhf_marl.dialogue.generation import Memory, generate
 from rlhf_marl.dialogue.packed import pack_linears
 from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
@@ -247,13 +248,30 @@ def local_chat(
     adapters: StackedAdapters | None = None,
     agents: slice | None = None,
 ) -> controllers.Chat:
-    """A local model as greedy chat; with `adapters`, those of `agents` (by default none) are on while it speaks."""
+    """A local model as greedy chat; with `adapters`, those of `agents` (by default none) are on while it speaks.
+
+    What stands before the last message (a task's worked examples) is read once and remembered, unless agents speak,
+    who learn.
+    """
     context = getattr(model.config, "max_position_embeddings", None) or 10**9
+    memory = Memory()
 
     def chat(conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
         prompts = [chat_tokens(tokenizer, messages, context - max_tokens) for messages in conversations]
+        earlier = _earlier_tokens(tokenizer, conversations[0], prompts) if agents is None else []
         with adapters.use(agents) if adapters else nullcontext():
-            rows = generate(model, prompts, max_new_tokens=max_tokens, end_tokens=ends)
+            remembered = memory.read(model, earlier) if earlier else None
+            rows = generate(model, prompts, max_new_tokens=max_tokens, end_tokens=ends, remembered=remembered)
         return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
     return chat
+
+
+def _earlier_tokens(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], prompts: Sequence[Sequence[int]]
+) -> list[int]:
+    """Ids of the messages before the last one (after a system message), as far as all prompts begin with them."""
+    if len(messages) < 3:
+        return []
+    columns = zip(chat_tokens(tokenizer, messages[:-1], 10**9), *prompts, strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]

@@ -4,16 +4,22 @@ Randomness is one uniform number per token, drawn from a generator that only (se
 a run repeats bit for bit, adding an agent does not change the others' draws, and there is no generator state to save.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
+
+# Rows that have ended leave the batch when at most this share stays: moving the cache costs about a step.
+_WORTH_LEAVING = 0.75
+_BLOCK = 256  # tokens, in sampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +46,107 @@ def sampling_uniforms(seed: int, agent: int, dialogue: int, turn: int, n_tokens:
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
     """Inverse-CDF sampling of softmax(logits / temperature); greedy where uniforms is None.
 
+    The cumulative sum is made over blocks of tokens first and then, exactly as over all of them, within one block.
+
     logits: (rows, vocabulary); uniforms: (rows,) in [0, 1); returns (rows,) token ids.
     """
     if uniforms is None:
         return logits.argmax(-1)
-    cumulative = torch.softmax(logits.to(uniforms.device).double() / temperature, -1).cumsum(-1)
-    target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    tokens = torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp_max(logits.shape[-1] - 1)
-    return tokens.to(logits.device)
+    logits = logits.to(uniforms.device).float() / temperature
+    padding = -logits.shape[-1] % _BLOCK
+    weights = torch.softmax(nn.functional.pad(logits, (0, padding), value=-torch.inf), -1).unflatten(-1, (-1, _BLOCK))
+    blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
+    target = uniforms.unsqueeze(-1) * blocks[:, -1:]
+    block = torch.searchsorted(blocks, target, right=True).clamp_max(blocks.shape[-1] - 1)
+    before = nn.functional.pad(blocks, (1, 0)).gather(-1, block)
+    inside = weights.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).double().cumsum(-1)
+    place = torch.searchsorted(inside, target - before, right=True).clamp_max(_BLOCK - 1)
+    return (block * _BLOCK + place).squeeze(-1).to(logits.device)
+
+
+@final
+class Memory:
+    """Caches of what a frozen model reads again and again, such as the worked examples of a task.
+
+    What is remembered was read in the same pieces as without a memory, so nothing depends on what came before.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
+        self._caches: dict[tuple[int, ...], DynamicCache] = {}
+
+    @torch.inference_mode()
+    def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache:
+        """A cache of one row that holds these tokens, to be extended at will."""
+        key = tuple(tokens)
+        cache = self._caches.pop(key, None)
+        if cache is None:
+            cache = DynamicCache(config=model.config)
+            ids = torch.tensor([list(key)], device=model.device)
+            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._caches[key] = cache  # the newest is the last
+        if len(self._caches) > self._most:
+            del self._caches[next(iter(self._caches))]
+        return copy.deepcopy(cache)
+
+
+def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one of each left out."""
+    columns = zip(*prompts, strict=False)
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(alike, min(map(len, prompts)) - 1)
 
 
 def read_beginning(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int, remembered: DynamicCache | None = None
 ) -> tuple[DynamicCache, int]:
-    """Read what all prompts begin with, once per policy: the cache for all rows, and how many tokens it holds.
+    """Read what all prompts begin with, once per policy: a cache of n_policies rows, and how many tokens it holds.
 
-    At least one token of every prompt is left. Rows belong to n_policies policies, contiguously and evenly. Gradients
-    flow through the cache.
+    At least one token of every prompt is left. Gradients flow through the cache. `remembered` holds the first tokens of
+    all prompts already, in one row; only one policy can have it.
     """
-    cache = DynamicCache(config=model.config)
-    columns = zip(*prompts, strict=False)
-    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    shared = min(alike, min(map(len, prompts)) - 1)
-    if shared:
-        beginning = torch.tensor([list(prompts[0][:shared])] * n_policies, device=model.device)
+    cache = remembered or DynamicCache(config=model.config)
+    before = cache.get_seq_length()
+    shared = shared_tokens(prompts)
+    if shared > before:
+        beginning = torch.tensor([list(prompts[0][before:shared])] * n_policies, device=model.device)
         model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_repeat_interleave(len(prompts) // n_policies)
     return cache, shared
+
+
+def read_prompts(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    n_policies: int,
+    pad: int,
+    remembered: DynamicCache | None = None,
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Read each distinct prompt once per policy, and what all begin with once per policy.
+
+    Returns:
+        Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt) of
+        n_policies * len(prompts) rows, policy by policy; padding is on the left, after what all begin with.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    cache, shared = read_beginning(model, distinct, n_policies, remembered)
+    if shared:
+        cache.batch_repeat_interleave(len(distinct))
+    ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
+    mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if len(distinct) < len(prompts):
+        places = [distinct.index(tuple(prompt)) for prompt in prompts]
+        rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
+        cache.batch_select_indices(rows)
+        logits, mask = logits[rows], mask[rows]
+    return logits, cache, mask
 
 
 @torch.inference_mode()
@@ -79,14 +159,17 @@ def generate(
     uniforms: Tensor | None = None,
     temperature: float = 1.0,
     n_policies: int = 1,
+    remembered: DynamicCache | None = None,
 ) -> list[list[int]]:
-    """Sample (or, without uniforms, take the most likely) continuation of each prompt.
+    """Sample (or, without uniforms, take the most likely) continuations of the prompts by every policy.
+
+    Rows are n_policies times the prompts, policy by policy. Rows that have ended leave the batch, in step over the
+    policies.
 
     Args:
-        prompts: token ids per row; padded here on the left.
+        prompts: token ids; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
-        n_policies: rows belong to this many policies, contiguously and evenly. What all prompts begin with is read once
-            per policy.
+        remembered: what all prompts begin with, if it was read before (`Memory`); it is extended in place.
 
     Returns:
         Token ids per row, ending with an end token or at the limit.
@@ -95,30 +178,34 @@ def generate(
     ends = torch.tensor(end_tokens, device=device)
     if uniforms is not None and device.type != "mps":  # Apple's GPU has no float64: there the CPU samples
         uniforms = uniforms.to(device)
-    cache, shared = read_beginning(model, prompts, n_policies)
-    ids, rest = left_pad([prompt[shared:] for prompt in prompts], end_tokens[0], device)
-    mask = torch.cat([rest.new_ones(len(prompts), shared), rest], dim=-1)
-    position_ids, step_ids = positions(mask)[:, shared:], ids
-    finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    sampled = []
+    logits, cache, mask = read_prompts(model, prompts, n_policies, end_tokens[0], remembered)
+    position_ids = mask.sum(-1, keepdim=True) - 1
+    rows = torch.arange(len(mask), device=device)
+    ended = torch.zeros(len(mask), dtype=torch.bool, device=device)
+    sampled = torch.full((len(mask), max_new_tokens), end_tokens[0], device=device)
     for step in range(max_new_tokens):
+        token = sample(logits, None if uniforms is None else uniforms[rows.to(uniforms.device), step], temperature)
+        sampled[rows, step] = token
+        ended = ended | torch.isin(token, ends)
+        most = int((~ended).view(n_policies, -1).sum(-1).max())  # rows that a policy still has to go on with
+        if most == 0 or step + 1 == max_new_tokens:
+            break
+        if most <= _WORTH_LEAVING * len(rows) / n_policies:
+            order = ended.view(n_policies, -1).byte().argsort(dim=-1, stable=True)[:, :most]
+            kept = (order + torch.arange(0, len(rows), len(rows) // n_policies, device=device).unsqueeze(-1)).flatten()
+            cache.batch_select_indices(kept)
+            rows, ended, token, mask, position_ids = (x[kept] for x in (rows, ended, token, mask, position_ids))
+        position_ids = position_ids + 1
+        mask = torch.cat([mask, torch.ones_like(position_ids)], dim=-1)
         logits = model(
-            input_ids=step_ids,
+            input_ids=token.unsqueeze(-1),
             attention_mask=mask,
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-        token = sample(logits, None if uniforms is None else uniforms[:, step], temperature)
-        sampled.append(token)
-        finished = finished | torch.isin(token, ends)
-        if bool(finished.all()):
-            break
-        step_ids = token.unsqueeze(-1)
-        position_ids = position_ids[:, -1:] + 1
-        mask = torch.cat([mask, torch.ones_like(step_ids)], dim=-1)
-    return [_until_end(row, set(end_tokens)) for row in torch.stack(sampled, dim=-1).tolist()]
+    return [_until_end(row, set(end_tokens)) for row in sampled.tolist()]
 
 
 def _until_end(tokens: list[int], ends: set[int]) -> list[int]:

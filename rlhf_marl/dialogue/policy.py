@@ -1,7 +1,9 @@
 """Log-probabilities, entropy and KL of sampled responses, and the policy gradient through the stacked adapters."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import final
 
 import torch
 from torch import Tensor
@@ -9,10 +11,11 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import read_beginning
+from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_tokens
 
-# Activations of one backward pass grow with its tokens; above this many the (agents x dialogues) grid is split, so that
-# memory stays flat in the number of agents. Gradients add up over the parts.
+# Activations of one backward pass grow with its tokens. Above this many the (agents x dialogues) grid is split, and
+# what all states begin with is read for fewer agents at once, so that memory stays flat in the number of agents.
+# Gradients add up over the parts.
 TOKENS_PER_PASS = 256
 
 
@@ -55,24 +58,31 @@ def evaluate_responses(
     shape = (n_agents, n_dialogues)
     result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
-    for rows, columns in blocks(n_agents, n_dialogues, TOKENS_PER_PASS // longest):
+    beginning: Beginning | None = None
+    shared = shared_tokens(states)
+    for rows, columns in blocks(
+        n_agents, n_dialogues, rows=TOKENS_PER_PASS // (longest - shared), agents=TOKENS_PER_PASS // max(shared, 1)
+    ):
+        n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
-        block_states = list(states[columns]) * (rows.stop - rows.start)
         with torch.no_grad(), adapters.use(None):
-            divergence = _log_softmax(_shared_prompt_logits(model, block_states, tokens, mask, pad), temperature)
+            base = _base_logits(model, list(states[columns]) * n_rows, tokens, mask, pad)
+            divergence = _log_softmax(base, temperature)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
-                logits = _response_logits(model, block_states, tokens, mask, pad, rows.stop - rows.start)
+                if columns.start == 0:  # the first block of these agents
+                    beginning = Beginning(model, states, n_rows)
+                assert beginning is not None
+                logits = response_logits(model, beginning, states[columns], tokens, mask, pad)
             with torch.no_grad():
                 log_policy = _log_softmax(logits, temperature)
                 policy = log_policy.exp()
                 divergence.neg_().add_(log_policy)  # log π - log base
                 kl = torch.linalg.vecdot(policy, divergence)
-                block_shape = (rows.stop - rows.start, -1)
+                block_shape = (n_rows, -1)
                 log_probability = log_policy.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
                 result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
-                entropy = -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
-                result.entropy[rows, columns] = entropy.view(block_shape)
+                result.entropy[rows, columns] = _mean_entropy(policy, log_policy, mask).view(block_shape)
                 result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
                 weight = signal[rows, columns].reshape(-1, 1).to(kl)
@@ -83,12 +93,40 @@ def evaluate_responses(
                 gradient.scatter_add_(-1, tokens.unsqueeze(-1), -weight.expand_as(kl).unsqueeze(-1))
                 gradient.mul_((mask / temperature).unsqueeze(-1))
                 adapters.backward(logits, gradient.to(logits.dtype))
+                if columns.stop == n_dialogues:  # the last block of these agents
+                    beginning.backward()
     return result
 
 
-def blocks(n_agents: int, n_dialogues: int, rows: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles of at most `rows` cells (at least one) that tile the (agents x dialogues) grid; agents together."""
-    agents_per_block = max(1, min(n_agents, rows))
+@torch.no_grad()
+def base_entropy(
+    model: PreTrainedModel,
+    adapters: StackedAdapters,
+    states: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperature: float,
+    pad: int,
+) -> Tensor:
+    """Mean entropy, in nats, of the base model along responses[agent][dialogue]: (n_agents, n_dialogues)."""
+    n_agents, n_dialogues = len(responses), len(states)
+    result = torch.zeros(n_agents, n_dialogues, device=model.device)
+    longest = max(len(r) for row in responses for r in row) + max(map(len, states))
+    for rows, columns in blocks(n_agents, n_dialogues, rows=TOKENS_PER_PASS // longest, agents=n_agents):
+        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+        with adapters.use(None):
+            logits = _base_logits(model, list(states[columns]) * (rows.stop - rows.start), tokens, mask, pad)
+        log_policy = _log_softmax(logits, temperature)
+        result[rows, columns] = _mean_entropy(log_policy.exp(), log_policy, mask).view(rows.stop - rows.start, -1)
+    return result
+
+
+def blocks(n_agents: int, n_dialogues: int, *, rows: int, agents: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles of at most `rows` cells and `agents` agents (at least one) that tile the (agents x dialogues) grid.
+
+    As many agents as possible go together; all dialogues of one group of agents come before the next group.
+    """
+    agents_per_block = max(1, min(n_agents, rows, agents))
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
         for dialogue in range(0, n_dialogues, dialogues_per_block):
@@ -106,60 +144,88 @@ def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.devic
     return tokens, mask
 
 
-def _response_logits(
-    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int, n_policies: int
+@final
+class Beginning:
+    """What all states begin with, read once per policy, for several passes that go on from there.
+
+    Each pass gets a detached copy, whose gradients add up; `backward` sends their sum through the one reading.
+
+    Attributes:
+        length: how many tokens it has.
+    """
+
+    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
+        self.n_policies = n_policies
+        self._cache, self.length = read_beginning(model, states, n_policies)
+        self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
+        self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
+
+    def cache(self, n: int) -> DynamicCache:
+        """For a pass of n rows per policy."""
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer, keys, values in zip(cache.layers, self._copies[::2], self._copies[1::2], strict=False):
+            layer.keys, layer.values = keys.repeat_interleave(n, dim=0), values.repeat_interleave(n, dim=0)
+        return cache
+
+    def backward(self) -> None:
+        """Add to the leaves' gradients what all passes together sent back to the beginning."""
+        pairs = [(t, c.grad) for t, c in zip(self._read, self._copies, strict=True) if c.grad is not None]
+        if pairs:
+            torch.autograd.backward(*zip(*pairs, strict=True))
+
+
+def response_logits(
+    model: PreTrainedModel,
+    beginning: Beginning,
+    states: Sequence[Sequence[int]],
+    tokens: Tensor,
+    mask: Tensor,
+    pad: int,
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
 
-    The last prompt token and every response token but the last predict the response. What all states begin with is read
-    once per policy; the gradient through it is the sum over the rows.
+    Rows are the beginning's policies times the states. The last prompt token and every response token but the last
+    predict the response.
     """
-    cache, shared = read_beginning(model, states, n_policies)
-    state_ids, state_mask = left_pad([state[shared:] for state in states], pad, model.device)
-    beginning = state_mask.new_ones(len(states), shared)
-    attention = torch.cat([beginning, state_mask, mask[:, :-1]], dim=-1)
+    shared = beginning.length
+    rest = [state[shared:] for state in states] * beginning.n_policies
+    state_ids, state_mask = left_pad(rest, pad, model.device)
+    attention = torch.cat([state_mask.new_ones(len(state_mask), shared), state_mask, mask[:, :-1]], dim=-1)
     return model(
         input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
         position_ids=positions(attention)[:, shared:],
-        past_key_values=cache,
+        past_key_values=beginning.cache(len(states)),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
     ).logits
 
 
-def _shared_prompt_logits(
+def _base_logits(
     model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
 ) -> Tensor:
-    """As `_response_logits`, for rows of one policy: each distinct state is read once and its cache shared."""
-    distinct = list(dict.fromkeys(map(tuple, states)))
-    rows = torch.tensor([distinct.index(tuple(state)) for state in states], device=model.device)
-    state_ids, state_mask = left_pad(distinct, pad, model.device)
-    cache = DynamicCache(config=model.config)
-    first = model(
-        input_ids=state_ids,
-        attention_mask=state_mask,
-        position_ids=positions(state_mask),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    ).logits[rows]
+    """As `response_logits`, for rows of one policy and without gradients: each distinct state is read once."""
+    first, cache, state_mask = read_prompts(model, states, 1, pad)
     if tokens.shape[1] == 1:
-        return first
-    cache.batch_select_indices(rows)
-    attention = torch.cat([state_mask[rows], mask[:, :-1]], dim=-1)
+        return first.unsqueeze(1)
+    attention = torch.cat([state_mask, mask[:, :-1]], dim=-1)
     rest = model(
         input_ids=tokens[:, :-1],
         attention_mask=attention,
-        position_ids=positions(attention)[:, state_ids.shape[1] :],
+        position_ids=positions(attention)[:, state_mask.shape[1] :],
         past_key_values=cache,
         use_cache=True,
     ).logits
-    return torch.cat([first, rest], dim=1)
+    return torch.cat([first.unsqueeze(1), rest], dim=1)
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(logits.float() / temperature, dim=-1)
+    return torch.log_softmax(logits.float() if temperature == 1.0 else logits.float() / temperature, dim=-1)
+
+
+def _mean_entropy(policy: Tensor, log_policy: Tensor, mask: Tensor) -> Tensor:
+    return -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,8 +1,7 @@
 """Playing dialogues: B in parallel, turn by turn, every agent answering every prompt in one batch."""
 
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from rlhf_marl.dialogue.generation import Response, generate, sampling_uniforms
 from rlhf_marl.dialogue.state import Dialogue
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.rewards import score_all
+from rlhf_marl.stopwatch import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,6 @@ class Turn:
         reward_raw, reward_scaled: (N, B) float32 on the CPU.
         aggregates: the team's answer, B. next_prompts: B, None after the last turn.
         fallbacks: whether the controller's own text was unusable, B.
-        seconds: wall time of each stage.
     """
 
     number: int
@@ -47,7 +46,6 @@ class Turn:
     aggregates: list[str]
     next_prompts: list[str | None]
     fallbacks: list[bool]
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def play_turns(system: DialogueSystem, iteration: int) -> Iterator[Turn]:
@@ -62,25 +60,20 @@ def play_turns(system: DialogueSystem, iteration: int) -> Iterator[Turn]:
     first_states = states = _states(system, dialogues)
     for k in range(config.turns):
         last = k == config.turns - 1
-        clock = _Clock()
-        responses = respond(system, states, numbers, k)
-        clock.stop("generate")
+        with stage("generate"):
+            responses = respond(system, states, numbers, k)
         prompts = [dialogue.prompt for dialogue in dialogues]
-        raw, scaled = _score(system, prompts, responses)
-        clock.stop("score")
-        merged = system.controller.merge(
-            [
-                Exchange(dialogue.messages, [agent[b].text for agent in responses])
-                for b, dialogue in enumerate(dialogues)
-            ],
-            turn=k,
-            last=last,
-        )
+        with stage("score"):
+            raw, scaled = _score(system, prompts, responses)
+        exchanges = [
+            Exchange(dialogue.messages, [agent[b].text for agent in responses]) for b, dialogue in enumerate(dialogues)
+        ]
+        with stage("controller"):
+            merged = system.controller.merge(exchanges, turn=k, last=last)
         for dialogue, m in zip(dialogues, merged, strict=True):
             if m.next_prompt is not None:
                 dialogue.advance(m.aggregate, m.next_prompt)
         next_states = first_states if last else _states(system, dialogues)
-        clock.stop("controller")
         yield Turn(
             number=k,
             last=last,
@@ -95,15 +88,22 @@ def play_turns(system: DialogueSystem, iteration: int) -> Iterator[Turn]:
             aggregates=[m.aggregate for m in merged],
             next_prompts=[m.next_prompt for m in merged],
             fallbacks=[m.fallback for m in merged],
-            seconds=clock.seconds,
         )
         states = next_states
 
 
 def respond(
-    system: DialogueSystem, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int
+    system: DialogueSystem,
+    states: Sequence[Sequence[int]],
+    dialogues: Sequence[int],
+    turn: int,
+    *,
+    adapted: bool = True,
 ) -> list[list[Response]]:
-    """All agents answer all states in one batch: [agent][dialogue]."""
+    """All agents answer all states in one batch: [agent][dialogue].
+
+    Not `adapted`, the base model answers in every agent's place, with the random numbers of that agent.
+    """
     generation, n_agents = system.config.generation, system.adapters.n_agents
     uniforms = torch.stack(
         [
@@ -112,15 +112,15 @@ def respond(
             for dialogue in dialogues
         ]
     )
-    with system.adapters.use(slice(0, n_agents)):
+    with system.adapters.use(slice(None) if adapted else None):
         rows = generate(
             system.model,
-            list(states) * n_agents,
+            states if adapted else list(states) * n_agents,
             max_new_tokens=generation.max_new_tokens,
             end_tokens=system.end_tokens,
             uniforms=uniforms,
             temperature=generation.temperature,
-            n_policies=n_agents,
+            n_policies=n_agents if adapted else 1,
         )
     texts = system.tokenizer.batch_decode(rows, skip_special_tokens=True)
     responses = [
@@ -143,16 +143,3 @@ def _score(
         for agent, (card, reward_model) in enumerate(zip(system.cards, system.reward_models, strict=True))
     ]
     return torch.tensor([raw for raw, _ in scores]), torch.tensor([scaled for _, scaled in scores])
-
-
-class _Clock:
-    """Wall time per named stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def stop(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.seconds[stage] = now - self._last
-        self._last = now

@@ -17,14 +17,20 @@ Row = dict[str, Any]
 
 
 def metric_rows(
-    system: DialogueSystem, steps: Sequence[Step], metrics: UpdateMetrics, iteration: int, updates: int, seconds: float
+    system: DialogueSystem,
+    steps: Sequence[Step],
+    metrics: UpdateMetrics,
+    iteration: int,
+    updates: int,
+    stages: dict[str, float],
 ) -> list[Row]:
-    """One flat row per agent; means over the update's turns and dialogues unless the name says otherwise."""
+    """One flat row per agent; means over the update's turns and dialogues unless the name says otherwise.
+
+    `stages` is the wall time of each stage, in seconds.
+    """
     turns = [step.turn for step in steps]
     disagreement = (metrics.critic.disagreement_before.item(), metrics.critic.disagreement_after.item())
-    stages = {
-        stage: round(sum(turn.seconds[stage] for turn in turns), 4) for stage in ("generate", "score", "controller")
-    } | {stage: round(value, 4) for stage, value in metrics.seconds.items()}
+    seconds = sum(stages.values())
     all_tokens = sum(len(r.tokens) for turn in turns for agent in turn.responses for r in agent)
     n_values = system.critic.network.n_params + sum(len(turn.states) for turn in turns)
     sent = gossip_bytes(system.topology.adjacency, n_values, system.config.topology.gossip_rounds)
@@ -66,7 +72,7 @@ def metric_rows(
                 "gossip_bytes": sent,
                 "tokens_per_second": round(all_tokens / seconds, 3),
                 "seconds": round(seconds, 4),
-                "stage_seconds": stages,
+                "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
             }
         )
     return [row | {"warnings": [kind for kind, _ in warnings_of(row, system.config)]} for row in rows]

@@ -1,6 +1,5 @@
 """The training loop: rollout -> rewards -> critic step -> gossip -> actor step, and what it writes down."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,16 +17,22 @@ from rlhf_marl.dialogue.update import Step, critic_features, update
 from rlhf_marl.durable import unwritable
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.run_directory import RunDirectory, check_same_config
+from rlhf_marl.stopwatch import Stopwatch
 
 
 def run_training(
-    system: DialogueSystem, run: RunDirectory, report: Callable[[int, list[Row]], None], stop: Callable[[], bool]
+    system: DialogueSystem,
+    run: RunDirectory,
+    report: Callable[[int, list[Row]], None],
+    stop: Callable[[], bool],
+    watch: Stopwatch,
 ) -> int:
     """Train from the run's newest checkpoint (or the start) to the config's last iteration.
 
     Args:
         report: receives (finished iterations, the iteration's metric rows) after each iteration.
         stop: asked after each iteration; True saves a checkpoint and ends early.
+        watch: runs, and is read after each update.
 
     Returns:
         The number of finished iterations.
@@ -47,7 +52,7 @@ def run_training(
         if done.iterations > saved:  # an iteration changes weights turn by turn: what fails in it leaves no whole state
             before = {name: tensor.clone() for name, tensor in checkpoint_tensors(system).items()}
         try:
-            turns, rows = run_iteration(system, done.iterations, done.updates)
+            turns, rows = run_iteration(system, done.iterations, done.updates, watch)
         except Exception:
             if before is not None:
                 _save(system, run, done, before)
@@ -120,12 +125,13 @@ def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
     return before
 
 
-def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple[list[Turn], list[Row]]:
+def run_iteration(
+    system: DialogueSystem, iteration: int, updates: int, watch: Stopwatch
+) -> tuple[list[Turn], list[Row]]:
     """Play one batch of dialogues and learn from each transition as soon as it is complete."""
     turns: list[Turn] = []
     rows: list[Row] = []
     pending: list[Step] = []
-    started = time.perf_counter()
 
     def watched() -> Iterator[Turn]:
         for turn in play_turns(system, iteration):
@@ -136,9 +142,8 @@ def run_iteration(system: DialogueSystem, iteration: int, updates: int) -> tuple
         pending.append(step)
         if len(pending) == system.config.actor.turns_per_update:
             metrics = update(system, pending)
-            now = time.perf_counter()
-            rows += metric_rows(system, pending, metrics, iteration, updates, now - started)
-            pending, updates, started = [], updates + 1, now
+            rows += metric_rows(system, pending, metrics, iteration, updates, watch.lap())
+            pending, updates = [], updates + 1
     return turns, rows
 
 

@@ -1,6 +1,5 @@
 """One update: K critic steps, gossip of the critics and of the TD errors, one step of every actor."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from rlhf_marl.algorithm import (
 from rlhf_marl.dialogue.policy import Statistics, evaluate_responses
 from rlhf_marl.dialogue.rollout import Turn
 from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.stopwatch import stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,6 @@ class UpdateMetrics:
     gradient_norm: Tensor  # (N,) before clipping
     skipped: Tensor  # (N,) bool: the direction was not finite and the actor kept its weights
     dead_units: Tensor  # (N,) share of last-layer critic units that are off on the whole batch
-    seconds: dict[str, float]
 
 
 def critic_features(system: DialogueSystem, turn: Turn) -> Tensor:
@@ -58,7 +57,6 @@ def critic_features(system: DialogueSystem, turn: Turn) -> Tensor:
 def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
     """Algorithm 2 on the update's turns, then Algorithm 1, lines 4 to 18, with M = len(steps)."""
     config, power = system.config, system.topology.power
-    started = time.perf_counter()
     device = system.model.device
     transitions = [
         Transition(
@@ -69,7 +67,8 @@ def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
         )
         for step in steps
     ]
-    critic = system.critic.update([transitions[k % len(steps)] for k in range(config.critic.steps)])
+    with stage("critic"):
+        critic = system.critic.update([transitions[k % len(steps)] for k in range(config.critic.steps)])
     td_errors, signals = [], []
     for transition in transitions:
         value, next_value = system.critic.value(transition.x0), system.critic.value(transition.next_x0)
@@ -84,23 +83,23 @@ def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
             discount=transition.discount,
         )
         signals.append(leave_one_out(signal) if config.actor.baseline == "leave_one_out" else signal)
-    critic_done = time.perf_counter()
-    system.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
-    statistics = [
-        evaluate_responses(
-            system.model,
-            system.adapters,
-            step.turn.states,
-            [[r.tokens for r in agent] for agent in step.turn.responses],
-            temperature=config.generation.temperature,
-            pad=system.end_tokens[0],
-            signal=signal,
-            kl_coefficient=config.actor.kl_coefficient,
-        )
-        for step, signal in zip(steps, signals, strict=True)
-    ]
-    n_samples = sum(signal.shape[-1] for signal in signals)
-    gradient_norm, skipped = _actor_step(system, n_samples)
+    with stage("update"):
+        system.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
+        statistics = [
+            evaluate_responses(
+                system.model,
+                system.adapters,
+                step.turn.states,
+                [[r.tokens for r in agent] for agent in step.turn.responses],
+                temperature=config.generation.temperature,
+                pad=system.end_tokens[0],
+                signal=signal,
+                kl_coefficient=config.actor.kl_coefficient,
+            )
+            for step, signal in zip(steps, signals, strict=True)
+        ]
+        n_samples = sum(signal.shape[-1] for signal in signals)
+        gradient_norm, skipped = _actor_step(system, n_samples)
     return UpdateMetrics(
         critic=critic,
         td_error=td_errors,
@@ -109,7 +108,6 @@ def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
         gradient_norm=gradient_norm,
         skipped=skipped,
         dead_units=system.critic.network.dead_fraction(system.critic.weights, transitions[-1].x0),
-        seconds={"critic": critic_done - started, "actor": time.perf_counter() - critic_done},
     )
 
 

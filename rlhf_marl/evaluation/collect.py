@@ -1,16 +1,15 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, from the same random numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rlhf_marl.chat import Message, chat_tokens
-from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.controller import Exchange, Merged
 from rlhf_marl.dialogue.generation import Response
-from rlhf_marl.dialogue.policy import evaluate_responses
+from rlhf_marl.dialogue.policy import base_entropy, evaluate_responses
 from rlhf_marl.dialogue.rollout import respond
 from rlhf_marl.dialogue.state import Dialogue
 from rlhf_marl.dialogue.system import DialogueSystem
@@ -28,8 +27,7 @@ def collect(
 ) -> list[Row]:
     """Play every question with the base model and with the trained agents: rows, base first, without scores.
 
-    Both draw token t of agent i in dialogue b, turn k with the same random number. The base model's N answers are those
-    of N agents whose adapters are zero.
+    Both draw token t of agent i in dialogue b, turn k with the same random number.
 
     Args:
         turns: of questions without follow-ups; the controller writes the prompts after the first.
@@ -39,28 +37,13 @@ def collect(
     for policy in ("base", "trained"):
         for start in range(0, len(questions), _BATCH):
             batch = range(start, min(start + _BATCH, len(questions)))
-            if policy == "trained":
-                rows += _play(system, questions, batch, turns, policy, done)
-            else:
-                with zeroed(system.adapters):
-                    rows += _play(system, questions, batch, turns, policy, done)
+            rows += _play(system, questions, batch, turns, policy, done)
     return rows
 
 
 def n_turns(question: Question, turns: int) -> int:
     """How many turns a question's dialogue has."""
     return len(question.follow_ups) + 1 if question.follow_ups else turns
-
-
-@contextmanager
-def zeroed(adapters: StackedAdapters) -> Iterator[None]:
-    """Inside, all adapters are zero: every agent is the base model."""
-    kept = adapters.parameters.detach().clone()
-    adapters.parameters.data.zero_()
-    try:
-        yield
-    finally:
-        adapters.parameters.data.copy_(kept)
 
 
 def _play(
@@ -77,15 +60,8 @@ def _play(
     while active:
         budget = system.config.generation.max_prompt_tokens
         states = [chat_tokens(system.tokenizer, dialogue.messages, budget) for dialogue in active]
-        responses = respond(system, states, [dialogue.index for dialogue in active], turn)
-        statistics = evaluate_responses(
-            system.model,
-            system.adapters,
-            states,
-            [[r.tokens for r in agent] for agent in responses],
-            temperature=system.config.generation.temperature,
-            pad=system.end_tokens[0],
-        )
+        responses = respond(system, states, [dialogue.index for dialogue in active], turn, adapted=policy == "trained")
+        entropy, kl = _entropy_and_kl(system, states, responses, policy)
         merged = _merge(system, [questions[d.question] for d in active], active, responses, turn, turns)
         for b, (dialogue, decided) in enumerate(zip(active, merged, strict=True)):
             answers = [agent[b] for agent in responses]
@@ -101,8 +77,8 @@ def _play(
                 "tokens": [len(answer.tokens) for answer in answers],
                 "truncated": [answer.truncated for answer in answers],
                 "refused": [is_refusal(answer.text) for answer in answers],
-                "entropy": statistics.entropy[:, b].tolist(),
-                "kl": [float(kl) / len(a.tokens) for kl, a in zip(statistics.kl[:, b], answers, strict=True)],
+                "entropy": entropy[:, b].tolist(),
+                "kl": [float(sum_) / len(a.tokens) for sum_, a in zip(kl[:, b], answers, strict=True)],
                 "scores": {},
                 "aggregate": decided.aggregate,
                 "aggregate_tokens": len(aggregate),
@@ -117,6 +93,19 @@ def _play(
                 dialogue.advance(decided.aggregate, decided.next_prompt)
         going = [d for d, decided in zip(active, merged, strict=True) if decided.next_prompt is not None]
         active, turn = going, turn + 1
+
+
+def _entropy_and_kl(
+    system: DialogueSystem, states: Sequence[Sequence[int]], responses: Sequence[Sequence[Response]], policy: str
+) -> tuple[Tensor, Tensor]:
+    """Mean entropy and KL to the base model of each response, in nats, each (N, B); the base's own KL is 0."""
+    tokens = [[r.tokens for r in agent] for agent in responses]
+    temperature, pad = system.config.generation.temperature, system.end_tokens[0]
+    if policy == "base":
+        entropy = base_entropy(system.model, system.adapters, states, tokens, temperature=temperature, pad=pad)
+        return entropy, torch.zeros_like(entropy)
+    statistics = evaluate_responses(system.model, system.adapters, states, tokens, temperature=temperature, pad=pad)
+    return statistics.entropy, statistics.kl
 
 
 def _merge(

@@ -1,7 +1,7 @@
 import torch
 
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import generate, sample, sampling_uniforms
+from rlhf_marl.dialogue.generation import Memory, generate, sample, sampling_uniforms
 from tests.conftest import tiny_llama
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
@@ -36,7 +36,7 @@ def test_a_shared_beginning_changes_nothing():
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
     for prompts in ([[5, 6, 7, 8], [5, 6, 9]], [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 7]]):
         with adapters.use(slice(0, 2)):
-            together = generate(model, prompts * 2, max_new_tokens=6, end_tokens=[2], n_policies=2)
+            together = generate(model, prompts, max_new_tokens=6, end_tokens=[2], n_policies=2)
         alone = []
         for agent in range(2):
             with adapters.use(slice(agent, agent + 1)):
@@ -70,3 +70,59 @@ def test_uniforms_depend_on_each_of_the_four_numbers_alone():
     assert torch.equal(base[:4], sampling_uniforms(1, 2, 3, 0, 4))
     for other in [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)]:
         assert not torch.equal(base, sampling_uniforms(*other, 10))
+
+
+def test_rows_that_end_leave_and_the_others_go_on_alike():
+    """Two policies whose rows end at different steps: each row equals the row generated alone."""
+    model = tiny_llama()
+    adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
+    adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
+    prompts = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [12, 3], [5, 6, 7]]
+    uniforms = torch.stack([sampling_uniforms(0, a, d, 0, 24) for a in range(2) for d in range(5)])
+    ends = list(range(0, 100, 12))
+    sizes = []
+    hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
+    with adapters.use(slice(0, 2)):
+        together = generate(
+            model, prompts, max_new_tokens=24, end_tokens=ends, uniforms=uniforms, temperature=2.0, n_policies=2
+        )
+    hook.remove()
+    alone = []
+    for agent in range(2):
+        with adapters.use(slice(agent, agent + 1)):
+            for d, prompt in enumerate(prompts):
+                u = uniforms[None, 5 * agent + d]
+                options = {"max_new_tokens": 24, "end_tokens": ends, "temperature": 2.0}
+                alone += generate(model, [prompt], uniforms=u, **options)
+    assert together == alone
+    assert len({len(row) for row in together}) > 3
+    assert sizes[-1] < 10  # the last steps were made by fewer rows
+
+
+def test_alike_prompts_of_a_policy_are_read_once():
+    model = tiny_llama()
+    uniforms = torch.stack([sampling_uniforms(0, a, 0, 0, 8) for a in range(6)])
+    sizes = []
+    hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
+    together = generate(model, [*PROMPTS, *PROMPTS], max_new_tokens=8, end_tokens=[2], uniforms=uniforms)
+    hook.remove()
+    assert sizes[:2] == [3, 6]
+    rows = zip([*PROMPTS, *PROMPTS], uniforms, strict=True)
+    assert together == [
+        generate(model, [p], max_new_tokens=8, end_tokens=[2], uniforms=u.unsqueeze(0))[0] for p, u in rows
+    ]
+
+
+def test_what_is_remembered_is_read_once_and_changes_nothing():
+    model = tiny_llama()
+    memory, sizes, reads = Memory(most=2), [], []
+    hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
+    for earlier in ([5, 6], [7], [5, 6], [8], [5, 6], [7]):
+        sizes.clear()
+        remembered = memory.read(model, earlier)
+        reads.append(len(sizes))
+        prompts = [[*earlier, 3, 4], [*earlier, 3, 9, 1], [*earlier, 4]]
+        ours = generate(model, prompts, max_new_tokens=5, end_tokens=[2], remembered=remembered)
+        assert ours == generate(model, prompts, max_new_tokens=5, end_tokens=[2])
+    hook.remove()
+    assert reads == [1, 1, 0, 1, 0, 1]  # [7] was forgotten for [8]

@@ -70,14 +70,30 @@ def test_fresh_adapters_have_no_divergence():
     torch.testing.assert_close(result.kl, torch.zeros(3, 2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(("agents", "dialogues", "rows"), [(3, 4, 0), (3, 4, 2), (3, 4, 7), (8, 4, 5), (1, 4, 100)])
-def test_blocks_cover_the_grid_once(agents, dialogues, rows):
-    cells = [
-        (a, d)
-        for agent, dialogue in blocks(agents, dialogues, rows)
-        for a in range(agent.start, agent.stop)
-        for d in range(dialogue.start, dialogue.stop)
-    ]
+@pytest.mark.parametrize(
+    ("agents", "dialogues", "rows", "together"),
+    [(3, 4, 0, 3), (3, 4, 2, 3), (3, 4, 7, 3), (8, 4, 5, 8), (1, 4, 100, 1), (8, 4, 32, 3), (2, 3, 6, 0)],
+)
+def test_blocks_cover_the_grid_once(agents, dialogues, rows, together):
+    tiles = list(blocks(agents, dialogues, rows=rows, agents=together))
+    cells = [(a, d) for agent, dialogue in tiles for a in range(agents)[agent] for d in range(dialogues)[dialogue]]
     assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
-    sizes = [(a.stop - a.start) * (d.stop - d.start) for a, d in blocks(agents, dialogues, rows)]
-    assert max(sizes) <= max(rows, 1)
+    assert max((a.stop - a.start) * (d.stop - d.start) for a, d in tiles) <= max(rows, 1)
+    assert max(a.stop - a.start for a, _ in tiles) <= max(together, 1)
+    assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
+
+
+def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
+    """Not once per pass: the gradients of several passes go through one reading."""
+    model, adapters = system
+    monkeypatch.setattr(policy, "TOKENS_PER_PASS", 10)
+    read = []
+    hook = model.register_forward_hook(
+        lambda _, args, kwargs, out: read.append(kwargs["input_ids"].numel() * torch.is_grad_enabled()),
+        with_kwargs=True,
+    )
+    responses = [[[20, 21]] * 4, [[30, 31]] * 4, [[40, 41]] * 4]
+    signal = torch.ones(3, 4)
+    evaluate_responses(model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal)
+    hook.remove()
+    assert sum(read) == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from rlhf_marl.dialogue.build import build
-from rlhf_marl.evaluation.collect import collect, compare_pairs, zeroed
+from rlhf_marl.evaluation.collect import collect, compare_pairs
 from rlhf_marl.evaluation.questions import Question
 
 QUESTIONS = [
@@ -28,7 +28,11 @@ def played(system, turns=1):
 
 def test_untrained_agents_are_the_base_model(system):
     base, trained = played(system)
-    assert [row | {"policy": "trained"} for row in base] == trained
+    for before, after in zip(base, trained, strict=True):
+        assert before["responses"] == after["responses"]
+        assert before["aggregate"] == after["aggregate"]
+        assert before["entropy"] == pytest.approx(after["entropy"], abs=1e-4)
+        assert before["kl"] == [0.0, 0.0]
     assert all(abs(kl) < 1e-5 for row in trained for kl in row["kl"])
 
 
@@ -41,18 +45,6 @@ def test_training_moves_the_trained_answers_alone(system):
     assert [row["responses"] for row in trained] != [row["responses"] for row in base]
     assert all(kl > 0 for row in trained for kl in row["kl"])
     assert torch.equal(system.adapters.parameters, kept)
-
-
-def test_adapters_come_back_after_an_error(system):
-    def interrupted():
-        with zeroed(system.adapters):
-            assert not system.adapters.parameters.any()
-            raise KeyboardInterrupt
-
-    system.adapters.parameters.data.fill_(0.5)
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert (system.adapters.parameters == 0.5).all()
 
 
 def test_follow_ups_replace_the_controllers_prompts(system):

@@ -13,13 +13,11 @@ Verdicts. `negligible` is 2% of the way from the random to the best policy.
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from rlhf_marl.gridworld.study.config import StudyConfig
-from rlhf_marl.gridworld.study.measure import interval
+from rlhf_marl.gridworld.study.measure import decay, interval
 from rlhf_marl.gridworld.study.results import Result
 
 Arms = Mapping[str, Result]
@@ -92,22 +90,11 @@ def _regret(more: str, fewer: str, *, share: bool = False) -> Callable[[Arms], n
 
 
 def _rate(arm: str) -> Callable[[Arms], np.ndarray]:
-    """Minus the slope of log mean gap against log t over the run's second half, by leaving one seed out at a time.
-
-    The jackknife's pseudo-values, whose mean is the estimate and whose spread gives its interval.
-    """
-
-    def slope(gaps: np.ndarray, t: np.ndarray) -> float:
-        mean = gaps.mean(0)
-        late = slice(len(t) // 2, None)
-        return -float(np.polyfit(np.log(t[late]), np.log(np.maximum(mean[late], 1e-9)), 1)[0])
+    """The power of 1/t with which the gap to the best policy falls at the end."""
 
     def values(arms: Arms) -> np.ndarray:
         arrays = arms[arm].arrays
-        gaps, t = arrays["optimum"][:, None] - arrays["value"], arrays["points"]
-        whole, n = slope(gaps, t), len(gaps)
-        left_out = np.array([slope(np.delete(gaps, i, axis=0), t) for i in range(n)])
-        return n * whole - (n - 1) * left_out
+        return decay(arrays["optimum"][:, None] - arrays["value"], arrays["points"])
 
     return values
 
@@ -245,26 +232,3 @@ def verdict(kind: str, low: float, high: float, negligible: float) -> str:
     if high < 0 or within:
         return "does not hold"
     return "holds" if low > 0 else "undetermined"
-
-
-def write_claims(verdicts: list[Verdict], config: StudyConfig, path: Path) -> None:
-    """The table as Markdown: a row per claim, a column per regime."""
-    regimes = list(config.regimes)
-    lines = [
-        f"{config.seeds} seeds, paired; mean difference [95% interval], in reward per step unless named otherwise.",
-        "",
-        "| source | claim | " + " | ".join(regimes) + " |",
-        "| --- | --- | " + " | ".join("---" for _ in regimes) + " |",
-    ]
-    rows: dict[tuple[str, str], dict[str, Verdict]] = {}
-    for v in verdicts:
-        rows.setdefault((v.source, v.statement), {})[v.regime] = v
-    for (source, statement), by_regime in rows.items():
-        cells = [_cell(by_regime[r]) if r in by_regime else "" for r in regimes]
-        lines.append(f"| {source} | {statement} | " + " | ".join(cells) + " |")
-    path.write_text("\n".join(lines) + "\n", "utf-8")
-
-
-def _cell(v: Verdict) -> str:
-    unit = "" if v.unit == "reward per step" else f" ({v.unit})"
-    return f"**{v.verdict}** {v.mean:+.2f} [{v.low:+.2f}, {v.high:+.2f}]{unit}"

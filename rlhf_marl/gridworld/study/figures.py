@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_marl.gridworld.study.experiments import Experiment
-from rlhf_marl.gridworld.study.measure import interval
+from rlhf_marl.gridworld.study.measure import decay, interval
 from rlhf_marl.gridworld.study.results import Result
 
 # Distinct without colour: dashes, markers, and colours of different lightness.
@@ -77,11 +77,13 @@ def _line(axes: Any, i: int, x: np.ndarray, y: np.ndarray, label: str) -> None:
 
 
 def _gap(axes: Any, arms: Mapping[str, Result]) -> None:
-    """J* - J against t on logarithmic axes, with 1/t beside it."""
+    """J* - J against t on logarithmic axes, with the fitted power of t, and with 1/t beside it."""
     for i, (label, result) in enumerate(arms.items()):
-        gap = (result.arrays["optimum"][:, None] - result.arrays["value"]).mean(0)
-        _line(axes, i, result.arrays["points"], gap, label)
-    t = result.arrays["points"]
+        gaps = result.arrays["optimum"][:, None] - result.arrays["value"]
+        t = result.arrays["points"]
+        gap, low, high = np.array([interval(column) for column in gaps.T]).T
+        _line(axes, i, t, gap, f"{label}: t^{-interval(decay(gaps, t))[0]:.2f} at the end")
+        axes.fill_between(t, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
     axes.plot(t, gap[0] * t[0] / t, color="0.4", linewidth=0.8, label="1 / t")
     axes.set_xscale("log")
     axes.set_yscale("log")

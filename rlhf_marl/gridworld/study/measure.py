@@ -102,3 +102,19 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     mean, n = float(values.mean()), len(values)
     half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
     return mean, mean - half, mean + half
+
+
+def decay(gaps: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Minus the slope of log mean gap against log t over the second half: gaps (S, P), t (P,) -> (S,).
+
+    The jackknife's pseudo-values, leaving out one seed at a time: their mean is the estimate and their spread gives its
+    interval.
+    """
+
+    def slope(rows: np.ndarray) -> float:
+        late = slice(len(t) // 2, None)
+        return -float(np.polyfit(np.log(t[late]), np.log(np.maximum(rows.mean(0)[late], 1e-9)), 1)[0])
+
+    n = len(gaps)
+    left_out = np.array([slope(np.delete(gaps, i, axis=0)) for i in range(n)])
+    return n * slope(gaps) - (n - 1) * left_out

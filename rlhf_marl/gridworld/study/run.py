@@ -19,18 +19,19 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.diagnostics import communication, diagnose
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
-from rlhf_marl.gridworld.study.claims import judge, write_claims
+from rlhf_marl.gridworld.study.claims import judge
 from rlhf_marl.gridworld.study.config import StudyConfig, points, settings
 from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
 from rlhf_marl.gridworld.study.figures import draw
 from rlhf_marl.gridworld.study.measure import baselines, exact_values, interval
 from rlhf_marl.gridworld.study.results import Result
+from rlhf_marl.gridworld.study.tables import write_tables
 from rlhf_marl.gridworld.training import History, Policies, train
 from rlhf_marl.gridworld.world import World, draw_world
 
 Results = dict[str, dict[str, dict[str, Result]]]  # regime, experiment, arm
 _ROUNDS = 31  # of gossip in the consensus error's curve
-_DIAGNOSED = 10  # seeds whose critics and directions are compared with exact ones
+_DIAGNOSED = 10  # at most so many seeds' critics and directions are compared with exact ones, and a fifth of all
 
 
 def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
@@ -72,7 +73,7 @@ def _run(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
         for name, arms in experiments.items():
             draw(EXPERIMENTS[name], regime, arms, out / "figures" / f"{regime}_{name}")
     verdicts = judge(by_experiment)
-    write_claims(verdicts, config, out / "claims.md")
+    write_tables(verdicts, by_experiment, config, out / "claims.md")
     summary = {
         "version": results.VERSION,
         "config": config.model_dump(mode="json"),
@@ -140,7 +141,8 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
         arrays["critic_value" if name == "value" else name] = getattr(history, name)
     if setting.n_agents == 2:
         last = history.policies[-1]
-        few = Policies(last.h[:_DIAGNOSED], last.w[:_DIAGNOSED], last.b[:_DIAGNOSED])
+        n = max(2, min(_DIAGNOSED, config.seeds // 5))
+        few = Policies(last.h[:n], last.w[:n], last.b[:n])
         arrays |= diagnose(setting, world, few, history.critics)
     return Result(setting, {name: array.astype(np.float64) for name, array in arrays.items()}, time.monotonic() - began)
 

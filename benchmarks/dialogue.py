@@ -1,0 +1,434 @@
+"""What stacked adapters cost over their base model, and how much faster they are than what one would write otherwise.
+
+python benchmarks/dialogue.py [CONFIG] [--json FILE] [--only decode,generation,backward,iteration,memory,growth]
+
+Ways are measured in turn (A B C A B C ...) and compared by the median of the repeats' ratios. CoMLRL is an extra
+(`pip install comlrl==1.4.3`).
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent))
+import peers
+
+from rlhf_marl.chat import Message, chat_tokens
+from rlhf_marl.config import Config, check_config, load_config
+from rlhf_marl.dialogue.build import build
+from rlhf_marl.dialogue.generation import generate
+from rlhf_marl.dialogue.policy import Beginning, response_logits
+from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.dialogue.train import run_iteration
+from rlhf_marl.evaluation.questions import SHIPPED, load_questions
+from rlhf_marl.models import default_device
+from rlhf_marl.paths import find_data
+from rlhf_marl.stopwatch import stopwatch
+
+PARTS = ("decode", "generation", "backward", "iteration", "memory", "growth")
+AGENTS = (1, 3, 8)
+GOALS = {  # name: (bound, whether the number should be below it)
+    "stacked_over_base_generation": (1.15, True),
+    "stacked_over_base_backward": (1.25, True),
+    "decode_over_floor": (2.0, True),
+    "iteration_speedup_over_trl": (3.0, False),
+    "iteration_speedup_over_comlrl": (3.0, False),
+    "generation_speedup_over_peft_mixed": (1.8, False),
+    "memory_8_over_1": (1.5, True),
+}
+Numbers = dict[str, float | None]
+Way = Callable[[], Any]
+
+
+def prepared(config: Config) -> DialogueSystem:
+    """The config's system, with adapters that do something."""
+    system = build(config, "benchmark", default_device())
+    system.adapters.parameters.data += 0.01 * torch.randn_like(system.adapters.parameters)
+    return replace(system, end_tokens=[peers.NEVER])
+
+
+def prompts_of(system: DialogueSystem, length: int, n: int) -> list[list[int]]:
+    """n different chats of `length` tokens, from the held-out questions."""
+    questions = load_questions(find_data(SHIPPED, "benchmark"))
+    texts = [" ".join(q.prompt for q in questions[i : i + 40]) for i in range(n)]
+    return [chat_tokens(system.tokenizer, [Message(role="user", content=text)], length) for text in texts]
+
+
+def seconds(way: Way, device: torch.device) -> float:
+    began = time.perf_counter()
+    way()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def in_turn(ways: dict[str, Way], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    """Seconds of each way, measured in turn; one round before does not count."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            taken = seconds(way, device)
+            if repeat:
+                times[name].append(taken)
+    return times
+
+
+def ratio(times: dict[str, list[float]], slow: str, fast: str) -> float:
+    return statistics.median(a / b for a, b in zip(times[slow], times[fast], strict=True))
+
+
+def show(title: str, times: dict[str, list[float]], first: str) -> None:
+    click.echo(f"\n{title}")
+    for name, values in times.items():
+        ratios = [a / b for a, b in zip(values, times[first], strict=True)]
+        spread = f"{statistics.median(ratios):5.2f} x  ({min(ratios):.2f} to {max(ratios):.2f})"
+        click.echo(f"  {name:34} {statistics.median(values):8.3f} s   {spread}")
+
+
+def uniforms_for(rows: int, tokens: int) -> Tensor:
+    return torch.rand(rows, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def ours(system: DialogueSystem, prompts: list[list[int]], tokens: int, *, adapted: bool = True) -> Way:
+    """Our generation of all agents' rows; not adapted, the same passes of the base model alone."""
+    n = system.adapters.n_agents
+    uniforms = uniforms_for(n * len(prompts), tokens)
+
+    def way() -> None:
+        with system.adapters.use(slice(None) if adapted else None):
+            generate(
+                system.model,
+                prompts,
+                max_new_tokens=tokens,
+                end_tokens=system.end_tokens,
+                uniforms=uniforms,
+                n_policies=n,
+            )
+
+    return way
+
+
+def measure_decode(system: DialogueSystem, repeats: int) -> Numbers:
+    """A decode step of all rows against the bare products of its matrices, and against reading them once."""
+    device, rows = system.model.device, system.adapters.n_agents * system.config.dialogues
+    prompts = prompts_of(system, system.config.generation.max_prompt_tokens, system.config.dialogues)
+    head = system.model.get_output_embeddings()
+    layers = [m.base for m in system.model.modules() if hasattr(m, "base") and isinstance(m.base, nn.Linear)]
+    layers = layers or [m for m in system.model.modules() if isinstance(m, nn.Linear) and m is not head]
+    inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(layer.weight) for layer in [*layers, head]}
+
+    @torch.inference_mode()
+    def plain() -> None:
+        for layer in [*layers, head]:
+            nn.functional.linear(inputs[layer.in_features], layer.weight)
+
+    @torch.inference_mode()
+    def packed() -> None:
+        for layer in [*layers, head]:
+            layer(inputs[layer.in_features])
+
+    @torch.inference_mode()
+    def stream() -> None:
+        for layer in [*layers, head]:
+            layer.weight.sum()
+
+    steps = 17
+    times = in_turn(
+        {
+            "one token": ours(system, prompts, 1),
+            f"{steps} tokens": ours(system, prompts, steps),
+            "bare products, plain": plain,
+            "bare products, packed": packed,
+            "weights read once": stream,
+        },
+        repeats,
+        device,
+    )
+    pairs = zip(times.pop(f"{steps} tokens"), times.pop("one token"), strict=True)
+    step = {"decode step": [(long - short) / (steps - 1) for long, short in pairs], **times}
+    show(f"Decode step of {rows} rows", step, "bare products, plain")
+    return {
+        "decode_over_floor": ratio(step, "decode step", "bare products, plain"),
+        "decode_over_packed_floor": ratio(step, "decode step", "bare products, packed"),
+        "decode_over_stream": ratio(step, "decode step", "weights read once"),
+    }
+
+
+def measure_generation(system: DialogueSystem, repeats: int) -> Numbers:
+    """Ours, the bare base model, and PEFT in three ways."""
+    n, tokens = system.adapters.n_agents, system.config.generation.max_new_tokens
+    prompts = prompts_of(system, system.config.generation.max_prompt_tokens, system.config.dialogues)
+    names = [f"agent_{agent}" for agent in range(n) for _ in prompts]
+    peft, separate = peers.one_model(system).eval(), [model.eval() for model in peers.copies(system)]
+
+    def one_by_one() -> None:
+        for agent in range(n):
+            peft.set_adapter(f"agent_{agent}")
+            peers.generate(peft, prompts, tokens)
+
+    times = in_turn(
+        {
+            "ours": ours(system, prompts, tokens),
+            "ours, base model alone": ours(system, prompts, tokens, adapted=False),
+            "PEFT, mixed batch": lambda: peers.generate(peft, prompts * n, tokens, names),
+            "PEFT, one adapter after another": one_by_one,
+            "PEFT, three model copies": lambda: [peers.generate(model, prompts, tokens) for model in separate],
+        },
+        repeats,
+        system.model.device,
+    )
+    show(f"Generation of {n} x {len(prompts)} rows, {tokens} tokens", times, "ours")
+    return {
+        "stacked_over_base_generation": ratio(times, "ours", "ours, base model alone"),
+        "generation_speedup_over_peft_mixed": ratio(times, "PEFT, mixed batch", "ours"),
+        "generation_speedup_over_peft_sequential": ratio(times, "PEFT, one adapter after another", "ours"),
+        "generation_speedup_over_three_copies": ratio(times, "PEFT, three model copies", "ours"),
+    }
+
+
+def measure_backward(system: DialogueSystem, repeats: int) -> Numbers:
+    """Log-probabilities of all rows and the gradient of their weighted sum, as the update computes them."""
+    n, generation = system.adapters.n_agents, system.config.generation
+    prompts = prompts_of(system, generation.max_prompt_tokens, system.config.dialogues)
+    generator = torch.Generator().manual_seed(0)
+    shape = (n, len(prompts), generation.max_new_tokens)
+    tokens = torch.randint(1, system.model.config.vocab_size, shape, generator=generator).to(system.model.device)
+    weights = torch.randn(n, len(prompts), generator=generator).to(system.model.device)
+    names = [f"agent_{agent}" for agent in range(n) for _ in prompts]
+    peft, separate = peers.one_model(system).eval(), [model.eval() for model in peers.copies(system)]
+
+    flat, weight = tokens.flatten(0, 1), weights.reshape(-1, 1, 1)
+    mask = torch.ones_like(flat)
+
+    def stacked(agents: slice | None) -> None:
+        with system.adapters.use(agents):
+            beginning = Beginning(system.model, prompts, n)
+            logits = response_logits(system.model, beginning, prompts, flat, mask, peers.NEVER)
+        gradient = torch.softmax(logits.detach().float(), -1).mul_(-weight)  # of the weighted sum, at the logits
+        gradient.scatter_add_(-1, flat.unsqueeze(-1), weight.expand(-1, flat.shape[1], 1))
+        system.adapters.backward(logits, gradient.to(logits.dtype))
+        beginning.backward()
+
+    def base_alone() -> None:
+        with gradient_of_embeddings(system.model):
+            stacked(None)
+
+    def one_by_one() -> None:
+        for agent in range(n):
+            peft.set_adapter(f"agent_{agent}")
+            peers.backward(peft, prompts, tokens[agent].tolist(), weights[agent])
+
+    times = in_turn(
+        {
+            "ours": lambda: stacked(slice(None)),
+            "ours, base model alone": base_alone,
+            "PEFT, mixed batch": lambda: peers.backward(peft, prompts * n, flat.tolist(), weights.flatten(), names),
+            "PEFT, one adapter after another": one_by_one,
+            "PEFT, three model copies": lambda: [
+                peers.backward(model, prompts, tokens[agent].tolist(), weights[agent])
+                for agent, model in enumerate(separate)
+            ],
+        },
+        repeats,
+        system.model.device,
+    )
+    show(f"Log-probabilities and backward of {n} x {len(prompts)} rows", times, "ours")
+    return {
+        "stacked_over_base_backward": ratio(times, "ours", "ours, base model alone"),
+        "backward_speedup_over_peft_mixed": ratio(times, "PEFT, mixed batch", "ours"),
+        "backward_speedup_over_peft_sequential": ratio(times, "PEFT, one adapter after another", "ours"),
+        "backward_speedup_over_three_copies": ratio(times, "PEFT, three model copies", "ours"),
+    }
+
+
+@contextmanager
+def gradient_of_embeddings(model: nn.Module) -> Iterator[None]:
+    """Inside, the base model alone has something to differentiate: its input embeddings' outputs."""
+    handle = model.get_input_embeddings().register_forward_hook(lambda _, inputs, output: output.requires_grad_())
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
+    """One update of all agents from one turn of their dialogues, against the same by three TRL runs and by CoMLRL.
+
+    Ours includes the controller, the critics and gossip, which the others have not; TRL and CoMLRL include their
+    reference models' log-probabilities, as ours does.
+    """
+    question = system.questions.texts[0]
+    iteration = 0
+
+    def whole() -> None:
+        nonlocal iteration
+        with stopwatch(system.model.device) as watch:
+            run_iteration(system, iteration, iteration, watch)
+        iteration += 1
+
+    trl = [peers.trl_step(model, system, agent, question) for agent, model in enumerate(peers.copies(system))]
+    steps: dict[str, Callable[[], float]] = {
+        "ours": lambda: whole(1),
+        "ours, a turn of three": lambda: whole(3),
+        "three TRL RLOO runs": lambda: sum(step() for step in trl[True]),
+        "the same, no checkpointing": lambda: sum(step() for step in trl[False]),
+    }
+    try:
+        steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(peers.copies(system), system, question)
+    except ImportError as error:
+        click.echo(f"\nCoMLRL is left out: {error}")
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(repeats + 1):
+        for name, step in steps.items():
+            taken = step()
+            if repeat:
+                times[name].append(taken)
+    show("Update of all agents from one turn", times, "ours")
+    comlrl = "CoMLRL MAREINFORCE" in times
+    return {
+        "iteration_speedup_over_trl": ratio(times, "three TRL RLOO runs", "ours"),
+        "iteration_speedup_over_trl_without_checkpointing": ratio(times, "the same, no checkpointing", "ours"),
+        "turn_of_three_speedup_over_trl": ratio(times, "three TRL RLOO runs", "ours, a turn of three"),
+        "iteration_speedup_over_comlrl": ratio(times, "CoMLRL MAREINFORCE", "ours") if comlrl else None,
+    }
+
+
+def measure_growth(config: Config, repeats: int) -> Numbers:
+    """Generation of one and of eight agents, of more dialogues, longer prompts and longer responses."""
+    numbers: Numbers = {}
+    click.echo("\nGrowth of generation: seconds, and against 3 agents x 4 dialogues, prompts of 48, 16 new tokens")
+    shapes = [(3, 4, 48, 16), (1, 4, 48, 16), (8, 4, 48, 16), (3, 16, 48, 16), (3, 4, 192, 16), (3, 4, 48, 64)]
+    systems = {n: prepared(with_agents(config, n)) for n in {shape[0] for shape in shapes}}
+    ways = {
+        shape: ours(systems[shape[0]], prompts_of(systems[shape[0]], shape[2], shape[1]), shape[3]) for shape in shapes
+    }
+    times = in_turn({str(shape): way for shape, way in ways.items()}, repeats, default_device())
+    for shape in shapes:
+        growth = ratio(times, str(shape), str(shapes[0]))
+        click.echo("  {} agents x {:2} dialogues, {:3} + {:2} tokens".format(*shape) + f"   {growth:5.2f} x")
+        numbers["growth_{}_agents_{}_dialogues_{}_prompt_{}_new".format(*shape)] = growth
+    return numbers
+
+
+def with_agents(config: Config, n: int) -> Config:
+    """The config with n agents, all on its first reward model, on a complete graph."""
+    content = config.model_dump()
+    content["agents"] = content["agents"][:1] * n
+    content["topology"] |= {"graph": "complete"}
+    return check_config(content, "benchmark")
+
+
+def peak_megabytes(config: Config, way: str, n: int) -> float:
+    """For a process of its own: one turn of n agents, generated and learnt from."""
+    config = with_agents(config, n)
+    if way == "ours":
+        system = build(config.model_copy(update={"turns": 1}), "benchmark", default_device())
+        with stopwatch(system.model.device) as watch:
+            run_iteration(system, 0, 0, watch)
+    else:
+        tokens, rows = config.generation.max_new_tokens, config.dialogues
+        prompts = [[1] * config.generation.max_prompt_tokens] * rows
+        one = peers.fresh(config, n) if way == "adapters" else None
+        models = [one] * n if one else [peers.fresh(config, 1) for _ in range(n)]
+        for agent, model in enumerate(models):
+            if one:
+                one.set_adapter(f"agent_{agent}")
+            responses = peers.generate(model, prompts, tokens)[:, -tokens:].tolist()
+            peers.backward(model, prompts, responses, torch.ones(rows, device=model.device))
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def measure_memory(arguments: list[str]) -> Numbers:
+    """Peak memory of one turn, generated and learnt from: ours with everything around it, PEFT with nothing."""
+    click.echo("\nPeak memory of one turn, MB")
+    numbers: Numbers = {}
+    for way, title in (
+        ("ours", "ours"),
+        ("adapters", "PEFT, one adapter after another"),
+        ("copies", "PEFT, model copies"),
+    ):
+        peaks = {}
+        for n in AGENTS:
+            child = [sys.executable, __file__, *arguments, "--peak", way, str(n)]
+            done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=False)
+            peaks[n] = float(done.stdout) if done.returncode == 0 else None
+        shown = "  ".join(f"{n}: {peak:,.0f}" if peak else f"{n}: no room" for n, peak in peaks.items())
+        click.echo(f"  {title:34} {shown}")
+        prefix = "" if way == "ours" else f"{way}_"
+        numbers |= {f"{prefix}megabytes_{n}": peaks[n] for n in AGENTS}
+        numbers |= {
+            f"{prefix}memory_{n}_over_1": peak / peaks[1] if peak and peaks[1] else None
+            for n, peak in peaks.items()
+            if n > 1
+        }
+    return numbers
+
+
+def verdicts(numbers: Numbers) -> None:
+    """Each goal beside what was measured."""
+    click.echo("\nGoals")
+    for name, (bound, below) in GOALS.items():
+        value = numbers.get(name)
+        if value is not None:
+            met = value <= bound if below else value >= bound
+            word = "at most" if below else "at least"
+            click.echo(f"  {name:38} {value:6.2f}   {word} {bound}: {'met' if met else 'not met'}")
+
+
+@click.command()
+@click.argument("config", default="configs/quickstart.yaml")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers as a flat JSON object.")
+@click.option("--only", default=",".join(PARTS), show_default=True, help="Parts to measure.")
+@click.option("--repeats", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--new-tokens", type=click.IntRange(1), default=32, show_default=True)
+@click.option("--peak", type=(str, int), hidden=True)
+def main(
+    config: str, output: Path | None, only: str, repeats: int, new_tokens: int, peak: tuple[str, int] | None
+) -> None:
+    """Measure CONFIG's model and shapes."""
+    parts = only.split(",")
+    if unknown := set(parts) - set(PARTS):
+        raise click.UsageError(f"--only: {sorted(unknown)[0]!r} is no part; choose from {', '.join(PARTS)}")
+    loaded = load_config(config, ["--generation.max_new_tokens", str(new_tokens)])
+    warnings.filterwarnings("ignore")  # the peers' own
+    if peak is not None:
+        click.echo(peak_megabytes(loaded, *peak))
+        return
+    numbers: Numbers = {}
+    if {"decode", "generation", "backward", "iteration"} & set(parts):
+        system = prepared(loaded)
+        for part, measure in (
+            ("decode", measure_decode),
+            ("generation", measure_generation),
+            ("backward", measure_backward),
+            ("iteration", measure_iteration),
+        ):
+            if part in parts:
+                numbers |= measure(system, repeats)
+        del system
+    if "memory" in parts:
+        numbers |= measure_memory([config, "--new-tokens", str(new_tokens)])
+    if "growth" in parts:
+        numbers |= measure_growth(loaded, repeats)
+    verdicts(numbers)
+    if output is not None:
+        output.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Wall time per stage of training, for metrics.jsonl and `train --profile`."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import final
+
+import torch
+
+STAGES = ("generate", "score", "controller", "critic", "gossip", "update", "other")
+
+
+@final
+class Stopwatch:
+    """Wall time per stage, from the beginning on. A stage inside a stage counts for the inner alone.
+
+    Attributes:
+        total: seconds of every stage up to the last lap.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._open = ["other"]
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self.total = dict.fromkeys(STAGES, 0.0)
+        self._last = time.perf_counter()
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of every stage since the last lap; their sum is the time that went by."""
+        self._count()
+        seconds, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
+        self.total = {name: self.total[name] + seconds[name] for name in STAGES}
+        return seconds
+
+    def begin(self, name: str) -> None:
+        self._count()
+        self._open.append(name)
+
+    def end(self) -> None:
+        self._count()
+        self._open.pop()
+
+    def _count(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # a GPU is still busy with what it was asked for
+        now = time.perf_counter()
+        self._seconds[self._open[-1]] += now - self._last
+        self._last = now
+
+
+_running: ContextVar[Stopwatch | None] = ContextVar("stopwatch", default=None)
+
+
+@contextmanager
+def stopwatch(device: torch.device) -> Iterator[Stopwatch]:
+    """Inside, a stopwatch runs that every `stage` reports to."""
+    watch = Stopwatch(device)
+    token = _running.set(watch)
+    try:
+        yield watch
+    finally:
+        _running.reset(token)
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Inside, time counts for this stage, if a stopwatch runs."""
+    watch = _running.get()
+    if watch is None:
+        yield
+        return
+    watch.begin(name)
+    try:
+        yield
+    finally:
+        watch.end()

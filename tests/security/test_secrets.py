@@ -1,0 +1,74 @@
+"""Keys come from the environment alone, and end up nowhere."""
+
+import os
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+import rlhf_marl
+from rlhf_marl.cli import cli
+from rlhf_marl.errors import RunStopped
+from tests.servers import Reply, chat, scores_of_lengths, serving
+
+CHAT_KEY, SCORE_KEY = "sk-chat-7d1f0c2b9a", "sk-score-51e8aa04bd"
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    monkeypatch.setenv("CHAT_KEY", CHAT_KEY)
+    monkeypatch.setenv("SCORE_KEY", SCORE_KEY)
+
+
+def content_of(tiny_content, folder, chat_url, score_url):
+    """Two agents: one scored by a server, and a controller behind an endpoint."""
+    card = {"kind": "http", "name": "served", "url": score_url, "api_key_env": "SCORE_KEY", "max_retries": 1}
+    (folder / "served.yaml").write_text(yaml.safe_dump(card))
+    controller = {"kind": "openai", "model": "m", "base_url": f"{chat_url}/v1", "api_key_env": "CHAT_KEY"}
+    agents = [{"reward_model": str(folder / "served.yaml")}, *tiny_content["agents"][1:]]
+    return tiny_content | {"agents": agents, "controller": controller | {"max_retries": 1}}
+
+
+def everything_under(folder) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def test_keys_are_sent_and_written_nowhere(tiny_content, tmp_path, keys, capfd, caplog):
+    with serving(chat(lambda text: "fine")) as talker, serving(scores_of_lengths) as scorer:
+        content = content_of(tiny_content, tmp_path, talker.url, scorer.url)
+        rlhf_marl.train(content, run_dir=tmp_path / "run")
+        assert {request.headers["Authorization"] for request in talker.requests} == {f"Bearer {CHAT_KEY}"}
+        assert {request.headers["Authorization"] for request in scorer.requests} == {f"Bearer {SCORE_KEY}"}
+        rlhf_marl.evaluate(tmp_path / "run", limit=2)
+    written = everything_under(tmp_path)
+    assert b"served" in written  # the search does see what was written
+    shown = "".join(capfd.readouterr()) + caplog.text
+    for key in (CHAT_KEY, SCORE_KEY):
+        assert key.encode() not in written
+        assert key not in shown
+
+
+@pytest.mark.parametrize("broken", ["talker", "scorer"])
+def test_a_service_that_repeats_the_key_does_not_get_it_into_an_error(
+    tiny_content, tmp_path, keys, capfd, caplog, broken
+):
+    """Some services put the key they were given into the text of a refusal."""
+    told = Reply(401, {"error": {"message": f"no such key: {CHAT_KEY} {SCORE_KEY}"}})
+    with serving(chat(lambda text: "fine")) as talker, serving(scores_of_lengths) as scorer:
+        (talker if broken == "talker" else scorer).answer = lambda request: told
+        content = content_of(tiny_content, tmp_path, talker.url, scorer.url)
+        with pytest.raises(RunStopped) as caught:
+            rlhf_marl.train(content, run_dir=tmp_path / "run")
+    own = CHAT_KEY if broken == "talker" else SCORE_KEY
+    assert own not in str(caught.value)
+    assert own.encode() not in everything_under(tmp_path)
+    assert own not in "".join(capfd.readouterr()) + caplog.text
+
+
+def test_a_key_in_the_config_is_refused_and_not_repeated(tiny_content, tmp_path):
+    content = tiny_content | {"controller": {"kind": "openai", "model": "m", "api_key": CHAT_KEY}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
+    environment = dict(os.environ)
+    result = CliRunner(env=environment).invoke(cli, ["train", str(tmp_path / "c.yaml")])
+    assert result.exit_code != 0
+    assert CHAT_KEY not in result.output + str(result.exception)
