@@ -27,6 +27,7 @@ from rlhf_marl.dialogue.build import build
 from rlhf_marl.dialogue.train import run_training
 from rlhf_marl.journal import Journal
 from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.stopwatch import stopwatch
 from tests.conftest import tiny_llama, tiny_tokenizer
 
 
@@ -122,7 +123,8 @@ def main() -> None:
             print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
             since = time.process_time()
 
-        run_training(system, run, report, lambda: False)
+        with stopwatch(torch.device("cpu")) as watch:
+            run_training(system, run, report, lambda: False, watch)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 

@@ -125,11 +125,8 @@ def write(folder: Path, name: str, content: object) -> None:
 
 def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):
     """SIGKILL: 50 of a training, and some of a reward model's training and of a study."""
-    shared = {
-        "kind": "shared",
-        "aggregate_tokens": 3,
-        "next_prompt_tokens": 3,
-    }  # its memory is lost, which must not show
+    # A controller that remembers what it read: its memory is lost, which must not show.
+    shared = {"kind": "shared", "aggregate_tokens": 3, "next_prompt_tokens": 3}
     write(tmp_path / "train", "config.json", quick_content | {"iterations": 3, "controller": shared})
     rows = [{"prompt": f"question {i}", "chosen": "a" * (i % 7 + 4), "rejected": "z" * (i % 5 + 4)} for i in range(20)]
     pairs = tmp_path / "pairs.jsonl"
