@@ -22,6 +22,7 @@ HEALTHY = {
     "response_tokens": 20.0,
     "controller_fallbacks": 0,
     "tokens_per_second": 9.0,
+    "seconds": 1.0,
 }
 
 
