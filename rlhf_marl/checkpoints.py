@@ -62,11 +62,11 @@ class Checkpoints:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
             (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
             manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
-            (temporary / _MANIFEST).write_text(json.dumps(manifest) + "\n", "utf-8")
+            (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             for name in (_TENSORS, _VALUES, _MANIFEST):
                 flush(temporary / name)
             move(temporary, folder)
-            return self._prune(keep)
+            return self.tidy(keep)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise unwritable(folder, error) from None
@@ -102,12 +102,18 @@ class Checkpoints:
         return None
 
     def forget_after(self, iteration: int) -> None:
-        """Remove checkpoints of later iterations: they are damaged, or a run would have gone on from them."""
+        """Remove checkpoints of later iterations."""
         for folder in self._finished():
             if _number(folder) > iteration:
                 shutil.rmtree(folder)
 
-    def _prune(self, keep: int) -> int:
+    def tidy(self, keep: int) -> int:
+        """Name the best, remove what is neither best nor among the newest `keep`, and what a killed process left.
+
+        Returns the iteration of the oldest of the newest, 0 if there is none.
+        """
+        for left in self._folder.glob("*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
         finished = self._finished()
         scored = {folder: score for folder in finished if (score := _score(folder)) is not None}
         best = max(scored, key=scored.__getitem__) if scored else None
@@ -116,7 +122,7 @@ class Checkpoints:
         for old in finished[:-keep]:
             if old != best:
                 shutil.rmtree(old)
-        return _number(finished[-keep:][0])
+        return _number(finished[-keep:][0]) if finished else 0
 
     def _finished(self) -> list[Path]:
         return sorted((p for p in self._folder.glob("iteration_*") if p.suffix != ".tmp"), key=_number)

@@ -51,7 +51,7 @@ def locked(folder: Path, where: str) -> Iterator[None]:
         lock.release()
 
 
-def unwritable(path: Path, error: Exception) -> RunStopped:
+def unwritable(path: Path, error: Exception, then: str = "go on with --resume") -> RunStopped:
     """What to raise when the disk refuses."""
     reason = getattr(error, "strerror", None) or error
-    return RunStopped(f"{path} cannot be written: {reason}; make room and go on with --resume")
+    return RunStopped(f"{path} cannot be written: {reason}; make room and {then}")

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_marl.chat import Message
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.journal import Journal
+from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.services import RETRIED, Unusable, persistently, read_whole
 
 _PARALLEL = 8
@@ -57,7 +57,7 @@ class Endpoint:
         base_url: str | None,
         timeout: float,
         max_retries: int,
-        journal: Journal,
+        journal: Journal = UNRECORDED,
     ) -> None:
         """Raises UsageError if the variable is not set."""
         key = os.environ.get(api_key_env)

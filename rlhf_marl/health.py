@@ -5,6 +5,8 @@ from typing import Any
 
 from rlhf_marl.config import Config
 
+_ENOUGH = 8  # samples that do not share a sign by chance
+
 
 def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]]:
     """(kind, words) for each symptom in one metrics row."""
@@ -17,10 +19,21 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
             "dead_critic",
             "nearly all critic units are off: the critic is dead; lower critic.step_size or critic.radius",
         )
-    if abs(row["critic_value"]) > 100:
-        yield "critic_scale", f"critic values reach {row['critic_value']:.0f}: rescale the reward card or lower radius"
+    size = row.get("critic_magnitude", abs(row["critic_value"]))  # rows of earlier versions have the mean alone
+    if size > 100:
+        yield "critic_scale", f"critic values reach {size:.0f}: rescale the reward card or lower critic.radius"
     if row["critic_projected"] == 1.0:
         yield "projected", "every critic layer sits on the edge of its ball; a larger critic.radius may help"
+    samples = config.dialogues * config.actor.turns_per_update
+    positive = row.get("actor_signal_positive")
+    if positive == 0.0 and row.get("actor_signal") == 0.0:
+        yield "no_signal", "every actor signal is zero, as when all answers get the same reward: nothing is learned"
+    elif positive in (0.0, 1.0) and samples >= _ENOUGH:
+        yield (
+            "one_sided_signal",
+            "all actor signals have the same sign: centre the rewards with the card's offset, or use actor.baseline "
+            "leave_one_out",
+        )
     if row["entropy"] < 0.3:
         yield "entropy", "policy entropy is below 0.3 nats a token: the policy has collapsed; try actor.kl_coefficient"
     if row["kl"] / row["response_tokens"] > 2.0:

@@ -1,5 +1,6 @@
 """What a user sees while training: live rewards, health warnings in words, and a summary."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -68,6 +69,15 @@ class Display:
                     self._warned.add((kind, row["agent"]))
                     self._print(Text(f"warning: agent {row['agent']}: {words}", style="yellow"))
 
+    def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
+        """The newest words of each agent's symptoms, and in how many rows they were."""
+        found: dict[tuple[int, str], tuple[str, int]] = {}
+        for row in rows:
+            for kind, words in warnings_of(row, self._config):
+                _, times = found.get((row["agent"], kind), ("", 0))
+                found[row["agent"], kind] = words, times + 1
+        return found
+
     def summary(self, rows: list[Row], iterations: int) -> None:
         """First against last fifth of the updates, per agent, and where everything is."""
         table = Table(title=f"{iterations} iterations: mean scaled reward")
@@ -78,6 +88,14 @@ class Display:
             table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
+        for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
+            updates = sum(row["agent"] == agent for row in rows)
+            self._print(Text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
+        best = self._path / "checkpoints" / "best.json"
+        if best.is_file():
+            found = json.loads(best.read_text("utf-8"))
+            metric = f"{self._config.best_metric} {found['score']:+.3f}"
+            self._print(Text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
         self._print(Text(f"run directory: {self._path}"))
         if (self._path / "report.html").is_file():
             self._print(Text(f"report, for a browser: {self._path / 'report.html'}"))

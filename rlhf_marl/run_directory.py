@@ -185,6 +185,17 @@ class RunDirectory:
                 raise unwritable(log, error) from None
         return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
 
+    def tidy_checkpoints(self, iteration: int, keep: int) -> None:
+        """Leave the checkpoints as they were after this iteration, also if the process was killed in the middle of it.
+
+        Later ones are removed: they are damaged, or a run would have gone on from them.
+        """
+        try:
+            self.checkpoints.forget_after(iteration)
+            self.checkpoints.tidy(keep)
+        except OSError as error:
+            raise unwritable(self.path / "checkpoints", error) from None
+
     def load_checkpoint(self) -> State | None:
         """Tensors and values of the newest whole checkpoint, as Checkpoints.load does."""
         return self.checkpoints.load()

@@ -1,13 +1,11 @@
-"""A run killed at any write, resumed, ends as if nothing had happened: bit for bit."""
+"""Work killed at any write or moment, or stopped by a full disk, ends as if nothing had happened: bit for bit."""
 
 import json
 import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -15,24 +13,26 @@ import pytest
 import yaml
 
 import rlhf_marl
-from rlhf_marl import run_directory
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
-
-FINAL = ("dialogues.jsonl", "critics.safetensors", "adapters/agent_0/adapter_model.safetensors")
-TIMES = ("seconds", "stage_seconds", "tokens_per_second")
+from rlhf_marl import checkpoints
+from rlhf_marl.durable import unwritable
+from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.run_directory import RunDirectory
+from tests.killing import differing, state_of_run
+from tests.rewards.test_sequence_classifier import saved
 
 
 class Killed(BaseException):
     """Stands for SIGKILL: nothing in the toolkit may catch it."""
 
 
-class Killer:
-    """Lets `allowed` writes pass and kills at the next, before it or, for lines of a file, in its middle."""
+class Saboteur:
+    """Lets `allowed` writes pass and raises `failure` at the next: before it or, where it writes text, within it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure) -> None:
+        self.failure = failure
         self.allowed: float = float("inf")
         self.writes = 0
-        append = RunDirectory.append
+        append, write_text = RunDirectory.append, Path.write_text
 
         def torn_append(run: RunDirectory, file: Path, rows) -> None:
             rows = list(rows)
@@ -40,11 +40,19 @@ class Killer:
                 half = "".join(json.dumps(row) + "\n" for row in rows)
                 with file.open("a") as stream:
                     stream.write(half[: len(half) // 2])
-                raise Killed
+                raise unwritable(file, self.failure()) if self.failure is not Killed else Killed
             append(run, file, rows)
 
+        def torn_write(file: Path, text: str, *arguments, **options) -> None:
+            if self.counts():
+                write_text(file, text[: len(text) // 2], *arguments, **options)
+                raise self.failure()
+            write_text(file, text, *arguments, **options)
+
         monkeypatch.setattr(RunDirectory, "append", torn_append)
-        for place, name in ((os, "replace"), (os, "fsync"), (run_directory, "save_file"), (shutil, "rmtree")):
+        monkeypatch.setattr(Path, "write_text", torn_write)
+        monkeypatch.setattr(os, "fsync", self.before(lambda descriptor: None))  # quicker than the real one
+        for place, name in ((os, "replace"), (checkpoints, "save_file"), (shutil, "rmtree")):
             monkeypatch.setattr(place, name, self.before(getattr(place, name)))
 
     def counts(self) -> bool:
@@ -53,56 +61,89 @@ class Killer:
 
     def before(self, write):
         def deadly(*arguments, **options):
-            if self.counts():
-                raise Killed
+            if self.counts() and not options.get("ignore_errors"):
+                raise self.failure()
             return write(*arguments, **options)
 
         return deadly
 
 
-def final_state(path: Path) -> list:
-    rows = [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(path / "metrics.jsonl")]
-    return [rows, *((path / name).read_bytes() for name in FINAL)]
+@pytest.fixture
+def quick_content(tiny_content) -> dict:
+    """Two iterations in a tenth of a second."""
+    return tiny_content | {
+        "turns": 1,
+        "generation": {"max_new_tokens": 3, "max_prompt_tokens": 64},
+        "controller": {"kind": "scripted", "next_prompts": ["-"]},
+    }
 
 
-def test_killed_at_every_write(tiny_content, tmp_path, monkeypatch):
-    content = tiny_content | {"turns": 1}
-    expected = final_state(rlhf_marl.train(content, run_dir=tmp_path / "whole").path)
-    killer = Killer(monkeypatch)
-    for writes in count():
+FULL = partial(OSError, 28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("failure", "step"),
+    [(Killed, 1), (FULL, 5), pytest.param(FULL, 1, marks=pytest.mark.slow)],
+    ids=["killed", "some on a full disk", "on a full disk"],
+)
+def test_stopped_at_every_write(quick_content, tmp_path, monkeypatch, failure, step):
+    """A disk that is full once is full for all that follows; then there is room again, and --resume."""
+    monkeypatch.setattr("rlhf_marl.api.refresh_report", lambda path: None)  # it is made anew from what is there
+    expected = state_of_run(rlhf_marl.train(quick_content, run_dir=tmp_path / "whole").path)
+    saboteur = Saboteur(monkeypatch, failure)
+    for writes in count(step=step):
         path = tmp_path / str(writes)
-        killer.writes, killer.allowed = 0, writes
+        saboteur.writes, saboteur.allowed = 0, writes
         try:
-            rlhf_marl.train(content, run_dir=path)
-        except Killed:
-            killer.allowed = float("inf")
-            started = (path / "config.yaml").is_file()
-            path = path if started else path.with_name(f"{writes}-again")
-            rlhf_marl.train(content, run_dir=path, resume=started)
-            assert final_state(path) == expected, f"killed at write {writes}"
+            rlhf_marl.train(quick_content, run_dir=path)
+        except (Killed, RlhfMarlError) as stopped:
+            saboteur.allowed = float("inf")
+            assert failure is Killed or "No space left on device" in str(stopped)  # noqa: PT017
+            resume = (path / "config.yaml").is_file()
+            run = rlhf_marl.train(quick_content, run_dir=path, resume=resume)
+            assert differing(state_of_run(run.path), expected) == [], f"stopped at write {writes}"
         else:
             break
-    assert writes > 20
+    assert writes > 40
 
 
-def test_killed_by_the_system_at_random_moments(tiny_content, tmp_path):
-    """SIGKILL from outside, again and again, until a run gets through."""
-    content = tiny_content | {"iterations": 40}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content))
-    command = [sys.executable, "-m", "rlhf_marl", "train", "c.yaml", "--run-dir", "run"]
-    environment = os.environ | {"PYTHONPATH": str(Path.cwd())}
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    generator = random.Random(0)
-    for attempt in range(2):
-        before = metrics.stat().st_size if metrics.exists() else 0
-        resume = ["--resume"] if attempt else []
-        process = subprocess.Popen([*command, *resume], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size > before):
-            time.sleep(0.01)
-        time.sleep(generator.uniform(0, 1))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    rlhf_marl.train(content, run_dir=tmp_path / "run", resume=True)
-    whole = rlhf_marl.train(content, run_dir=tmp_path / "whole")
-    assert final_state(tmp_path / "run") == final_state(whole.path)
+def killed(folder: Path, **kills: int) -> dict:
+    """What tests/killing.py says."""
+    command = [sys.executable, "-m", "tests.killing", str(folder), *(f"{kind}={n}" for kind, n in kills.items())]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    environment |= {"NUMBA_THREADING_LAYER": "workqueue"}  # the others do not survive a fork
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr + answer.stdout
+    lines = [line for line in answer.stdout.splitlines() if line.startswith("{")]
+    return {kind: found for line in lines for kind, found in json.loads(line).items()}
+
+
+def write(folder: Path, name: str, content: object) -> None:
+    folder.mkdir()
+    (folder / name).write_text(json.dumps(content))
+
+
+def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):
+    """SIGKILL: 50 of a training, and some of a reward model's training and of a study."""
+    # A controller that remembers what it read: its memory is lost, which must not show.
+    shared = {"kind": "shared", "aggregate_tokens": 3, "next_prompt_tokens": 3}
+    write(tmp_path / "train", "config.json", quick_content | {"iterations": 3, "controller": shared})
+    rows = [{"prompt": f"question {i}", "chosen": "a" * (i % 7 + 4), "rejected": "z" * (i % 5 + 4)} for i in range(20)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = saved(tmp_path / "base", "deberta")["model"]
+    card = {"name": "tiny", "kind": "trained", "data": str(pairs), "base": base, "epochs": 2.0}
+    write(tmp_path / "reward", "card.json", card)
+    overrides = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005", "--experiments", "[fig5]"]
+    write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{literal: {}}"])
+    found = killed(tmp_path, train=50, reward=3, study=3)
+    assert {kind: done["kills"] for kind, done in found.items()} == {"train": 50, "reward": 3, "study": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_the_real_small_model_killed_at_random_moments(tmp_path):
+    content = yaml.safe_load(Path("configs/quickstart.yaml").read_text())
+    short = {"iterations": 3, "dialogues": 2, "checkpoint_every": 1}
+    write(tmp_path / "train", "config.json", content | short)
+    assert killed(tmp_path, train=10)["train"]["kills"] == 10

@@ -1,7 +1,7 @@
-"""Checkpoints that survive damage, full disks and a second process."""
+"""Run directories that survive damage, full disks and a second process, and refuse what is not theirs."""
 
-import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 import rlhf_marl
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from tests.conftest import write_card
 
 
 @pytest.fixture
@@ -27,39 +28,10 @@ def newest(run: RunDirectory) -> Path:
     return run.path / "checkpoints" / "iteration_00002"
 
 
-def truncate(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-7])
-
-
 def flip(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-
-
-def test_a_checkpoint_comes_back_as_it_was(run):
-    tensors, values = run.load_checkpoint()
-    assert torch.equal(tensors["w"], torch.full((100,), 2.0))
-    assert values == {"iteration": 2, "updates": 20}
-    run.save_checkpoint(3, {"w": torch.zeros(1)}, {"updates": 30})
-    assert sorted(path.name for path in newest(run).parent.iterdir()) == ["iteration_00002", "iteration_00003"]
-
-
-@pytest.mark.parametrize("file", ["state.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(run, file, damage, caplog):
-    damage(newest(run) / file)
-    with caplog.at_level(logging.WARNING):
-        tensors, values = run.load_checkpoint()
-    assert values["iteration"] == 1
-    assert torch.equal(tensors["w"], torch.ones(100))
-    assert f"checkpoint {newest(run)} is damaged" in caplog.text
-
-
-def test_checkpoints_are_in_the_order_of_their_numbers(run):
-    for iteration in (99_999, 100_000):
-        run.save_checkpoint(iteration, {"w": torch.zeros(1)}, {"updates": iteration})
-    assert run.load_checkpoint()[1]["iteration"] == 100_000
 
 
 def test_what_a_run_left_that_died_at_its_beginning_is_no_run(tmp_path, tiny_config):
@@ -78,25 +50,18 @@ def test_a_changed_reward_card_is_refused_with_the_difference(tiny_content, tmp_
         rlhf_marl.train(tiny_content, run_dir=tmp_path / "run", resume=True)
 
 
-def test_no_whole_checkpoint_is_one_line(run):
-    for folder in newest(run).parent.iterdir():
-        flip(folder / "state.safetensors")
-    with pytest.raises(UsageError, match=r"--resume: all checkpoints in .* are damaged; start a new run"):
-        run.load_checkpoint()
-
-
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(run, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunStopped, match="iteration_00003 cannot be written: No space left on device; make room"):
+    with pytest.raises(RunStopped, match=r"metrics.jsonl cannot be written: No space left on device; make room"):
         run.save_checkpoint(3, {"w": torch.zeros(100)}, {"updates": 30})
     monkeypatch.undo()
     assert run.load_checkpoint()[1]["iteration"] == 2
     assert not list(newest(run).parent.glob("*.tmp"))
-    with pytest.raises(RunStopped, match=r"nowhere/metrics.jsonl cannot be written: No such file"):
-        run.append(run.path / "nowhere" / "metrics.jsonl", [{}])
+    with pytest.raises(RunStopped, match=r"/dev/full cannot be written: No space left on device"):
+        run.append(Path("/dev/full"), [{}])
 
 
 def test_a_run_resumed_past_a_damaged_checkpoint_equals_the_uninterrupted_one(tiny_content, tmp_path, caplog):
@@ -109,6 +74,60 @@ def test_a_run_resumed_past_a_damaged_checkpoint_equals_the_uninterrupted_one(ti
     for name in ("critics.safetensors", "adapters/agent_0/adapter_model.safetensors", "dialogues.jsonl"):
         assert (resumed.path / name).read_bytes() == (whole.path / name).read_bytes()
     assert len(read_jsonl(resumed.path / "metrics.jsonl")) == len(read_jsonl(whole.path / "metrics.jsonl"))
+    assert files(resumed.path / "checkpoints") == files(whole.path / "checkpoints")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and file.name not in ("state.json", "manifest.json")  # which record the config's iterations
+    }
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_content, tmp_path):
+    for name, seed in (("run", 0), ("other", 1)):
+        rlhf_marl.train(tiny_content | {"seed": seed}, run_dir=tmp_path / name)
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    shutil.copytree(tmp_path / "other" / "checkpoints", tmp_path / "run" / "checkpoints")
+    with pytest.raises(UsageError, match="its checkpoint of iteration 2 was written with seed = 1, now it is 0"):
+        rlhf_marl.train(tiny_content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
+
+
+def test_other_software_is_told_since_it_gives_other_digits(run, tiny_config, caplog):
+    RunDirectory.resume(run.path, tiny_config)
+    assert not caplog.text
+    file = run.path / "environment.json"
+    file.write_text(file.read_text().replace('"torch": "', '"torch": "1.'))
+    RunDirectory.resume(run.path, tiny_config)
+    assert "the run began with packages.torch 1." in caplog.text
+
+
+def test_a_damaged_line_is_named(run):
+    run.metrics.write_text('{"iteration": 0}\n{"iter\x00\n{"iteration": 1}\n')
+    with pytest.raises(UsageError, match=r"metrics.jsonl: line 2 is damaged"):
+        run.forget_from(2)
+
+
+def test_skipped_updates_are_counted_across_a_resume(tiny_content, tmp_path):
+    """Two updates an iteration, none finite: the run stops in the same place however often it was interrupted."""
+    card = write_card(tmp_path, "huge", "tests.dialogue.test_train:huge")
+    content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "stop_after_skipped": 5}
+    rlhf_marl.train(content | {"iterations": 1}, run_dir=tmp_path / "run")
+    rlhf_marl.train(content | {"iterations": 2}, run_dir=tmp_path / "run", resume=True)
+    with pytest.raises(RunStopped, match="iteration 3: the last 6 updates had steps that were not finite"):
+        rlhf_marl.train(content | {"iterations": 9}, run_dir=tmp_path / "run", resume=True)
+
+
+def test_of_two_processes_that_begin_one_run_the_second_is_refused(run, tiny_config, tmp_path, monkeypatch):
+    """The first has just written its config, after the second looked."""
+    looks = iter([None])
+    check_free = RunDirectory.check_free
+    monkeypatch.setattr(RunDirectory, "check_free", lambda path: next(looks, path) and check_free(path))
+    before = (run.path / "config.yaml").read_bytes()
+    with pytest.raises(UsageError, match="already exists"):
+        RunDirectory.create(run.path, tiny_config.model_copy(update={"seed": 9}), [])
+    assert (run.path / "config.yaml").read_bytes() == before
 
 
 def test_a_second_process_is_refused_and_a_dead_one_is_not_waited_for(run, tiny_config):

@@ -34,7 +34,7 @@ class CriticMetrics:
 
     Attributes:
         td_error: mean |δ| of the last TD step.
-        value: mean critic value at the last TD step.
+        value, magnitude: mean critic value, and mean of its absolute value, at the last TD step.
         gradient_norm: of the last TD step.
         projected: share of layers that left the ball and were projected, over all steps.
         skipped: TD steps left out because their gradient was not finite.
@@ -43,6 +43,7 @@ class CriticMetrics:
 
     td_error: Tensor
     value: Tensor
+    magnitude: Tensor
     gradient_norm: Tensor
     projected: Tensor
     skipped: Tensor
@@ -115,6 +116,7 @@ class Critic:
         return CriticMetrics(
             td_error=delta.abs().mean(-1),
             value=value.mean(-1),
+            magnitude=value.abs().mean(-1),
             gradient_norm=gradient.norm(dim=-1),
             projected=projected,
             skipped=skipped,

@@ -11,6 +11,7 @@ from rlhf_marl.algorithm import gossip_bytes
 from rlhf_marl.dialogue.rollout import Turn
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, UpdateMetrics
+from rlhf_marl.health import warnings_of
 
 Row = dict[str, Any]
 
@@ -53,6 +54,7 @@ def metric_rows(
                 "actor_signal": mean(metrics.signal),
                 "actor_signal_positive": mean([(signal > 0).float() for signal in metrics.signal]),
                 "critic_value": metrics.critic.value[agent].item(),
+                "critic_magnitude": metrics.critic.magnitude[agent].item(),
                 "critic_gradient_norm": metrics.critic.gradient_norm[agent].item(),
                 "critic_projected": metrics.critic.projected[agent].item(),
                 "critic_dead_units": metrics.dead_units[agent].item(),
@@ -73,7 +75,7 @@ def metric_rows(
                 "stage_seconds": {name: round(value, 4) for name, value in stages.items()},
             }
         )
-    return rows
+    return [row | {"warnings": [kind for kind, _ in warnings_of(row, system.config)]} for row in rows]
 
 
 def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:

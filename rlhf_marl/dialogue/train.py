@@ -44,6 +44,7 @@ def run_training(
     config = system.config
     done = restore(system, run)
     run.forget_from(done.iterations)
+    run.tidy_checkpoints(done.iterations, config.keep_checkpoints)
     saved = done.iterations
     while done.iterations < config.iterations:
         system.journal.begin(done.iterations)
@@ -182,7 +183,7 @@ def checkpoint_tensors(system: DialogueSystem) -> dict[str, Tensor]:
 
 
 def restore(system: DialogueSystem, run: RunDirectory) -> Done:
-    """Put the newest whole checkpoint into the system, and remove later ones.
+    """Put the newest whole checkpoint into the system.
 
     Raises:
         UsageError: it is of another config or version.
@@ -192,7 +193,6 @@ def restore(system: DialogueSystem, run: RunDirectory) -> Done:
         return Done()
     tensors, values = checkpoint
     check_same_config(values["config"], system.config, f"its checkpoint of iteration {values['iteration']} was written")
-    run.checkpoints.forget_after(values["iteration"])
     parameters = system.adapters.parameters
     parameters.data.copy_(tensors["adapters"])
     if system.optimizer is not None:

@@ -10,7 +10,7 @@ import requests
 from urllib3.exceptions import HTTPError
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.journal import Journal
+from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.rewards.card import ServerCard
 from rlhf_marl.services import RETRIED, Unusable, persistently, read_whole
 
@@ -23,7 +23,7 @@ class Server:
     jitter, and Retry-After is obeyed. When that does not help, `score` raises RunStopped.
     """
 
-    def __init__(self, card: ServerCard, journal: Journal) -> None:
+    def __init__(self, card: ServerCard, journal: Journal = UNRECORDED) -> None:
         self._card, self._journal = card, journal
         self._session = requests.Session()
         if card.api_key_env is not None:

@@ -4,22 +4,24 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 import math
-import os
 import random
 import shutil
-import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rlhf_marl.durable import flush, move, unwritable
 from rlhf_marl.errors import UsageError
 from rlhf_marl.models import load_model_of, load_tokenizer, quiet
 from rlhf_marl.paths import cache_dir, find_data
@@ -27,6 +29,7 @@ from rlhf_marl.rewards.card import SequenceClassifierCard, TrainedCard
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, classifier_inputs
 
+_log = logging.getLogger("rlhf_marl")
 _BINS = 5  # of the reliability table, between confidence 0.5 and 1
 
 
@@ -66,6 +69,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
 
     Raises:
         UsageError: unreadable data, too few pairs, an unusable base, or a folder that exists.
+        RunStopped: the disk is full.
     """
     if folder.exists():
         raise UsageError(f"{where}: {str(folder)!r} already exists")
@@ -73,10 +77,38 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
     if min(len(train), len(held_out)) < 2:
         raise UsageError(f"{where}: data: {len(pairs)} pairs are too few to train on and to hold {card.held_out} out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-        temporary = Path(name) / "model"
-        _fit(card, train + openings(train, card.opening_words), temporary, where)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(folder, card.name):
+            if not folder.exists():  # else another process was first
+                _train_to(folder, card, train, held_out, where)
+        return json.loads((folder / "training.json").read_text("utf-8"))
+    except (OSError, SafetensorError) as error:
+        raise unwritable(folder, error, "start again") from None
+
+
+@contextlib.contextmanager
+def _only_one(folder: Path, name: str) -> Iterator[None]:
+    """Inside, no other process makes this folder; waits for one that does."""
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.warning("reward model %s: another process is training it; waiting", name)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: Sequence[Pair], where: str) -> None:
+    """Everything beside first: the folder appears whole or not at all, and a killed training starts again."""
+    beside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    temporary = beside / "model"
+    try:
+        _fit(card, [*train, *openings(train, card.opening_words)], temporary, where)
         raw_card = SequenceClassifierCard(
             name=card.name,
             kind="sequence_classifier",
@@ -104,12 +136,11 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
         }
         (temporary / "card.yaml").write_text(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), "utf-8")
         (temporary / "training.json").write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
-        try:
-            os.replace(temporary, folder)
-        except OSError:  # another process was first
-            if not (folder / "card.yaml").is_file():
-                raise
-    return measured
+        for file in temporary.iterdir():
+            flush(file)
+        move(temporary, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:

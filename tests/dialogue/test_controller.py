@@ -14,7 +14,6 @@ from rlhf_marl.dialogue.controller import (
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.instructions import Example, Task, render
-from rlhf_marl.journal import UNRECORDED
 from rlhf_marl.paths import find_data
 from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, chat, serving
 
@@ -123,9 +122,9 @@ def server(monkeypatch):
         yield server
 
 
-def ask(server, *texts, max_retries=2, journal=UNRECORDED):
+def ask(server, *texts, max_retries=2):
     options = {"api_key_env": "CHAT_KEY", "base_url": f"{server.url}/v1", "timeout": 0.5, "max_retries": max_retries}
-    chat = endpoint_chat(Endpoint("controller", "m", journal=journal, **options))
+    chat = endpoint_chat(Endpoint("controller", "m", **options))
     return chat([[Message(role="user", content=text)] for text in texts], 9)
 
 

@@ -18,6 +18,7 @@ from rlhf_marl.dialogue.policy import evaluate_responses
 from rlhf_marl.dialogue.rollout import play_turns
 from rlhf_marl.dialogue.train import transitions
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.health import warnings_of
 from rlhf_marl.run_directory import read_jsonl
 from tests.conftest import write_card
 
@@ -44,6 +45,8 @@ def test_a_run_leaves_what_the_contract_names(tiny_content, tmp_path):
         "gossip_bytes",
     ):  # fmt: skip
         assert all(isinstance(row[key], int | float) for row in rows), key
+    assert [row["warnings"] for row in rows] == [[kind for kind, _ in warnings_of(row, run.config)] for row in rows]
+    assert any(row["warnings"] for row in rows)
     dialogues = read_jsonl(run.path / "dialogues.jsonl")
     assert [(d["iteration"], d["turn"], d["dialogue"]) for d in dialogues] == [
         (i, k, 2 * i + b) for i in range(2) for k in range(2) for b in range(2)

@@ -2,11 +2,14 @@
 
 import json
 import math
+import threading
+import time
 
 import pytest
 import yaml
+from filelock import FileLock
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.rewards import SequenceClassifierCard, TrainedCard, build_reward_model, finished_card, load_card
 from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.training import accuracy, openings, reliability, split_pairs, train_reward_model
@@ -65,6 +68,42 @@ def test_same_seed_same_model(recipe, tmp_path):
     assert measured[0] == measured[1]
     other = train_reward_model(quick.model_copy(update={"seed": 1}), tmp_path / "other", "card")
     assert other != measured[0]
+
+
+def test_a_second_process_waits_for_the_first_and_takes_its_model(recipe, tmp_path, caplog):
+    holds = threading.Event()
+
+    def first() -> None:
+        with FileLock(tmp_path / ".out.lock"):
+            holds.set()
+            time.sleep(0.2)
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out" / "training.json").write_text('{"trained_on": 7}')
+
+    threading.Thread(target=first).start()
+    holds.wait()
+    assert train_reward_model(recipe, tmp_path / "out", "card") == {"trained_on": 7}
+    assert "reward model tiny: another process is training it; waiting" in caplog.text
+
+
+def test_what_a_killed_training_left_is_removed_and_a_full_disk_leaves_nothing(recipe, tmp_path, monkeypatch):
+    left = tmp_path / ".out.partial" / "model"
+    left.mkdir(parents=True)
+    (left / "garbage").touch()
+
+    def full(temporary, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_marl.rewards.training.move", full)
+    quick = recipe.model_copy(update={"epochs": 0.1})
+    with pytest.raises(RunStopped, match="out cannot be written: No space left on device; make room and start again"):
+        train_reward_model(quick, tmp_path / "out", "card")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name and path.suffix != ".lock"]
+    monkeypatch.undo()
+    left.mkdir(parents=True)
+    (left / "garbage").touch()
+    train_reward_model(quick, tmp_path / "out", "card")
+    assert not (tmp_path / "out" / "garbage").exists()
 
 
 def test_unusable_input_is_told_before_training(recipe, tmp_path):

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -11,9 +11,11 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from rlhf_marl.durable import move, unwritable
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.setting import Setting
 
+_log = logging.getLogger("rlhf_marl")
 VERSION = 1  # of the files; raised when the same setting would give other numbers
 
 
@@ -42,21 +44,25 @@ def fingerprint(setting: Setting, seed: int, seeds: int, n_points: int) -> str:
 
 
 def save(path: Path, result: Result) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write whole or not at all; raises RunStopped if the disk refuses."""
     temporary = path.with_suffix(".tmp")
+    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
     metadata = {
         "version": str(VERSION),
         "setting": result.setting.model_dump_json(),
         "seconds": str(result.seconds),
+        "sha256": _digest(arrays),
     }
-    arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
-    save_file(arrays, temporary, metadata)
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(arrays, temporary, metadata)
+        move(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error, "start the same study again: it goes on") from None
 
 
 def load(path: Path, setting: Setting) -> Result | None:
-    """What `save` wrote, or None if there is nothing whole (a damaged file counts as nothing and is run again).
+    """What `save` wrote, or None if there is nothing whole (a damaged file is told, and its setting run again).
 
     Raises:
         UsageError: written by another version.
@@ -72,6 +78,18 @@ def load(path: Path, setting: Setting) -> Result | None:
                     f"--out: {path} holds results of version {version}, this is {VERSION}; choose another folder"
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            digest = _digest(arrays)
+            if metadata.get("sha256", digest) != digest:  # the first files had none
+                raise ValueError("its numbers are not those that were written")
             return Result(setting, arrays, float(metadata["seconds"]))
-    except (SafetensorError, OSError, KeyError, ValueError):
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        _log.warning("%s is damaged (%s); its setting is run again", path, error)
         return None
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return digest.hexdigest()

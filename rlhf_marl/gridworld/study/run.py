@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlhf_marl.algorithm import smallest_weight, spectral_gap
+from rlhf_marl.durable import locked, write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.diagnostics import communication, diagnose
 from rlhf_marl.gridworld.setting import Setting
@@ -37,9 +38,15 @@ def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> 
     """Run what is not there yet, then write results.json, claims.md and the figures to `out`; returns it.
 
     Raises:
-        UsageError: `out` holds something else, or results of another version.
+        UsageError: `out` holds something else, or results of another version; or another process writes there.
+        RunStopped: the disk is full.
     """
     _check_folder(out)
+    with locked(out, "--out"):
+        return _run(config, out, report)
+
+
+def _run(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
     wanted = {
         (regime, name, arm): setting
         for regime in config.regimes
@@ -79,7 +86,7 @@ def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> 
             for regime, experiments in by_experiment.items()
         },
     }
-    (out / "results.json").write_text(json.dumps(summary, indent=1) + "\n", "utf-8")
+    write_text(out / "results.json", json.dumps(summary, indent=1) + "\n")
     return out
 
 

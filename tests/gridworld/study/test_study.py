@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_marl.cli import main
-from rlhf_marl.errors import UsageError
+from rlhf_marl.durable import locked
+from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import N_CELLS
 from rlhf_marl.gridworld.study import results
@@ -91,6 +92,32 @@ def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys,
     monkeypatch.setattr(results, "VERSION", 2)
     with pytest.raises(UsageError, match=r"holds results of version 1, this is 2; choose another folder"):
         run_study(config, tmp_path / "old", lambda line: None)
+
+
+def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypatch):
+    setting = settings(load_study("configs/study.yaml", TINY), "literal", "fig2")["TD error"]
+    file = tmp_path / "settings" / "x.safetensors"
+    results.save(file, Result(setting, {"value": np.arange(6.0).reshape(2, 3)}, 1.5))
+    assert np.array_equal(results.load(file, setting).arrays["value"], [[0, 1, 2], [3, 4, 5]])
+    content = bytearray(file.read_bytes())
+    content[-2] ^= 1
+    file.write_bytes(content)
+    assert results.load(file, setting) is None
+    assert "x.safetensors is damaged (its numbers are not those that were written); its setting is run" in caplog.text
+
+    def full(temporary, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(results, "move", full)
+    with pytest.raises(RunStopped, match="No space left on device; make room and start the same study again"):
+        results.save(file, Result(setting, {}, 1.5))
+
+
+def test_two_studies_in_one_folder(study, tmp_path, capsys):
+    (tmp_path / "out" / "settings").mkdir(parents=True)
+    with locked(tmp_path / "out", "test"), pytest.raises(SystemExit):
+        study(*TINY, "--out", "out")
+    assert "error: --out: 'out' is being written by another process" in capsys.readouterr().err
 
 
 def test_quick_is_smaller():
