@@ -359,6 +359,9 @@ def peak_megabytes(config: Config, way: str, n: int) -> float:
             peers.backward(model, prompts, responses, torch.ones(rows, device=model.device))
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")  # getrusage's peak includes the parent's, before exec
+    if status.is_file():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
