@@ -116,7 +116,7 @@ def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypat
 def test_two_studies_in_one_folder(study, tmp_path, capsys):
     (tmp_path / "out" / "settings").mkdir(parents=True)
     with locked(tmp_path / "out", "test"), pytest.raises(SystemExit):
-        study(*TINY, "--out", "out")
+        study(*TINY, "--experiments", "[fig5]", "--regimes", "{literal: {}}", "--out", "out")
     assert "error: --out: 'out' is being written by another process" in capsys.readouterr().err
 
 
