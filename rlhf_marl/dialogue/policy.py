@@ -172,7 +172,7 @@ class Beginning:
         """Add to the leaves' gradients what all passes together sent back to the beginning."""
         pairs = [(t, c.grad) for t, c in zip(self._read, self._copies, strict=True) if c.grad is not None]
         if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True))
+            torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def response_logits(
