@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
 from rlhf_marl.chat import left_pad, positions
 
@@ -149,6 +150,34 @@ def read_prompts(
     return logits, cache, mask
 
 
+@final
+class _RoomyLayer(DynamicLayer):
+    """One layer's keys and values with room for the tokens to come: a step writes its own and moves nothing."""
+
+    def __init__(self, layer: DynamicLayer, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self._all = [nn.functional.pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
+        self._show(layer.keys.shape[-2])
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (states[:, :, :length] for states in self._all)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        begin = self.keys.shape[-2]
+        end = begin + key_states.shape[-2]
+        for states, new in zip(self._all, (key_states, value_states), strict=True):
+            states[:, :, begin:end] = new
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._all = [states[indices] for states in self._all]
+        self._show(self.keys.shape[-2])
+
+
 @torch.inference_mode()
 def generate(
     model: PreTrainedModel,
@@ -179,6 +208,7 @@ def generate(
     if uniforms is not None and device.type != "mps":  # Apple's GPU has no float64: there the CPU samples
         uniforms = uniforms.to(device)
     logits, cache, mask = read_prompts(model, prompts, n_policies, end_tokens[0], remembered)
+    cache.layers = [_RoomyLayer(x, max_new_tokens - 1) if type(x) is DynamicLayer else x for x in cache.layers]
     position_ids = mask.sum(-1, keepdim=True) - 1
     rows = torch.arange(len(mask), device=device)
     ended = torch.zeros(len(mask), dtype=torch.bool, device=device)
