@@ -16,7 +16,7 @@ quickstart: install
 	$(BIN)/rlhf-marl train configs/quickstart.yaml --run-dir $(RUN_DIR)
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 lint: install
 	$(BIN)/ruff check .

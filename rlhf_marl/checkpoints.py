@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_marl.durable import flush, move, unwritable, write_text
+from rlhf_marl.durable import unwritable, write_text, writing_folder
 from rlhf_marl.errors import UsageError
 
 VERSION = 2  # raised when a checkpoint means something else than before
@@ -54,21 +54,15 @@ class Checkpoints:
             RunStopped: the disk refuses; the checkpoints before stay as they are.
         """
         folder = self._folder / f"iteration_{iteration:05d}"
-        temporary = folder.with_suffix(".tmp")
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
         try:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
-            (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
-            manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
-            (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
-            for name in (_TENSORS, _VALUES, _MANIFEST):
-                flush(temporary / name)
-            move(temporary, folder)
+            with writing_folder(folder) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+                (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
+                manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
+                (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             return self.tidy(keep)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             raise unwritable(folder, error) from None
 
     def load(self) -> State | None:

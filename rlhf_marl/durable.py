@@ -1,6 +1,7 @@
 """Files that are there whole or not at all, on the disk and not only on their way to it; and who may write them."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,9 +29,31 @@ def move(temporary: Path, path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file's content, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file's content, whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, "utf-8")
+    temporary.write_bytes(content)
     move(temporary, path)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which then takes the place of `path`: whole or not at all, whatever names the files had."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        for item in sorted(temporary.rglob("*")):
+            flush(item)
+        shutil.rmtree(path, ignore_errors=True)
+        move(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rlhf_marl.checkpoints import Checkpoints, State
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.durable import flush, locked, move, unwritable, write_text
+from rlhf_marl.durable import flush, locked, unwritable, write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards.card import Card, check_card
 from rlhf_marl.yaml_io import load_yaml
@@ -148,22 +148,14 @@ class RunDirectory:
         """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
         try:
             with file.open("a", encoding="utf-8") as stream:
-                stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                stream.write(_lines(rows))
         except OSError as error:
             raise unwritable(file, error) from None
 
     def forget_from(self, iteration: int) -> None:
         """Drop lines of iterations at or after this one (and a torn last line): they will be written again."""
         for file in (self.metrics, self.dialogues):
-            kept = [row for row in read_jsonl(file) if row["iteration"] < iteration]
-            temporary = file.with_suffix(".jsonl.tmp")
-            temporary.unlink(missing_ok=True)
-            temporary.touch()
-            self.append(temporary, kept)
-            try:
-                move(temporary, file)
-            except OSError as error:
-                raise unwritable(file, error) from None
+            self._write(file, _lines(row for row in read_jsonl(file) if row["iteration"] < iteration))
 
     def save_checkpoint(
         self,
@@ -210,6 +202,10 @@ def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> N
 
 def _dump_cards(cards: Sequence[Card]) -> str:
     return json.dumps([card.model_dump(mode="json") for card in cards], indent=2) + "\n"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:

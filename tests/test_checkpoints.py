@@ -121,7 +121,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_els
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append((Path(a).name, Path(b).name)), replace(a, b)))
     save(Checkpoints(folder), 3)
     beside = folder / "iteration_00003.tmp"
-    assert calls == [*(beside / name for name in FILES), beside, (beside.name, "iteration_00003"), folder]
+    assert calls == [*(beside / name for name in sorted(FILES)), beside, (beside.name, "iteration_00003"), folder]
 
 
 def test_later_checkpoints_are_forgotten(folder):
@@ -133,7 +133,7 @@ def test_a_full_disk_keeps_what_is_there(folder, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    for place in ("checkpoints.save_file", "checkpoints.flush", "durable.os.replace", "durable.os.fsync"):
+    for place in ("checkpoints.save_file", "durable.flush", "durable.os.replace", "durable.os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(f"rlhf_marl.{place}", full)
             with pytest.raises(RunStopped, match="iteration_00003 cannot be written: No space left on device"):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import final
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from rlhf_marl.algorithm import critic_kind
@@ -14,7 +14,7 @@ from rlhf_marl.dialogue.rollout import Turn, play_turns
 from rlhf_marl.dialogue.rows import Row, dialogue_rows, metric_rows
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, critic_features, update
-from rlhf_marl.durable import unwritable
+from rlhf_marl.durable import unwritable, write_bytes, writing_folder
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.run_directory import RunDirectory, check_same_config
 from rlhf_marl.stopwatch import Stopwatch
@@ -215,7 +215,7 @@ def save_results(system: DialogueSystem, run: RunDirectory) -> None:
     weights = system.critic.weights.detach().cpu()
     try:
         _save_adapters(system, run.adapters)
-        save_file({f"agent_{agent}": weights[agent].contiguous() for agent in range(len(weights))}, run.critics)
+        write_bytes(run.critics, save({f"agent_{i}": agent.contiguous() for i, agent in enumerate(weights)}))
         best = run.checkpoints.best()
         if best is not None:
             last = system.adapters.parameters.detach().clone()
@@ -227,5 +227,6 @@ def save_results(system: DialogueSystem, run: RunDirectory) -> None:
 
 
 def _save_adapters(system: DialogueSystem, folder: Path) -> None:
-    for agent in range(len(system.cards)):
-        system.adapters.save(agent, folder / f"agent_{agent}", system.model.config._name_or_path)
+    with writing_folder(folder) as temporary:
+        for agent in range(len(system.cards)):
+            system.adapters.save(agent, temporary / f"agent_{agent}", system.model.config._name_or_path)

@@ -17,6 +17,7 @@ from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.config import Config, FixedPrompt
 from rlhf_marl.dialogue.build import build
 from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
@@ -240,6 +241,4 @@ def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:
     lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     for name, content in ((DIALOGUES, lines), (NUMBERS, text)):
-        temporary = path / f"{name}.tmp"
-        temporary.write_text(content, "utf-8")
-        os.replace(temporary, path / name)
+        write_text(path / name, content)

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from collections.abc import Sequence
 from importlib import metadata, resources
@@ -15,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.report.read import Run, read_run, visible
 from rlhf_marl.report.tables import cross_rewards, differences, held_out
@@ -44,10 +44,8 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise UsageError("report: a run directory is named twice")
     runs = [read_run(path) for path in paths]
     file = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
-    temporary = file.with_name(file.name + ".tmp")
     try:
-        temporary.write_text(render(runs), "utf-8", newline="\n")
-        os.replace(temporary, file)
+        write_text(file, render(runs))
     except OSError as error:
         raise UsageError(f"report: {str(file)!r} cannot be written: {error.strerror}") from None
     return file

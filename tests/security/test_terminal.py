@@ -1,8 +1,5 @@
 """Hostile text in a terminal: shown escaped, on one line."""
 
-import subprocess
-import sys
-
 import pytest
 
 from rlhf_marl.errors import printable
@@ -30,11 +27,10 @@ def test_printable_leaves_letters_of_all_scripts():
 
 
 @pytest.mark.parametrize("text", [HOSTILE[name] for name in ("ansi", "bidi", "return", "zero width")])
-def test_error_lines_are_inert(tmp_path, text):
+def test_error_lines_are_inert(run, text):
     """Whatever a mistake repeats, here a file's name, one printable line comes of it."""
-    command = [sys.executable, "-m", "rlhf_marl", "reward", "score", f"{text}.yaml", "--response", "r"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+    code, _, complaint = run("train", f"{text}.yaml")
+    assert code == 2
+    (line,) = complaint.splitlines()
     assert line.startswith("error: ")
     assert line.isprintable()

@@ -9,9 +9,9 @@ from typing import final
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialised
 
-from rlhf_marl.durable import move, unwritable
+from rlhf_marl.durable import unwritable, write_bytes
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.setting import Setting
 
@@ -45,7 +45,6 @@ def fingerprint(setting: Setting, seed: int, seeds: int, n_points: int) -> str:
 
 def save(path: Path, result: Result) -> None:
     """Write whole or not at all; raises RunStopped if the disk refuses."""
-    temporary = path.with_suffix(".tmp")
     arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
     metadata = {
         "version": str(VERSION),
@@ -55,8 +54,7 @@ def save(path: Path, result: Result) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(arrays, temporary, metadata)
-        move(temporary, path)
+        write_bytes(path, serialised(arrays, metadata))
     except (OSError, SafetensorError) as error:
         raise unwritable(path, error, "start the same study again: it goes on") from None
 
