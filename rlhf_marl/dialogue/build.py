@@ -33,7 +33,7 @@ from rlhf_marl.instructions import render
 from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
 from rlhf_marl.paths import find_data
-from rlhf_marl.rewards import Card, build_reward_model, finished_card, load_card
+from rlhf_marl.rewards import Card, ChatModel, RewardModel, build_reward_model, finished_card, load_card
 
 # What is drawn while building; responses are sampled from [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
@@ -92,11 +92,21 @@ def build(
         critic=_critic(config, topology, device),
         features=_features(config, embeddings),
         cards=cards,
-        reward_models=[build_reward_model(card, (model, tokenizer), journal) for card in cards],
+        reward_models=_reward_models(cards, (model, tokenizer), journal),
         controller=_controller(config, templates, model, tokenizer, ends, adapters, device, source, journal),
         questions=questions,
         journal=journal,
     )
+
+
+def _reward_models(cards: Sequence[Card], base: ChatModel, journal: Journal) -> list[RewardModel]:
+    """One per agent; agents with the same card share it, and its memory."""
+    built: dict[str, RewardModel] = {}
+    for card in cards:
+        key = card.model_dump_json()
+        if key not in built:
+            built[key] = build_reward_model(card, base, journal)
+    return [built[card.model_dump_json()] for card in cards]
 
 
 def build_topology(config: Config, source: str) -> Topology:

@@ -13,10 +13,10 @@ from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_tokens
 
-# Activations of one backward pass grow with its tokens. Above this many the (agents x dialogues) grid is split, and
-# what all states begin with is read for fewer agents at once, so that memory stays flat in the number of agents.
-# Gradients add up over the parts.
-TOKENS_PER_PASS = 256
+# Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
+# rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
+# agents. Gradients add up over the parts.
+TOKENS_PER_PASS = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,7 @@ def evaluate_responses(
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
     beginning: Beginning | None = None
     shared = shared_tokens(states)
-    for rows, columns in blocks(
-        n_agents, n_dialogues, rows=TOKENS_PER_PASS // (longest - shared), agents=TOKENS_PER_PASS // max(shared, 1)
-    ):
+    for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         with torch.no_grad(), adapters.use(None):
@@ -112,7 +110,7 @@ def base_entropy(
     n_agents, n_dialogues = len(responses), len(states)
     result = torch.zeros(n_agents, n_dialogues, device=model.device)
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
-    for rows, columns in blocks(n_agents, n_dialogues, rows=TOKENS_PER_PASS // longest, agents=n_agents):
+    for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         with adapters.use(None):
             logits = _base_logits(model, list(states[columns]) * (rows.stop - rows.start), tokens, mask, pad)
@@ -121,12 +119,14 @@ def base_entropy(
     return result
 
 
-def blocks(n_agents: int, n_dialogues: int, *, rows: int, agents: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles of at most `rows` cells and `agents` agents (at least one) that tile the (agents x dialogues) grid.
+def blocks(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles that tile the (agents x dialogues) grid, of TOKENS_PER_PASS tokens at most unless one cell has more.
 
-    As many agents as possible go together; all dialogues of one group of agents come before the next group.
+    `shared` tokens are read per agent, `rest` per cell. As many agents as possible go together; all dialogues of one
+    group of agents come before the next group.
     """
-    agents_per_block = max(1, min(n_agents, rows, agents))
+    agents_per_block = max(1, min(n_agents, TOKENS_PER_PASS // (shared + rest)))
+    rows = (TOKENS_PER_PASS - agents_per_block * shared) // rest
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
         for dialogue in range(0, n_dialogues, dialogues_per_block):

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rlhf_marl.dialogue import policy
 from rlhf_marl.dialogue.adapters import StackedAdapters
@@ -70,16 +72,14 @@ def test_fresh_adapters_have_no_divergence():
     torch.testing.assert_close(result.kl, torch.zeros(3, 2), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("agents", "dialogues", "rows", "together"),
-    [(3, 4, 0, 3), (3, 4, 2, 3), (3, 4, 7, 3), (8, 4, 5, 8), (1, 4, 100, 1), (8, 4, 32, 3), (2, 3, 6, 0)],
-)
-def test_blocks_cover_the_grid_once(agents, dialogues, rows, together):
-    tiles = list(blocks(agents, dialogues, rows=rows, agents=together))
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 500), st.integers(1, 500))
+def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, shared, rest):
+    tiles = list(blocks(agents, dialogues, shared, rest))
     cells = [(a, d) for agent, dialogue in tiles for a in range(agents)[agent] for d in range(dialogues)[dialogue]]
     assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
-    assert max((a.stop - a.start) * (d.stop - d.start) for a, d in tiles) <= max(rows, 1)
-    assert max(a.stop - a.start for a, _ in tiles) <= max(together, 1)
+    for together, at_once in ((a.stop - a.start, d.stop - d.start) for a, d in tiles):
+        tokens = together * (shared + at_once * rest)
+        assert tokens <= policy.TOKENS_PER_PASS or together == at_once == 1
     assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
 
 

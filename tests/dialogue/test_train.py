@@ -253,3 +253,11 @@ def test_trained_agents_chat(tiny_content, tmp_path):
 def test_tensorboard_receives_the_metrics(tiny_content, tmp_path):
     run = train(tiny_content | {"tracker": "tensorboard"}, tmp_path / "run")
     assert any((run.path / "tracker").rglob("events*"))
+
+
+def test_agents_with_the_same_card_share_its_memory(tiny_content):
+    first, second = tiny_content["agents"]
+    config = check_config(tiny_content | {"agents": [first, second, first]}, "c")
+    models = build(config, "c", torch.device("cpu")).reward_models
+    assert models[0] is models[2]
+    assert models[0] is not models[1]
