@@ -76,13 +76,18 @@ def seconds(way: Way, device: torch.device) -> float:
 
 
 def in_turn(ways: dict[str, Way], repeats: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each way, measured in turn; one round before does not count."""
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, way in ways.items():
-            taken = seconds(way, device)
-            if repeat:
-                times[name].append(taken)
+    """Seconds of each way, measured in turn."""
+    return repeated({name: lambda way=way: seconds(way, device) for name, way in ways.items()}, repeats)
+
+
+def repeated(steps: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What each step returns, in turn. Before it counts a step runs once, as in a long run: else the memory that the
+    one before gave back to the system, and that this one must ask for again, would be its cost."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            step()
+            times[name].append(step())
     return times
 
 
@@ -299,12 +304,7 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
         steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(peers.copies(system), system, question)
     except ImportError as error:
         click.echo(f"\nCoMLRL is left out: {error}")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(repeats + 1):
-        for name, step in steps.items():
-            taken = step()
-            if repeat:
-                times[name].append(taken)
+    times = repeated(steps, repeats)
     show("Update of all agents from one turn", times, "ours")
     comlrl = "CoMLRL MAREINFORCE" in times
     return {

@@ -25,6 +25,7 @@ from rlhf_marl.errors import UsageError
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"
+_ALL = slice(None)
 _PLAIN = (nn.Linear, PackedLinear)  # other linear layers (quantised ones) multiply in their own way
 
 
@@ -52,7 +53,9 @@ class StackedLinear(nn.Module):
         agents = self.active.agents
         if agents is None:
             return self.base(x)
-        a, b = self.a[agents], self.b[agents]
+        a, b = self.a, self.b
+        if agents != _ALL:
+            a, b = a[agents], b[agents]
         if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
             return _StackedProduct.apply(x, self.base.weight, self.base.bias, a, b, self.scaling)
         y = self.base(x)
