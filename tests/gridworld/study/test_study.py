@@ -105,10 +105,10 @@ def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypat
     assert results.load(file, setting) is None
     assert "x.safetensors is damaged (its numbers are not those that were written); its setting is run" in caplog.text
 
-    def full(temporary, path):
+    def full(path, content):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results, "move", full)
+    monkeypatch.setattr(results, "write_bytes", full)
     with pytest.raises(RunStopped, match="No space left on device; make room and start the same study again"):
         results.save(file, Result(setting, {}, 1.5))
 
