@@ -129,7 +129,11 @@ def read_prompts(
         n_policies * len(prompts) rows, policy by policy; padding is on the left, after what all begin with.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
-    cache, shared = read_beginning(model, distinct, n_policies, remembered)
+    if len(distinct) == 1:  # one pass over all of it: a pass over its last token alone would cost a decode step
+        cache = remembered or DynamicCache(config=model.config)
+        shared = cache.get_seq_length()
+    else:
+        cache, shared = read_beginning(model, distinct, n_policies, remembered)
     if shared:
         cache.batch_repeat_interleave(len(distinct))
     ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)

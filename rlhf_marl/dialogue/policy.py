@@ -17,6 +17,7 @@ from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_t
 # rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
 # agents. Gradients add up over the parts.
 TOKENS_PER_PASS = 384
+POSITIONS = 64  # of a pass, whose distributions over the vocabulary are held at once beside the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +61,34 @@ def evaluate_responses(
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
     beginning: Beginning | None = None
     shared = shared_tokens(states)
+    with torch.no_grad(), adapters.use(None):
+        reading = BaseReading(model, states, pad)
     for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         with torch.no_grad(), adapters.use(None):
-            base = _base_logits(model, list(states[columns]) * n_rows, tokens, mask, pad)
-            divergence = _log_softmax(base, temperature)
+            base = reading.logits(model, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
                 if columns.start == 0:  # the first block of these agents
                     beginning = Beginning(model, states, n_rows)
                 assert beginning is not None
                 logits = response_logits(model, beginning, states[columns], tokens, mask, pad)
-            with torch.no_grad():
-                log_policy = _log_softmax(logits, temperature)
-                policy = log_policy.exp()
-                divergence.neg_().add_(log_policy)  # log π - log base
-                kl = torch.linalg.vecdot(policy, divergence)
-                block_shape = (n_rows, -1)
-                log_probability = log_policy.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-                result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
-                result.entropy[rows, columns] = _mean_entropy(policy, log_policy, mask).view(block_shape)
-                result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
+            log_probability, entropy, kl = _token_statistics(
+                logits.detach(),
+                base,
+                tokens,
+                mask,
+                temperature=temperature,
+                signal=None if signal is None else signal[rows, columns].flatten(),
+                kl_coefficient=kl_coefficient,
+            )
+            block_shape = (n_rows, -1)
+            result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
+            result.entropy[rows, columns] = _token_mean(entropy, mask).view(block_shape)
+            result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
-                weight = signal[rows, columns].reshape(-1, 1).to(kl)
-                # Row by row: d(-log π_a)/dz = π - onehot_a and dKL/dz = π (log π - log base - KL), z = logits / T.
-                gradient = (
-                    divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(weight.unsqueeze(-1)).mul_(policy)
-                )
-                gradient.scatter_add_(-1, tokens.unsqueeze(-1), -weight.expand_as(kl).unsqueeze(-1))
-                gradient.mul_((mask / temperature).unsqueeze(-1))
-                adapters.backward(logits, gradient.to(logits.dtype))
+                adapters.backward(logits, base)
                 if columns.stop == n_dialogues:  # the last block of these agents
                     beginning.backward()
     return result
@@ -110,12 +108,18 @@ def base_entropy(
     n_agents, n_dialogues = len(responses), len(states)
     result = torch.zeros(n_agents, n_dialogues, device=model.device)
     longest = max(len(r) for row in responses for r in row) + max(map(len, states))
-    for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
-        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
-        with adapters.use(None):
-            logits = _base_logits(model, list(states[columns]) * (rows.stop - rows.start), tokens, mask, pad)
-        log_policy = _log_softmax(logits, temperature)
-        result[rows, columns] = _mean_entropy(log_policy.exp(), log_policy, mask).view(rows.stop - rows.start, -1)
+    with adapters.use(None):
+        reading = BaseReading(model, states, pad)
+        for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
+            tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+            logits = reading.logits(model, columns, tokens, mask)
+            entropy = torch.cat(
+                [
+                    torch.distributions.Categorical(logits=part.float() / temperature, validate_args=False).entropy()
+                    for part in logits.flatten(0, 1).split(POSITIONS)
+                ]
+            )
+            result[rows, columns] = _token_mean(entropy.view(mask.shape), mask).view(rows.stop - rows.start, -1)
     return result
 
 
@@ -202,31 +206,84 @@ def response_logits(
     ).logits
 
 
-def _base_logits(
-    model: PreTrainedModel, states: Sequence[Sequence[int]], tokens: Tensor, mask: Tensor, pad: int
-) -> Tensor:
-    """As `response_logits`, for rows of one policy and without gradients: each distinct state is read once."""
-    first, cache, state_mask = read_prompts(model, states, 1, pad)
-    if tokens.shape[1] == 1:
-        return first.unsqueeze(1)
-    attention = torch.cat([state_mask, mask[:, :-1]], dim=-1)
-    rest = model(
-        input_ids=tokens[:, :-1],
-        attention_mask=attention,
-        position_ids=positions(attention)[:, state_mask.shape[1] :],
-        past_key_values=cache,
-        use_cache=True,
-    ).logits
-    return torch.cat([first.unsqueeze(1), rest], dim=1)
+@final
+class BaseReading:
+    """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
+
+    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int) -> None:
+        self._first, self._cache, self._mask = read_prompts(model, states, 1, pad)
+
+    def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `response_logits`, of the base model and without gradients.
+
+        Rows are agents times the states of `columns`.
+        """
+        which = torch.arange(len(self._mask), device=tokens.device)[columns]
+        rows = which.repeat(len(tokens) // len(which))
+        first = self._first[rows].unsqueeze(1)
+        if tokens.shape[1] == 1:
+            return first
+        attention = torch.cat([self._mask[rows], mask[:, :-1]], dim=-1)
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        cache.batch_select_indices(rows)
+        rest = model(
+            input_ids=tokens[:, :-1],
+            attention_mask=attention,
+            position_ids=positions(attention)[:, self._mask.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        ).logits
+        return torch.cat([first, rest], dim=1)
+
+
+@torch.no_grad()
+def _token_statistics(
+    logits: Tensor,
+    base: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    signal: Tensor | None,
+    kl_coefficient: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(a), entropy and KL(π || base) at each token, each (rows, T).
+
+    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask: (rows, T); signal: (rows,).
+    With a signal, `base` becomes the gradient at the logits z, row by row, of kl_coefficient KL - signal log π(a):
+    dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the temperature.
+    All in chunks of positions, so that what is computed on the way stays small.
+    """
+    flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
+    scale = (mask / temperature).view(-1, 1)
+    weight = None if signal is None else signal.to(logits.device, torch.float32).repeat_interleave(tokens.shape[1])
+    result = torch.empty(3, len(flat_tokens), device=logits.device)
+    for begin in range(0, len(flat_tokens), POSITIONS):
+        part = slice(begin, begin + POSITIONS)
+        log_policy = _log_softmax(flat_logits[part], temperature)
+        policy = log_policy.exp()
+        divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)  # log π - log base
+        kl = torch.linalg.vecdot(policy, divergence)
+        result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
+        result[1, part] = -torch.linalg.vecdot(policy, log_policy)
+        result[2, part] = kl
+        if weight is not None:
+            w = weight[part].unsqueeze(-1)
+            gradient = divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(w).mul_(policy)
+            gradient.scatter_add_(-1, flat_tokens[part], -w)
+            flat_base[part] = gradient.mul_(scale[part])
+    log_probability, entropy, kl = result.view(3, *tokens.shape)
+    return log_probability, entropy, kl
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits.float() if temperature == 1.0 else logits.float() / temperature, dim=-1)
 
 
-def _mean_entropy(policy: Tensor, log_policy: Tensor, mask: Tensor) -> Tensor:
-    return -_token_sum(torch.linalg.vecdot(policy, log_policy), mask) / mask.sum(-1)
-
-
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(-1)
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return _token_sum(values, mask) / mask.sum(-1)

@@ -40,8 +40,9 @@ def plain(model, adapters, agent: int, state: list[int], response: list[int]):
 @pytest.mark.parametrize("states", [STATES, [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 9, 8]]])
 @pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
 def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass, states):
-    """Whatever the split into passes, and whether states differ, are alike or begin alike."""
+    """Whatever the split into passes and chunks, and whether states differ, are alike or begin alike."""
     model, adapters = system
+    monkeypatch.setattr(policy, "POSITIONS", 3)
     monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
     result = evaluate_responses(
@@ -84,16 +85,18 @@ def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, share
 
 
 def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
-    """Not once per pass: the gradients of several passes go through one reading."""
+    """Not once per pass: the gradients of several passes go through one reading. The base model reads a state once."""
     model, adapters = system
     monkeypatch.setattr(policy, "TOKENS_PER_PASS", 10)
-    read = []
-    hook = model.register_forward_hook(
-        lambda _, args, kwargs, out: read.append(kwargs["input_ids"].numel() * torch.is_grad_enabled()),
-        with_kwargs=True,
-    )
+    read = {True: 0, False: 0}  # with gradients (agents), without (base model)
+
+    def count(_, args, kwargs, output):
+        read[torch.is_grad_enabled()] += kwargs["input_ids"].numel()
+
+    hook = model.register_forward_hook(count, with_kwargs=True)
     responses = [[[20, 21]] * 4, [[30, 31]] * 4, [[40, 41]] * 4]
     signal = torch.ones(3, 4)
     evaluate_responses(model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal)
     hook.remove()
-    assert sum(read) == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
+    assert read[True] == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
+    assert read[False] == 4 + 12  # the state; a response token per row
