@@ -29,6 +29,7 @@ import peers
 from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.build import build
+from rlhf_marl.dialogue.controller import Controller, ScriptedController
 from rlhf_marl.dialogue.generation import generate
 from rlhf_marl.dialogue.policy import Beginning, response_logits
 from rlhf_marl.dialogue.system import DialogueSystem
@@ -274,16 +275,19 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
 
     All answer the config's question. Ours includes the controller, the critics and gossip, which the others have not;
     TRL and CoMLRL include their reference models' log-probabilities, as ours does. TRL is measured as it comes, which
-    is with gradient checkpointing, and without; CoMLRL has no such option. A turn of longer dialogues of ours, whose
-    later states are longer and differ, stands beside it.
+    is with gradient checkpointing, and without; CoMLRL has no such option. Beside it stand ours without a controller
+    model, which is the peers' own task, and a turn of longer dialogues, whose later states are longer and differ.
     """
     question = system.questions.texts[0]
     iteration = 0
 
-    def whole(turns: int) -> float:
+    first_answer = ScriptedController("{{ responses[0] }}", [question])
+
+    def whole(turns: int, controller: Controller = system.controller) -> float:
         nonlocal iteration
         iteration += 1
-        played = replace(system, config=system.config.model_copy(update={"turns": turns}))
+        config = system.config.model_copy(update={"turns": turns})
+        played = replace(system, config=config, controller=controller)
         with stopwatch(system.model.device) as watch:
             return seconds(lambda: run_iteration(played, iteration, iteration, watch), system.model.device) / turns
 
@@ -296,6 +300,7 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
     }
     steps: dict[str, Callable[[], float]] = {
         "ours": lambda: whole(1),
+        "ours, without a controller model": lambda: whole(1, first_answer),
         "ours, a turn of three": lambda: whole(3),
         "three TRL RLOO runs": lambda: sum(step() for step in trl[True]),
         "the same, no checkpointing": lambda: sum(step() for step in trl[False]),
@@ -310,6 +315,9 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
     return {
         "iteration_speedup_over_trl": ratio(times, "three TRL RLOO runs", "ours"),
         "iteration_speedup_over_trl_without_checkpointing": ratio(times, "the same, no checkpointing", "ours"),
+        "iteration_without_controller_speedup_over_trl": ratio(
+            times, "three TRL RLOO runs", "ours, without a controller model"
+        ),
         "turn_of_three_speedup_over_trl": ratio(times, "three TRL RLOO runs", "ours, a turn of three"),
         "iteration_speedup_over_comlrl": ratio(times, "CoMLRL MAREINFORCE", "ours") if comlrl else None,
     }
