@@ -160,7 +160,8 @@ def test_two_runs_side_by_side(tmp_path):
     assert "<bdi>iterations</bdi></th><td><bdi>6</bdi></td><td><bdi>3</bdi></td>" in text
 
 
-def test_evaluated_runs_are_compared_question_by_question(tmp_path):
+def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_marl.evaluation.statistics.RESAMPLES", 99)
     first, second = write_run(tmp_path / "gossip"), write_run(tmp_path / "alone")
     file = second / "evaluation_dialogues.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]

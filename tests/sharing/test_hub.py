@@ -72,7 +72,7 @@ def test_a_folder_arrives_whole_in_a_new_private_repository(folder, tmp_path, fa
 
 @pytest.mark.parametrize("xet", ["off", "on"])
 def test_what_an_earlier_export_left_there_goes_in_the_same_commit(folder, tmp_path, fake_hub, xet):
-    """Beside a merged model's config.json an adapter_config.json would add the adapter a second time, and the reverse."""
+    """Beside a merged model's config.json an adapter_config.json would add the adapter a second time."""
     fake_hub.lfs = xet == "off"
     settings = environment(fake_hub, tmp_path, HF_HUB_DISABLE_XET=str(int(xet == "off")))
     (folder / "adapter_config.json").write_text("{}")

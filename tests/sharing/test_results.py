@@ -86,7 +86,8 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     assert (reward.metric_type, reward.metric_value) == ("reward", 0.75)
     assert reward.metric_name == "reward by vowels (scaled), change from base"
     assert held_out.metric_name == (
-        "mean of held-out judges (strict, mild) in standard deviations of their scores of base answers, change from base"
+        "mean of held-out judges (strict, mild) in standard deviations of their scores of base answers, "
+        "change from base"
     )
     assert reward.metric_args == {"low": 0.5, "high": 1.125, "n": 40, "confidence": 0.9}
     assert (wins.metric_type, wins.metric_value) == ("win_rate", 0.75)
