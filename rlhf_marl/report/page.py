@@ -22,7 +22,7 @@ from rlhf_marl.report.tables import ROWS, compared, cross_rewards, differences, 
 from rlhf_marl.report.topology import drawing
 
 _log = logging.getLogger("rlhf_marl")
-_DIALOGUE_BYTES = 8_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
+_DIALOGUE_BYTES = 9_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
 _WINDOW = 5  # Figure 4
 _MAX_POINTS = 400  # light points of one agent; the average is drawn in full
 # An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.

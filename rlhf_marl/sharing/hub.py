@@ -10,7 +10,7 @@ from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.sharing.folder import MARKER
 
 # Names of the files that an export writes, of either kind and over any base model.
-_EXPORTED = ("adapter_model.safetensors", "adapter_config.json", "adapter/adapter_*", "config.json")
+_EXPORTED: tuple[str, ...] = ("adapter_model.safetensors", "adapter_config.json", "adapter/adapter_*", "config.json")
 _EXPORTED += ("generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _EXPORTED += ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 _EXPORTED += ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
