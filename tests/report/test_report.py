@@ -51,8 +51,8 @@ def test_verdicts_tables_and_health_are_said(run_dir):
     assert "[+1.15, +1.35]" in text
     assert "the critic is dead" in text
     assert "policy entropy is below 0.3" in text
-    assert "in which the controller fell back 0.00 → 0.25 [+0.15, +0.35]" in text
-    assert "trained team, own reward 0.25 → 0.75 [+0.40, +0.60]" in text
+    assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
+    assert "the trained team's, own reward: 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
 
 
