@@ -106,7 +106,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         progress: receives what is being done, how much of it is done, and how much there is.
 
     Raises:
-        UsageError: no run, unusable questions or judges; NothingTrained: no agents.
+        UsageError: no run, unusable questions or judges; OnlyRecorded: no agents.
         RunStopped: a reward model or the controller failed.
     """
     began = time.monotonic()
