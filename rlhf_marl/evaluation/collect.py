@@ -59,7 +59,8 @@ def _play(
     turn = 0
     while active:
         budget = system.config.generation.max_prompt_tokens
-        states = [chat_tokens(system.tokenizer, dialogue.messages, budget) for dialogue in active]
+        whole = [chat_tokens(system.tokenizer, dialogue.messages, 10**9) for dialogue in active]
+        states = [tokens[-budget:] for tokens in whole]
         responses = respond(system, states, [dialogue.index for dialogue in active], turn, adapted=policy == "trained")
         entropy, kl = _entropy_and_kl(system, states, responses, policy)
         merged = _merge(system, [questions[d.question] for d in active], active, responses, turn, turns)
@@ -73,6 +74,7 @@ def _play(
                 "dialogue": dialogue.index,
                 "turn": turn,
                 "prompt": dialogue.prompt,
+                "prompt_tokens": len(whole[b]),
                 "responses": [answer.text for answer in answers],
                 "tokens": [len(answer.tokens) for answer in answers],
                 "truncated": [answer.truncated for answer in answers],

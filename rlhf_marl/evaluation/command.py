@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.evaluation.compare import compare_all
-from rlhf_marl.evaluation.evaluate import Evaluation, Options, evaluate_run
+from rlhf_marl.evaluation.evaluate import Options, check_run, evaluate_run
 from rlhf_marl.evaluation.show import markdown, show, show_recorded, show_side_by_side
-from rlhf_marl.evaluation.source import NothingTrained, recorded
+from rlhf_marl.evaluation.source import OnlyRecorded, recorded
+from rlhf_marl.evaluation.stored import Evaluation
 from rlhf_marl.report.page import refresh_report
 from rlhf_marl.run_directory import RunDirectory
 
@@ -23,15 +24,33 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
     Args:
         options: of `Options`; what is None or empty keeps its default.
         output: JSON of what is printed. document: Markdown of each run's table.
+
+    Raises:
+        RlhfMarlError: a run cannot be evaluated; those before it are printed and written first.
     """
     chosen = Options(**{key: value for key, value in options.items() if value not in (None, ())})
     names = [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UsageError("evaluate: a run directory is named twice")
-    found = [_with_progress(path, chosen) for path in paths]
-    for path in paths:
-        refresh_report(path)
-    if len(paths) == 1:
+    found: list[Evaluation] = []
+    try:
+        for path in paths:  # before minutes of work on the others
+            check_run(path)
+        for path in paths:
+            found.append(_with_progress(path, chosen))
+            refresh_report(path)
+    except RlhfMarlError as error:
+        if found:
+            _publish(names[: len(found)], found, output, document)
+        if isinstance(error, OnlyRecorded):
+            show_recorded(recorded(RunDirectory(path)))
+        raise
+    _publish(names, found, output, document)
+
+
+def _publish(names: Sequence[str], found: Sequence[Evaluation], output: Path | None, document: Path | None) -> None:
+    """Print the evaluations, and write them where that is asked for."""
+    if len(found) == 1:
         content = found[0].numbers
         show(content)
     else:
@@ -54,17 +73,11 @@ def _with_progress(path: Path, options: Options) -> Evaluation:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"{path}: loading", total=None)
-        try:
-            found = evaluate_run(
-                path,
-                options,
-                lambda stage, done, total: bar.update(
-                    task, description=f"{path}: {stage}", completed=done, total=total
-                ),
-            )
-        except NothingTrained:
-            show_recorded(recorded(RunDirectory(path)))
-            raise
+        found = evaluate_run(
+            path,
+            options,
+            lambda stage, done, total: bar.update(task, description=f"{path}: {stage}", completed=done, total=total),
+        )
     if found.reused:
         console.print(
             f"{path}: evaluation.json answers this already; delete it to evaluate again", markup=False, soft_wrap=True

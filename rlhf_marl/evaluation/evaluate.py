@@ -3,11 +3,10 @@
 run directory -> system -> collect -> score -> summarise -> evaluation.json and evaluation_dialogues.jsonl
 """
 
-import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +20,15 @@ from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
-from rlhf_marl.evaluation.judges import Scorer, held_out_scorers, own_scorers, pairwise_judge
+from rlhf_marl.evaluation.judges import (
+    HELD_OUT_CARDS,
+    card_digest,
+    held_out_scorers,
+    own_scorers,
+    pairwise_judge,
+)
 from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
 from rlhf_marl.evaluation.source import (
-    agents_fingerprint,
     check_agents,
     check_state,
     load_agents,
@@ -32,13 +36,21 @@ from rlhf_marl.evaluation.source import (
     reward_cards,
     trained_questions,
 )
+from rlhf_marl.evaluation.stored import (
+    DIALOGUES,
+    NUMBERS,
+    VERSION,
+    Evaluation,
+    agents_fingerprint,
+    is_current,
+    read_evaluation,
+)
 from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.models import default_device
 from rlhf_marl.paths import find_data
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.rewards import Card, load_card
+from rlhf_marl.run_directory import RunDirectory
 
-VERSION = 1
-NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"
 Progress = Callable[[str, int, int], None]
 
 
@@ -64,14 +76,27 @@ class Options:
     seed: int = 1
     limit: int | None = None
 
+    def __post_init__(self) -> None:
+        """Take paths for texts and lists for tuples; raises UsageError for what cannot be meant."""
+        object.__setattr__(self, "questions", _text(self.questions, "questions"))
+        if self.judge is not None:
+            object.__setattr__(self, "judge", _text(self.judge, "judge"))
+        if self.judges is not None:
+            if not isinstance(self.judges, list | tuple):
+                raise UsageError(f"judges: {self.judges!r} given; a list of cards is needed")
+            object.__setattr__(self, "judges", tuple(_text(judge, "judges") for judge in self.judges))
+        for key, least in (("turns", 1), ("max_new_tokens", 1), ("seed", 0), ("limit", 1)):
+            value = getattr(self, key)
+            if value is None and key in ("max_new_tokens", "limit"):
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise UsageError(f"{key}: {value!r} given; a whole number, at least {least}, is needed")
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """numbers: evaluation.json; rows: evaluation_dialogues.jsonl; reused: both were there already."""
 
-    numbers: dict[str, Any]
-    rows: list[Row]
-    reused: bool
+def _text(value: Any, key: str) -> str:
+    if not isinstance(value, str | os.PathLike) or isinstance(found := os.fspath(value), bytes):
+        raise UsageError(f"{key}: {value!r} given; the path of a file is needed")
+    return found
 
 
 def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation:
@@ -81,26 +106,21 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         progress: receives what is being done, how much of it is done, and how much there is.
 
     Raises:
-        UsageError: no run, unusable questions or judges; NothingTrained: no agents.
+        UsageError: no run, unusable questions or judges; OnlyRecorded: no agents.
         RunStopped: a reward model or the controller failed.
     """
     began = time.monotonic()
-    run, config = open_run(path)
-    check_agents(run)
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"evaluate: {path} cannot be written to; copy the run and evaluate the copy")
+    run, config = check_run(path)
     notes: list[str] = []
     questions = _questions(options, trained_questions(config, run, notes), notes)
-    settings = _settings(run, config, options, questions)
+    cards = reward_cards(run, config, notes)
+    settings = _settings(config, options, questions, cards)
     stored = read_evaluation(path)
-    if stored is not None and _asks_the_same(stored.numbers["settings"], settings):
+    if stored is not None and _asks_the_same(stored.numbers["settings"], settings, path):
         return stored
     check_state(run, config, notes)
-    system = _build(run, config, options, questions, notes)
-    settings |= {
-        "adapters": load_agents(system, run, notes),
-        "max_prompt_tokens": system.config.generation.max_prompt_tokens,
-    }
+    system = _build(run, config, options, questions, cards)
+    settings |= {"adapters": load_agents(system, run, notes), **agents_fingerprint(path)}
     chat = (system.model, system.tokenizer)
     own = own_scorers(system.cards, system.reward_models)
     held_out, missing = held_out_scorers(own, options.judges, chat)
@@ -108,6 +128,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     scorers = [*own, *held_out]
 
     rows = collect(system, questions, options.turns, _counted(progress, "playing", _turns(questions, options)))
+    _note_lengths(rows, config, system, notes)
     score(rows, scorers, _counted(progress, "scoring", len(scorers)))
     if pairwise is not None:
         progress("comparing pairs", 0, 1)
@@ -117,7 +138,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         "version": VERSION,
         "settings": settings
         | {
-            "judges": {scorer.name: _digest(scorer) for scorer in scorers},
+            "judges": {scorer.name: card_digest(scorer.card) for scorer in scorers},
             "seconds": round(time.monotonic() - began, 1),
         },
         **summarise(
@@ -135,6 +156,19 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     return Evaluation(numbers, rows, reused=False)
 
 
+def check_run(path: Path) -> tuple[RunDirectory, Config]:
+    """The run and its config, if it can be evaluated as far as its files' names tell.
+
+    Raises:
+        UsageError: no run, or not to be written to; OnlyRecorded: there is nothing to evaluate.
+    """
+    run, config = open_run(path)
+    check_agents(run)
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"evaluate: {path} cannot be written to; copy the run and evaluate the copy")
+    return run, config
+
+
 def _questions(options: Options, trained: list[str], notes: list[str]) -> list[Question]:
     path = find_data(options.questions, "--questions")
     kept, left_out = without_trained(load_questions(path), trained)
@@ -144,8 +178,10 @@ def _questions(options: Options, trained: list[str], notes: list[str]) -> list[Q
     return spread(kept, options.limit)
 
 
-def _settings(run: RunDirectory, config: Config, options: Options, questions: list[Question]) -> dict[str, Any]:
-    """What was asked of which agents; two evaluations that agree here would give the same numbers."""
+def _settings(config: Config, options: Options, questions: list[Question], cards: Sequence[Card]) -> dict[str, Any]:
+    """What was asked; two evaluations of the same agents that agree here would give the same numbers."""
+    judges = options.judges if options.judges is not None else HELD_OUT_CARDS
+    asked = [(judge, "--judges") for judge in judges] + ([(options.judge, "--judge")] if options.judge else [])
     return {
         "questions": options.questions,
         "questions_sha256": fingerprint(questions),
@@ -158,14 +194,15 @@ def _settings(run: RunDirectory, config: Config, options: Options, questions: li
         "rlhf_marl": metadata.version("rlhf-marl"),
         "asked": json.loads(json.dumps(asdict(options))),
         "judge": options.judge,
-        "adapters_sha256": agents_fingerprint(run),
+        "cards": {"own": [card_digest(card) for card in cards]}
+        | {reference: card_digest(load_card(reference, where)) for reference, where in asked},
         "confidence": statistics.CONFIDENCE,
         "resamples": statistics.RESAMPLES,
     }
 
 
-def _asks_the_same(before: dict[str, Any], now: dict[str, Any]) -> bool:
-    return all(before.get(key) == value for key, value in now.items())
+def _asks_the_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> bool:
+    return is_current(before, path) and all(before.get(key) == value for key, value in now.items())
 
 
 def _turns(questions: Iterable[Question], options: Options) -> int:
@@ -173,7 +210,7 @@ def _turns(questions: Iterable[Question], options: Options) -> int:
 
 
 def _build(
-    run: RunDirectory, config: Config, options: Options, questions: list[Question], notes: list[str]
+    run: RunDirectory, config: Config, options: Options, questions: list[Question], cards: Sequence[Card]
 ) -> DialogueSystem:
     """The run's system, to be asked other questions."""
     where = f"{run.path}/config.yaml"
@@ -186,26 +223,36 @@ def _build(
         "prompts": FixedPrompt(question="hi"),  # the training's may be out of reach, and are not needed
         "agents": [agent.model_copy(update={"adapter": None}) for agent in config.agents],
     }
-    system = build(config.model_copy(update=ours), where, default_device(), reward_cards(run, notes))
-    return _widened(system, questions, notes)
+    return _widened(build(config.model_copy(update=ours), where, default_device(), cards), questions)
 
 
-def _widened(system: DialogueSystem, questions: list[Question], notes: list[str]) -> DialogueSystem:
-    """The system with room for the longest question: of longer states only the newest tokens are read."""
+def _widened(system: DialogueSystem, questions: list[Question]) -> DialogueSystem:
+    """The system with room for whole dialogues: questions, answers and follow-ups, up to the model's context."""
     config = system.config
-    lengths = [
+    longest = max(
         len(chat_tokens(system.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
         for question in questions
-    ]
-    longest, budget = max(lengths), config.generation.max_prompt_tokens
-    if longest <= budget:
-        return system
+    )
     context = getattr(system.model.config, "max_position_embeddings", None) or 10**9
-    if longest + config.generation.max_new_tokens > context:
+    room = context - config.generation.max_new_tokens
+    if longest > room:
         raise UsageError(f"--questions: the longest is {longest} tokens; {config.model.name} takes {context} in all")
-    notes.append(f"max_prompt_tokens was {budget} in training; here it is {longest}, for the longest question")
-    generation = config.generation.model_copy(update={"max_prompt_tokens": longest})
+    generation = config.generation.model_copy(update={"max_prompt_tokens": room})
     return replace(system, config=config.model_copy(update={"generation": generation}))
+
+
+def _note_lengths(rows: Sequence[Row], config: Config, system: DialogueSystem, notes: list[str]) -> None:
+    """Say where dialogues were longer than those of the training, or than the model's context."""
+    trained, room = config.generation.max_prompt_tokens, system.config.generation.max_prompt_tokens
+    lengths = [row["prompt_tokens"] for row in rows]
+    if max(lengths) > trained:
+        notes.append(
+            f"max_prompt_tokens was {trained} in training; here dialogues of up to {min(max(lengths), room)} tokens "
+            "were read whole"
+        )
+    cut = sum(length > room for length in lengths)
+    if cut:
+        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model; its newest part was read")
 
 
 def _counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
@@ -218,21 +265,6 @@ def _counted(progress: Progress, stage: str, total: int) -> Callable[[int], None
 
     count(0)
     return count
-
-
-def _digest(scorer: Scorer) -> str:
-    return hashlib.sha256(scorer.card.model_dump_json().encode()).hexdigest()[:16]
-
-
-def read_evaluation(path: Path) -> Evaluation | None:
-    """A run's evaluation, if there is a whole one of this version."""
-    try:
-        numbers = json.loads((path / NUMBERS).read_text("utf-8"))
-        rows = read_jsonl(path / DIALOGUES)
-        whole = numbers["version"] == VERSION and isinstance(numbers["settings"], dict) and len(rows) > 0
-    except (OSError, ValueError, UsageError, KeyError, TypeError):
-        return None
-    return Evaluation(numbers, rows, reused=True) if whole else None
 
 
 def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:

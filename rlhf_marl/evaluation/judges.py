@@ -1,6 +1,8 @@
 """Who judges: the agents' own reward models, others that trained nobody, and a chat model that compares pairs."""
 
+import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -23,7 +25,11 @@ from rlhf_marl.rewards.judge import build_grader
 
 # Shipped cards that score without a download. Those that trained an agent of the run are left out.
 HELD_OUT = ("harmless", "helpful", "courteous", "clean_language")
+HELD_OUT_CARDS = tuple(f"reward_models/{name}.yaml" for name in HELD_OUT)
 PAIRWISE = "prompts/pairwise.yaml"
+# Of a card, what does not decide which of two responses it likes better.
+_NOT_CONTENT = {"name", "description", "licence", "scale", "offset", "batch_size", "device", "dtype", "timeout"}
+_NOT_CONTENT |= {"max_retries", "api_key_env"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +66,20 @@ def held_out_scorers(
         UsageError: a chosen card that does not exist or cannot score.
     """
     trained = {name for scorer in own for name in _names(scorer.card)}
+    contents = {content for scorer in own for content in _contents(scorer.card)}
     judges: list[Scorer] = []
     warnings: list[str] = []
-    chosen = references if references is not None else [f"reward_models/{name}.yaml" for name in HELD_OUT]
-    for reference in chosen:
+    for reference in references if references is not None else HELD_OUT_CARDS:
         card = load_card(reference, "--judges")
-        if _names(card) & trained:
-            if references is not None:
-                warnings.append(f"judge {card.name} is no held-out judge: it trained an agent of this run")
-            continue
         if any(judge.name == card.name for judge in judges):
             raise UsageError(f"--judges: two cards are named {card.name!r}; give one of them another name")
         try:
-            card = finished_card(card)
+            if not _names(card) & trained:
+                card = finished_card(card)
+            if _names(card) & trained or _contents(card) & contents:
+                if references is not None:
+                    warnings.append(f"judge {card.name} is no held-out judge: it trained an agent of this run")
+                continue
             judges.append(Scorer(card.name, card, build_reward_model(card, base), []))
         except UsageError as error:
             if references is not None:
@@ -83,8 +90,31 @@ def held_out_scorers(
 
 def _names(card: Card) -> set[str]:
     """The card's name and those of an ensemble's members."""
+    return {card.name}.union(*(_names(member) for member in _members(card)))
+
+
+def _contents(card: Card) -> set[str]:
+    """What the card scores by, and what an ensemble's members do: under another name or scale it is the same."""
+    content = {card.model_dump_json(exclude=_NOT_CONTENT)} if not isinstance(card, EnsembleCard) else set()
+    return content.union(*(_contents(finished_card(member)) for member in _members(card)))
+
+
+def _members(card: Card) -> list[Card]:
     members = card.members if isinstance(card, EnsembleCard) else []
-    return {card.name}.union(*(_names(load_card(m.card, f"card {card.name}: members")) for m in members))
+    return [load_card(member.card, f"card {card.name}: members") for member in members]
+
+
+def card_digest(card: Card) -> str:
+    """Of a card, of the files that it names and of an ensemble's members: the same for the same scores."""
+    digest = hashlib.sha256(card.model_dump_json().encode())
+    function = getattr(card, "function", "").rpartition(":")[0]
+    for name in (function, getattr(card, "data", ""), getattr(card, "rubric", "")):
+        if Path(name).suffix:
+            with suppress(UsageError):
+                digest.update(find_data(name, card.name).read_bytes())
+    for member in _members(card):
+        digest.update(card_digest(member).encode())
+    return digest.hexdigest()[:16]
 
 
 @final

@@ -1,6 +1,6 @@
 """Evaluations in the terminal: one run in full, or several side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from rlhf_marl.errors import printable
 from rlhf_marl.evaluation.statistics import direction
 from rlhf_marl.progress import first_and_last_fifth
 
@@ -25,6 +26,12 @@ _ROWS = {
     "distinct_2": "distinct-2",
     "self_repetition": "repeats itself",
 }
+_LINES: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
+    "agreement between agents": lambda result: result["agreement"],
+    "controller fell back": lambda result: result["controller_fallbacks"],
+    "own reward, one answer of the base model → trained team": lambda result: _against(result, "own_reward"),
+    "held-out judges, one answer of the base model → trained team": lambda result: _against(result, "held_out_reward"),
+}
 _METRIC = ("base", "trained", "difference", "low", "high")
 _SIDE_BY_SIDE = ("own_reward", "held_out_reward", "win_rate", "refusal_harmful", "refusal_harmless", "kl_to_base")
 
@@ -40,7 +47,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     )
     table.add_column("")
     for agent in result["agents"]:
-        table.add_column(Text(f"agent {agent['agent']}\n{agent['reward_model']}", overflow="fold"))
+        table.add_column(Text(f"agent {agent['agent']}\n{printable(agent['reward_model'])}", overflow="fold"))
     table.add_column("team")
     for key, label in _ROWS.items():
         cells = [cell(column.get(key)) for column in (*result["agents"], result["team"])]
@@ -48,16 +55,24 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     console.print(table)
     console.print(_cross_rewards(result["cross_rewards"]))
     if result["team"]["win_rate"] is not None:
-        console.print(Text(f"win rate decided by {result['team']['win_rate']['judge']}"), soft_wrap=True)
-    fallbacks = result["controller_fallbacks"]
-    agreement = cell(result["agreement"]).replace("\n", " ")
-    console.print(f"agreement between agents: {agreement}", markup=False)
-    console.print(f"controller fell back: base {fallbacks['base']:.0%}, trained {fallbacks['trained']:.0%}")
+        _say(console, f"win rate decided by {result['team']['win_rate']['judge']}")
+    for label, metric in _LINES.items():
+        found = metric(result)
+        if found is not None:
+            _say(console, f"{label}: {cell(found)}".replace("\n", " "))
     for agent in result["agents"]:
-        line = f"agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}"
-        console.print(Text(line), soft_wrap=True)
+        _say(console, f"agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}")
     for warning in result["warnings"]:
-        console.print(Text(f"warning: {warning}", style="yellow"), soft_wrap=True)
+        _say(console, f"warning: {warning}", "yellow")
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    """One line, whatever a file put into it."""
+    console.print(Text(printable(line), style=style), soft_wrap=True)
+
+
+def _against(result: dict[str, Any], key: str) -> dict[str, Any] | None:
+    return (result["team"].get("against_single") or {}).get(key)
 
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
@@ -67,7 +82,7 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
     )
     table.add_column("reward model", overflow="fold")
     for row in cross["rows"]:
-        table.add_column(row)
+        table.add_column(Text(printable(row)))
     for j, judge in enumerate(cross["judges"]):
         cells = []
         for i in range(len(cross["rows"])):
@@ -76,7 +91,7 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
             mark = "*" if i in judge["trained_agents"] else ""
             value, _, between = cell(found, short=True).partition("\n")
             cells.append(Text(f"{value}{mark}\n{between}", style=style))
-        table.add_row(Text(judge["name"] + ("" if judge["trained_agents"] else "\nheld out")), *cells)
+        table.add_row(Text(printable(judge["name"]) + ("" if judge["trained_agents"] else "\nheld out")), *cells)
     return table
 
 
@@ -90,7 +105,7 @@ def show_side_by_side(
     console = console or Console(highlight=False)
     table = Table(title="trained against base: difference [95% interval]", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "", *names):
-        table.add_column(Text(column), overflow="fold")
+        table.add_column(Text(printable(column)), overflow="fold")
     n_agents = max(len(result["agents"]) for result in results)
     for i in [*range(n_agents), "team"]:
         columns = [_speaker(result, i) for result in results]
@@ -101,24 +116,23 @@ def show_side_by_side(
         table.add_section()
     console.print(table)
     for name, comparison in compared.items():
-        title = Text(f"trained agents of {name} against those of {names[0]}: difference [95% interval]")
+        title = Text(printable(f"trained agents of {name} against those of {names[0]}: difference [95% interval]"))
         found = [*comparison["agents"], comparison["team"]]
         table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team"):
             table.add_column(column)
         for key in found[-1]:
             label = _ROWS.get(key, f"judge {key}")
-            table.add_row(Text(label), *(Text(cell(column[key], short=True)) for column in found))
+            table.add_row(Text(printable(label)), *(Text(cell(column[key], short=True)) for column in found))
         if found[-1]:
             console.print(table)
         for warning in comparison["warnings"]:
-            console.print(Text(f"warning: {name}: {warning}", style="yellow"), soft_wrap=True)
+            _say(console, f"warning: {name}: {warning}", "yellow")
     for name, result in zip(names, results, strict=True):
         for agent in result["agents"]:
-            line = f"{name}: agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}"
-            console.print(Text(line), soft_wrap=True)
+            _say(console, f"{name}: agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}")
         for warning in result["warnings"]:
-            console.print(Text(f"warning: {name}: {warning}", style="yellow"), soft_wrap=True)
+            _say(console, f"warning: {name}: {warning}", "yellow")
 
 
 def _speaker(result: dict[str, Any], i: int | str) -> dict[str, Any]:
@@ -128,7 +142,7 @@ def _speaker(result: dict[str, Any], i: int | str) -> dict[str, Any]:
 
 
 def _reward_model(column: dict[str, Any]) -> Text:
-    return Text(column.get("reward_model", "all" if column else "-"))
+    return Text(printable(column.get("reward_model", "all" if column else "-")))
 
 
 def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
@@ -141,7 +155,7 @@ def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None
         table.add_column(column)
     for agent, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items()):
         first, last = first_and_last_fifth(rows, agent)
-        table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}")
+        table.add_row(str(agent), Text(printable(name)), f"{first:+.3f}", f"{last:+.3f}")
     console.print(table)
 
 

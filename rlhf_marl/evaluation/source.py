@@ -3,50 +3,62 @@
 Each function returns what it found, and adds a line to `notes` where that is not what a finished run would have.
 """
 
-import hashlib
 import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.prompts import load_questions
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards import Card
+from rlhf_marl.evaluation.stored import newest_checkpoint
+from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 
 
-class NothingTrained(UsageError):
-    """The run has neither adapters nor a checkpoint; what it recorded can still be shown."""
+class OnlyRecorded(UsageError):
+    """The run cannot be evaluated; what training recorded can still be shown."""
 
 
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
 
 
 def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> str:
-    """Put the trained adapters into the system, those of adapters/ or of the newest checkpoint; says which.
+    """Put the trained adapters into the system; says where they are from.
+
+    They are those of adapters/, or of the newest checkpoint where adapters/ cannot be used or the run has trained on
+    since it wrote them.
 
     Raises:
-        NothingTrained: there are neither.
+        OnlyRecorded: there are neither.
     """
-    try:
-        for agent in range(len(system.cards)):
-            system.adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
-        return "adapters"
-    except _ABSENT as error:
-        reason = str(error).splitlines()[0]
+    reason = _load_adapters(system, run)
     try:
         checkpoint = run.load_checkpoint()
-    except UsageError:
+    except UsageError:  # all damaged, or of another version
         checkpoint = None
     if checkpoint is None:
-        raise NothingTrained(_nothing_trained(run, reason))
+        if reason is not None:
+            raise OnlyRecorded(_nothing_trained(run, reason))
+        return "adapters"
     tensors, values = checkpoint
-    if tensors["adapters"].shape != system.adapters.parameters.shape:
+    parameters = system.adapters.parameters.data
+    if reason is None:
+        if torch.equal(tensors["adapters"], parameters.cpu()):
+            return "adapters"
+        newest = newest_checkpoint(run.path)
+        if newest is not None and newest.name != f"iteration_{values['iteration']:05d}":
+            notes.append(f"checkpoint {newest.name} is damaged: whether adapters/ is as new as it is not known")
+            return "adapters"
+        reason = "the run has trained on since it wrote them"
+    if tensors["adapters"].shape != parameters.shape:
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
-    system.adapters.parameters.data.copy_(tensors["adapters"])
+    parameters.copy_(tensors["adapters"])
     notes.append(
         f"adapters/ cannot be used ({reason}): evaluated the newest checkpoint, after {values['iteration']} of "
         f"{system.config.iterations} iterations"
@@ -54,10 +66,20 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
     return f"checkpoint of iteration {values['iteration']}"
 
 
+def _load_adapters(system: DialogueSystem, run: RunDirectory) -> str | None:
+    """Put adapters/ into the system; returns why not, if it cannot."""
+    try:
+        for agent in range(len(system.cards)):
+            system.adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
+    except _ABSENT as error:
+        return str(error).splitlines()[0]
+    return None
+
+
 def check_agents(run: RunDirectory) -> None:
-    """Raise NothingTrained if there is no file to load an agent from, before minutes of loading."""
+    """Raise OnlyRecorded if there is no file to load an agent from, before minutes of loading."""
     if not any(run.adapters.glob("*/*")) and not any(run.path.glob("checkpoints/*/*")):
-        raise NothingTrained(_nothing_trained(run, "there are none"))
+        raise OnlyRecorded(_nothing_trained(run, "there are none"))
 
 
 def _nothing_trained(run: RunDirectory, reason: str) -> str:
@@ -68,11 +90,21 @@ def _nothing_trained(run: RunDirectory, reason: str) -> str:
 
 
 def recorded(run: RunDirectory) -> list[dict[str, Any]]:
-    """The run's metrics as far as they are whole: a row per update and agent."""
+    """The run's metrics as far as they are whole: a row per update and agent, without damaged lines."""
     try:
-        return [row for row in read_jsonl(run.metrics) if {"agent", "reward_model", "reward_scaled"} <= row.keys()]
-    except (OSError, UsageError, AttributeError):
+        lines = run.metrics.read_bytes().split(b"\n")[:-1]
+    except OSError:
         return []
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+            known = (int(row["agent"]), str(row["reward_model"]), int(row["iteration"]), float(row["reward_scaled"]))
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            continue
+        if math.isfinite(known[3]):
+            rows.append(row | dict(zip(("agent", "reward_model", "iteration", "reward_scaled"), known, strict=True)))
+    return rows
 
 
 def open_run(path: Path) -> tuple[RunDirectory, Config]:
@@ -82,27 +114,29 @@ def open_run(path: Path) -> tuple[RunDirectory, Config]:
     except UsageError as error:
         if not (path / "dialogues.jsonl").is_file():
             raise
-        raise UsageError(
-            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version understands; what it "
-            "recorded can still be read in dialogues.jsonl and metrics.jsonl"
+        raise OnlyRecorded(
+            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version understands; "
+            f"`rlhf-marl report {path}` shows what it recorded"
         ) from None
 
 
-def agents_fingerprint(run: RunDirectory) -> str:
-    """SHA-256 of the files that `load_agents` would read."""
-    files = sorted(run.adapters.glob("agent_*/adapter_model.safetensors"))
-    files += sorted(run.path.glob("checkpoints/iteration_*/manifest.json"))
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(str(file.relative_to(run.path)).encode())
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()
+def reward_cards(run: RunDirectory, config: Config, notes: list[str]) -> Sequence[Card]:
+    """The reward models as they were when the run began, or those that its config names.
+
+    Raises:
+        UsageError: neither can be read.
+    """
+    return _recorded_cards(run, config, notes) or [
+        load_card(agent.reward_model, f"{run.path}/config.yaml: agents.{i}.reward_model")
+        for i, agent in enumerate(config.agents)
+    ]
 
 
-def reward_cards(run: RunDirectory, notes: list[str]) -> list[Card] | None:
-    """The reward models as they were when the run began; None: those that its config names are to be built anew."""
+def _recorded_cards(run: RunDirectory, config: Config, notes: list[str]) -> list[Card] | None:
     try:
         cards = run.cards()
+        if len(cards) != len(config.agents):
+            raise UsageError(f"reward_models.json has {len(cards)} cards for {len(config.agents)} agents")
     except UsageError as error:
         notes.append(f"{error}; the reward models were built anew from config.yaml")
         return None

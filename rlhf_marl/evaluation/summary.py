@@ -3,7 +3,7 @@
 A speaker is an agent, 0 to N - 1, or the team, N. Each value is first averaged over a question's turns.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,8 +33,9 @@ def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str
         pairwise: name of the chat judge that compared pairs, or None: the held-out judges decide the win rate.
     """
     n_agents = len(own)
-    held_out = [judge["name"] for judge in judges if not judge["trained_agents"]]
-    ensemble = standardised(rows, held_out)
+    scales = {judge["name"]: _scale(rows, judge["name"]) for judge in judges if not judge["trained_agents"]}
+    held_out = [name for name, (_, deviation) in scales.items() if deviation > 0]
+    ensemble = standardised(scales)
     agents = []
     for agent, name in enumerate(own):
         numbers = {
@@ -48,16 +49,20 @@ def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str
     team = {
         "own_reward": metric(rows, lambda row: float(np.mean([row["aggregate_scores"][name] for name in own]))),
         **_of_speaker(rows, n_agents, ensemble, held_out, pairwise),
+        "against_single": {
+            "own_reward": metric(
+                rows, _team_or_single(n_agents, lambda row, i: float(np.mean([score_of(n, i)(row) for n in own])))
+            ),
+            "held_out_reward": metric(rows, _team_or_single(n_agents, ensemble)) if ensemble else None,
+        },
     }
     return {
         "agents": agents,
         "team": team | {"verdict": verdict(team)},
+        "held_out_judges": held_out,
         "cross_rewards": _cross_rewards(rows, n_agents, judges),
         "agreement": metric(rows, lambda row: agreement(row["responses"])) if n_agents > 1 else None,
-        "controller_fallbacks": {
-            policy: float(np.mean([row["fallbacks"] for row in rows if row["policy"] == policy]))
-            for policy in ("base", "trained")
-        },
+        "controller_fallbacks": metric(rows, lambda row: float(row["fallbacks"])),
         "by_kind": {kind: _of_kind(rows, kind, own) for kind in KINDS if any(row["kind"] == kind for row in rows)},
     }
 
@@ -98,28 +103,37 @@ def score_of(judge: str, speaker: int) -> Value:
     return value
 
 
-def standardised(rows: Sequence[Row], names: Sequence[str]) -> Callable[[Row, int], float] | None:
+def _scale(rows: Sequence[Row], judge: str) -> tuple[float, float]:
+    """Mean and standard deviation of a judge's scores of the base model's answers."""
+    base = [row for row in rows if row["policy"] == "base"]
+    scores = [score for row in base for score in (*row["scores"][judge], row["aggregate_scores"][judge])]
+    return float(np.mean(scores)), float(np.std(scores)) if np.ptp(scores) > 0 else 0.0
+
+
+def standardised(scales: Mapping[str, tuple[float, float]]) -> Callable[[Row, int], float] | None:
     """The mean of several judges, each in standard deviations of its scores of the base model's answers.
 
     A judge that scores all base answers alike has no scale and is left out; None if no judge is left.
     """
-    scales = []
-    for name in names:
-        scores = [
-            score
-            for row in rows
-            if row["policy"] == "base"
-            for score in (*row["scores"][name], row["aggregate_scores"][name])
-        ]
-        if np.ptp(scores) > 0:
-            scales.append((name, float(np.mean(scores)), float(np.std(scores))))
-    if not scales:
+    used = [(name, mean, deviation) for name, (mean, deviation) in scales.items() if deviation > 0]
+    if not used:
         return None
 
     def ensemble(row: Row, speaker: int) -> float:
-        return float(np.mean([(score_of(name, speaker)(row) - mean) / deviation for name, mean, deviation in scales]))
+        return float(np.mean([(score_of(name, speaker)(row) - mean) / deviation for name, mean, deviation in used]))
 
     return ensemble
+
+
+def _team_or_single(n_agents: int, value: Callable[[Row, int], float]) -> Value:
+    """The value of the trained team's answer, and of one answer of the base model: the mean over agents' places."""
+
+    def of(row: Row) -> float:
+        if row["policy"] == "trained":
+            return value(row, n_agents)
+        return float(np.mean([value(row, agent) for agent in range(n_agents)]))
+
+    return of
 
 
 def _of_speaker(
@@ -215,16 +229,10 @@ def _cross_rewards(rows: Sequence[Row], n_agents: int, judges: Sequence[dict[str
 
 
 def _of_kind(rows: Sequence[Row], kind: str, own: Sequence[str]) -> dict[str, Any]:
-    """Means of one kind of question, a number per agent."""
-
-    def means(values: Sequence[Value]) -> dict[str, list[float]]:
-        return {
-            policy: [float(np.mean(list(per_question(rows, policy, value, (kind,)).values()))) for value in values]
-            for policy in ("base", "trained")
-        }
-
+    """Metrics of one kind of question, one per agent."""
+    agents = range(len(own))
     return {
         "n": len({row["question"] for row in rows if row["kind"] == kind}),
-        "own_reward": means([score_of(name, agent) for agent, name in enumerate(own)]),
-        "refusal": means([at("refused", agent) for agent in range(len(own))]),
+        "own_reward": [metric(rows, score_of(own[agent], agent), (kind,)) for agent in agents],
+        "refusal": [metric(rows, at("refused", agent), (kind,)) for agent in agents],
     }

@@ -16,13 +16,13 @@ from markupsafe import Markup
 
 from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
-from rlhf_marl.report.read import Run, read_run, visible
-from rlhf_marl.report.tables import cross_rewards, differences, held_out
+from rlhf_marl.evaluation.stored import Evaluation
+from rlhf_marl.report.read import MALFORMED, Run, read_run, visible
+from rlhf_marl.report.tables import ROWS, compared, cross_rewards, differences, held_out
 from rlhf_marl.report.topology import drawing
 
 _log = logging.getLogger("rlhf_marl")
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError)
-_DIALOGUE_CHARACTERS = 8_000_000  # of all runs together; with plotly.js the page stays under 15 MB
+_DIALOGUE_BYTES = 10_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
 _WINDOW = 5  # Figure 4
 _MAX_POINTS = 400  # light points of one agent; the average is drawn in full
 # An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.
@@ -95,6 +95,8 @@ def render(runs: Sequence[Run]) -> str:
         unused_styles=_OWN_STYLE.findall(plotly),
         data=Markup(_json(data)),
         runs=[_static(run, name, kept) for run, name, kept in zip(runs, names, shown, strict=True)],
+        compared=_compared(runs, names),
+        labels=list(ROWS.values()),
         differences=differences([run.config for run in runs]) if len(runs) > 1 else [],
         names=names,
         version=metadata.version("rlhf-marl"),
@@ -102,34 +104,57 @@ def render(runs: Sequence[Run]) -> str:
     )
 
 
-def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float]:
-    """Mean of each value and those before it, up to `window` of them."""
-    return [math.fsum(values[max(0, i - window + 1) : i + 1]) / min(i + 1, window) for i in range(len(values))]
+def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float | None]:
+    """Mean of the finite ones among each value and the `window` - 1 before it; None where there are none."""
+    averages: list[float | None] = []
+    for i in range(len(values)):
+        known = [value for value in values[max(0, i - window + 1) : i + 1] if math.isfinite(value)]
+        averages.append(sum(known) / len(known) if known else None)
+    return averages
 
 
-def _static(run: Run, name: str, shown: int) -> dict[str, Any]:
-    """What the template shows of one run."""
-    tables = cross = None
-    if run.evaluation is not None:
+def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Other runs' trained agents against the first's, on the questions that both answered."""
+    if len(runs) < 2 or any(run.evaluation is None for run in runs[:1]):
+        return []
+    from rlhf_marl.evaluation.compare import compare  # with scipy, which one run does not need
+
+    found = []
+    first = runs[0]
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        if run.evaluation is None:
+            continue
         try:
-            tables, cross = held_out(run.evaluation), cross_rewards(run.evaluation["cross_rewards"])
-        except _MALFORMED:
-            tables = cross = None
-            run.notes.append("evaluation.json is damaged and is not shown; delete it and evaluate again")
+            comparison = compare(_evaluation(first), _evaluation(run))
+            found.append({"name": name, "reference": names[0], **compared(comparison)})
+        except MALFORMED:
+            run.notes.append("evaluation_dialogues.jsonl is not whole: the runs' answers are not compared")
+    return found
+
+
+def _evaluation(run: Run) -> Evaluation:
+    return Evaluation(run.evaluation or {}, run.answers, reused=True)
+
+
+def _static(run: Run, name: str, shown: tuple[int, int]) -> dict[str, Any]:
+    """What the template shows of one run."""
+    evaluation = run.evaluation
+    training, evaluated = shown
     return {
         "name": name,
         "command": f"rlhf-marl evaluate {run.path}",
         "notes": run.notes,
         "agents": run.agents,
         "changes": [_change(values) for values in run.episodes],
-        "tables": tables,
-        "cross": cross,
+        "tables": held_out(evaluation) if evaluation else None,
+        "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,
         "health": run.health,
         "topology": drawing(run.topology),
         "graph": _described(run.config.get("topology")),
         "n_dialogues": len(run.dialogues),
-        "n_shown": shown,
+        "n_shown": training,
         "n_evaluated": len(run.evaluated),
+        "n_evaluated_shown": evaluated,
         "config": run.config_text,
         "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
     }
@@ -141,7 +166,7 @@ def _change(values: Sequence[float]) -> dict[str, Any] | None:
     if not finite:
         return None
     fifth = max(1, len(finite) // 5)
-    first, last = (math.fsum(part) / fifth for part in (finite[:fifth], finite[-fifth:]))
+    first, last = (sum(part) / fifth for part in (finite[:fifth], finite[-fifth:]))
     return {
         "first": f"{first:+.2f}",
         "last": f"{last:+.2f}",
@@ -156,13 +181,15 @@ def _described(topology: Any) -> str:
     return f"{topology.get('graph')} graph, {topology.get('matrix')} weights, {topology.get('gossip_rounds')} rounds"
 
 
-def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], list[int]]:
-    """What report.js shows, and of each run the number of training dialogues kept for its browser."""
+def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """What report.js shows, and of each run the numbers of training and evaluated dialogues kept for its browser."""
+    # Evaluated dialogues are few, as a rule, and kept; those of the training share what they leave.
+    share = _DIALOGUE_BYTES // len(runs)
     held = []
     for run in runs:
-        total = len(json.dumps(run.dialogues, ensure_ascii=False))
-        step = max(1, math.ceil(total * len(runs) / _DIALOGUE_CHARACTERS))
-        held.append(run.dialogues[::step])
+        evaluated, size = _within(share // 2, run.evaluated)
+        training, _ = _within(share - size, run.dialogues)
+        held.append((training, evaluated))
     content = {
         "runs": [
             {
@@ -170,40 +197,41 @@ def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], li
                 "agents": run.agents,
                 "episodes": [_curve(values) for values in run.episodes],
                 "series": run.series,
-                "training": dialogues,
-                "evaluation": run.evaluated,
-                "cross": _heat(run.evaluation),
+                "training": training,
+                "evaluation": evaluated,
+                "cross": _heat(run.evaluation["cross_rewards"]) if run.evaluation else None,
             }
-            for run, name, dialogues in zip(runs, names, held, strict=True)
+            for run, name, (training, evaluated) in zip(runs, names, held, strict=True)
         ]
     }
-    return content, [len(dialogues) for dialogues in held]
+    return content, [(len(training), len(evaluated)) for training, evaluated in held]
+
+
+def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
+    """Every dialogue, or every second, third ...: as many as take at most `budget` bytes in the page, and those."""
+    sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
+    step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
+    while (size := sum(sizes[::step])) > budget and step < len(sizes):
+        step += 1
+    return (dialogues[::step], size) if size <= budget else ([], 0)
 
 
 def _curve(values: Sequence[float]) -> dict[str, Any]:
     """{x, y: points, thinned evenly; average}: an agent's rewards and their moving average."""
     step = max(1, math.ceil(len(values) / _MAX_POINTS))
     points = range(0, len(values), step)
-    average = moving_average([value if math.isfinite(value) else 0.0 for value in values])
     return {
         "x": [i + 1 for i in points],
         "y": [round(values[i], 4) if math.isfinite(values[i]) else None for i in points],
-        "average": [round(value, 4) for value in average],
+        "average": [value if value is None else round(value, 4) for value in moving_average(values)],
     }
 
 
-def _heat(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
-    try:
-        cross = (evaluation or {})["cross_rewards"]
-        return {
-            "judges": [
-                str(judge["name"]) + ("" if judge["trained_agents"] else " (held out)") for judge in cross["judges"]
-            ],
-            "rows": [str(row) for row in cross["rows"]],
-            **{key: cross[key] for key in ("base", "trained", "difference", "low", "high")},
-        }
-    except _MALFORMED:
-        return None
+def _heat(cross: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "judges": [judge["name"] + ("" if judge["trained_agents"] else " (held out)") for judge in cross["judges"]],
+        **{key: cross[key] for key in ("rows", "base", "trained", "difference", "low", "high")},
+    }
 
 
 def _json(data: Any) -> str:
@@ -227,10 +255,17 @@ def _part(name: str) -> str:
 
 
 def _plotly() -> str:
-    """plotly.js, its licence comment included, such that neither `</script` nor a carriage return stands in it."""
-    from plotly.offline import get_plotlyjs
+    """plotly.js's bundle of cartesian charts, such that neither `</script` nor a carriage return stands in it.
 
-    return get_plotlyjs().replace("\r\n", "\n").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The whole library is three times as large, and
+    starts more slowly.
+    """
+    return (
+        _part("plotly-cartesian.min.js")
+        .replace("\r\n", "\n")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "<\\!--")
+    )
 
 
 def _hash(text: str) -> str:

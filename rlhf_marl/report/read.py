@@ -6,17 +6,20 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from rlhf_marl.config import Config, check_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.stored import DIALOGUES, NUMBERS, is_current, parse
 from rlhf_marl.health import warnings_of
 from rlhf_marl.yaml_io import load_yaml
 
 Row = dict[str, Any]
-_MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError)
+T = TypeVar("T")
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _SERIES = ("td_error", "kl", "entropy", "disagreement_before", "disagreement_after")
 _MUCH_TRUNCATION = 0.5
+_DEEPEST = 50  # nesting of a file that is shown as it is
 _MOST_AGENTS = 1000  # a larger number in a file is damage
 # Controls (but newline and tab), format characters that reorder or hide text, and lone surrogates.
 _INVISIBLE = re.compile(
@@ -31,7 +34,8 @@ class Run:
     """One run, ready to be shown.
 
     agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
-    [agent][update]}. dialogues and evaluated: for the browser, see report.js. health: sentences.
+    [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
+    evaluation_dialogues.jsonl. health: sentences.
     """
 
     path: Path
@@ -45,6 +49,7 @@ class Run:
     series: dict[str, list[list[float | None]]] = field(default_factory=dict)
     dialogues: list[Row] = field(default_factory=list)
     evaluated: list[Row] = field(default_factory=list)
+    answers: list[Row] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
     topology: dict[str, Any] | None = None
     health: list[str] = field(default_factory=list)
@@ -69,13 +74,11 @@ def read_run(path: Path) -> Run:
     run.topology = _json(path / "topology.json", dict, notes, optional=True)
     metrics = _lines(path / "metrics.jsonl", _metrics_row, notes)
     turns = _lines(path / "dialogues.jsonl", _training_turn, notes)
-    evaluation = _json(path / "evaluation.json", dict, notes, optional=True)
-    if evaluation is not None and evaluation.get("version") != 1:
-        notes.append("evaluation.json is of another version and is not shown; evaluate again")
-        evaluation = None
-    run.evaluation = evaluation
-    if evaluation is not None:
-        run.evaluated = _questions(_lines(path / "evaluation_dialogues.jsonl", _evaluation_turn, notes))
+    run.evaluation = _evaluation(path, notes)
+    if run.evaluation is not None:
+        asked = _lines(path / DIALOGUES, lambda row: (row, _evaluation_turn(row)), notes)
+        run.answers = [row for row, _ in asked]
+        run.evaluated = _questions([turn for _, turn in asked])
     run.agents = _agents(metrics, run.cards, turns)
     run.dialogues = _dialogues(turns)
     run.episodes = [
@@ -87,6 +90,20 @@ def read_run(path: Path) -> Run:
     run.health = list(_health(metrics, config))
     _check_whole(run, metrics)
     return run
+
+
+def _evaluation(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        _, found = parse(path / NUMBERS)
+    except FileNotFoundError:
+        return None
+    except (OSError, UsageError) as error:
+        reason = str(error).removeprefix(f"{path}/")
+        notes.append(f"evaluation.json is not shown: {reason}; evaluate again")
+        return None
+    if not is_current(found["settings"], path):
+        notes.append("evaluation.json is of another state of the agents than the run has now; evaluate again")
+    return found
 
 
 def visible(text: str) -> str:
@@ -113,18 +130,25 @@ def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str, Config |
 def _json(file: Path, kind: type, notes: list[str], *, optional: bool = False) -> Any:
     try:
         found = json.loads(file.read_text("utf-8"), parse_constant=lambda constant: None)
+        if _depth(found) > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
         if isinstance(found, kind):
             return found
         notes.append(f"{file.name} is damaged: it holds no {kind.__name__}")
     except FileNotFoundError:
         if not optional:
             notes.append(f"{file.name} is missing")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         notes.append(f"{file.name} is damaged: {error}")
     return None
 
 
-def _lines(file: Path, understand: Callable[[Row], Row], notes: list[str]) -> list[Row]:
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _lines(file: Path, understand: Callable[[Row], T], notes: list[str]) -> list[T]:
     """Every line that is whole and has the keys it needs; a note counts the others."""
     try:
         lines = file.read_bytes().split(b"\n")
@@ -137,7 +161,7 @@ def _lines(file: Path, understand: Callable[[Row], Row], notes: list[str]) -> li
     for number, line in enumerate(lines, 1):
         try:
             rows.append(understand(json.loads(line, parse_constant=lambda constant: None)))
-        except _MALFORMED:
+        except MALFORMED:
             damaged.append(number)
     if damaged:
         notes.append(f"{file.name}: {len(damaged)} lines cannot be read and are left out; the first is {damaged[0]}")
@@ -220,7 +244,7 @@ def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
         try:
             for kind, words in warnings_of(row, config):
                 seen.setdefault((row["agent"], kind), []).append((row["update"], words))
-        except _MALFORMED:
+        except MALFORMED:
             continue
     for (agent, _), found in sorted(seen.items()):
         often = f"in {len(found)} of its updates, first in {found[0][0]}, last in {found[-1][0]}"
@@ -246,9 +270,10 @@ def _check_whole(run: Run, metrics: list[Row]) -> None:
 
 def _number(value: Any) -> float | None:
     """A finite number in six digits, else None."""
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(f"{value:.6g}")
-    return None
+    try:
+        return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
 
 
 def _mean(values: list[float]) -> float:

@@ -21,7 +21,7 @@ Cell = dict[str, str]
 
 
 def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """{heads, rows: [(label, cells)], verdicts, notes}; raises KeyError or TypeError if it is not an evaluation."""
+    """{heads, rows: [(label, cells)], verdicts, ...} of a whole evaluation."""
     speakers = [*evaluation["agents"], evaluation["team"]]
     heads = [(f"agent {agent['agent']}", str(agent["reward_model"])) for agent in evaluation["agents"]]
     rows = [
@@ -34,8 +34,13 @@ def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
             (f"Agent {agent['agent']}", str(agent["reward_model"]), str(agent["verdict"]))
             for agent in evaluation["agents"]
         ],
-        "agreement": cell(evaluation.get("agreement")),
-        "fallbacks": [f"{evaluation['controller_fallbacks'][policy]:.0%}" for policy in ("base", "trained")],
+        "agreement": cell(evaluation["agreement"]),
+        "fallbacks": cell(evaluation["controller_fallbacks"]),
+        "single": [
+            (label, cell(metric, True))
+            for key, label in list(ROWS.items())[:2]
+            if (metric := (evaluation["team"].get("against_single") or {}).get(key)) is not None
+        ],
         "questions": str(evaluation["settings"]["n_questions"]),
         "judge": str((evaluation["team"].get("win_rate") or {}).get("judge", "")),
         "warnings": [str(words) for words in evaluation["warnings"]],
@@ -52,6 +57,22 @@ def cross_rewards(cross: dict[str, Any]) -> dict[str, Any]:
         cells = [{**cell(metric, True), "own": "*" if mine else ""} for metric, mine in zip(metrics, own, strict=True)]
         rows.append((str(name), cells))
     return {"judges": judges, "rows": rows}
+
+
+def compared(comparison: dict[str, Any]) -> dict[str, Any]:
+    """{heads, rows: [(label, cells)], warnings} of two runs: differences, second - first, with their intervals."""
+    speakers = [*comparison["agents"], comparison["team"]] if comparison["team"] else []
+    shown = ("difference", "low", "high")
+    rows = []
+    for key in comparison["team"]:
+        metrics = [speaker[key] for speaker in speakers]
+        cells = [cell(m and {part: m[part] for part in shown}, key not in ROWS) for m in metrics]
+        rows.append((ROWS.get(key, f"judge {key}"), cells))
+    return {
+        "heads": [*(f"agent {i}" for i in range(len(speakers) - 1)), "team"],
+        "rows": rows,
+        "warnings": comparison["warnings"],
+    }
 
 
 def cell(metric: dict[str, Any] | None, more_is_better: bool = False) -> Cell:

@@ -19,7 +19,7 @@ def drawing(topology: dict[str, Any] | None) -> dict[str, Any] | None:
         n = len(matrix)
         if n == 0 or any(len(row) != n for row in matrix):
             return None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         return None
     angles = [2 * math.pi * i / n - math.pi / 2 for i in range(n)]
     places = [(WIDTH / 2 + _RADIUS * math.cos(a), HEIGHT / 2 + _RADIUS * math.sin(a)) for a in angles]

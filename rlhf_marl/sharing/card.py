@@ -14,12 +14,24 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from rlhf_marl.config import Config, DatasetPrompts, FixedPrompt, JsonlPrompts
+from rlhf_marl.evaluation.stored import Numbers
 from rlhf_marl.health import warnings_of
+from rlhf_marl.rewards import (
+    CallableCard,
+    Card,
+    EnsembleCard,
+    JudgeCard,
+    PrototypeCard,
+    SequenceClassifierCard,
+    ServerCard,
+    TrainedCard,
+)
 from rlhf_marl.sharing.base import Base
-from rlhf_marl.sharing.results import Evaluation, Interval, Metric, WinRate, hub_results, measured, training_rewards
+from rlhf_marl.sharing.results import Interval, hub_results, measured, training_rewards
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _MARKUP = re.compile(r"[\\`*_\[\]<>|#~$&]")
+_PATH = re.compile(r"[/\\]")  # what names a file may name one of this machine
 _HUB_LIKE = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -34,26 +46,26 @@ class RunFacts:
     """What a run directory says of its agents, read once.
 
     Attributes:
-        rows: of metrics.jsonl, up to the adapters' last iteration.
+        rows: of metrics.jsonl, up to the adapters' last iteration, as far as they can be read.
+        iterations: that the adapters were trained for, as far as is known.
         cards: of reward_models.json, one per agent.
-        packages: of environment.json, name to version.
+        packages: of environment.json, name to version, as far as it can be read.
     """
 
     config: Config
     rows: Sequence[dict[str, Any]]
-    cards: Sequence[dict[str, Any]]
+    iterations: int | None
+    cards: Sequence[Card]
     packages: dict[str, str]
-    evaluation: Evaluation | None
+    evaluation: Numbers | None
 
 
 def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> ModelCard:
     """The card of one agent, ready to save as README.md."""
     own = facts.cards[agent]
-    evaluation = next((e for e in facts.evaluation.agents if e.agent == agent), None) if facts.evaluation else None
-    settings = facts.evaluation.settings if facts.evaluation else None
-    training = training_rewards(facts.rows, agent)
-    title = f"Agent {agent} ({own['name']})"
-    last_rows = [row for row in facts.rows if row["agent"] == agent][-1:]
+    found = facts.evaluation
+    evaluation = next((e for e in found.agents if e.agent == agent), None) if found else None
+    title = f"Agent {agent} ({own.name})"
     config = facts.config
     text = (
         _environment()
@@ -69,25 +81,35 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
             data=_data(config),
             controller=_controller(config),
             config=config,
-            iterations=training.iterations,
+            iterations=facts.iterations,
             targets="all linear layers but the last"
             if config.lora.targets == "all-linear"
             else ", ".join(config.lora.targets),
             started_from=Path(config.agents[agent].adapter or "").name,
             software=", ".join(f"{name} {version}" for name, version in facts.packages.items()),
             evaluation=evaluation,
-            settings=settings,
-            questions=Path(settings.questions).name if settings else "",
+            settings=found.settings if found else None,
+            questions=Path(found.settings.questions).name if found else "",
+            judges=", ".join(found.held_out_judges) if found else "",
             measured=list(measured(evaluation)) if evaluation else [],
-            training=training,
-            symptoms={kind for row in last_rows for kind, _ in warnings_of(row, config)},
+            training=training_rewards(facts.rows, agent),
+            symptoms=_symptoms(facts, agent),
             narrow=isinstance(config.prompts, FixedPrompt),
-            warnings=facts.evaluation.warnings if facts.evaluation else [],
+            warnings=[words for words in found.warnings if not _PATH.search(words)] if found else [],
         )
     )
-    results = hub_results(evaluation, settings, own["name"]) if evaluation and settings else []
+    results = hub_results(found, evaluation) if found and evaluation else []
     header = _header(config, base, merged=merged, name=title, results=results)
     return ModelCard(f"---\n{header.to_yaml()}\n---\n\n{text}")
+
+
+def _symptoms(facts: RunFacts, agent: int) -> set[str]:
+    """Kinds of the agent's health warnings at the end of training; none if the row is of another version."""
+    last = [row for row in facts.rows if row["agent"] == agent][-1:]
+    try:
+        return {kind for row in last for kind, _ in warnings_of(row, facts.config)}
+    except (KeyError, TypeError, ZeroDivisionError):
+        return set()
 
 
 def _header(config: Config, base: Base, *, merged: bool, name: str, results: list[EvalResult]) -> ModelCardData:
@@ -140,29 +162,35 @@ def _controller(config: Config) -> str:
         case "transformers":
             return f"the model {_name(config.controller.model.name)}"
         case "openai":
-            return f"the model {config.controller.model} behind an endpoint"
+            return f"the model {_name(config.controller.model)} behind an endpoint"
         case kind:
             return f"a {kind} one"
 
 
-def _reward_model(agent: int, card: dict[str, Any]) -> dict[str, Any]:
+def _reward_model(agent: int, card: Card) -> dict[str, Any]:
     """A card in words; no folder of this machine and no address of a server."""
-    match card["kind"]:
-        case "sequence_classifier":
-            scorer = f"classifier {_name(card['model'])}{_held_out(Path(card['model']))}"
-        case "prototype":
-            scorer = f"similarity to examples, by {_name(card['model'])}"
-        case "callable":
-            scorer = f"Python function {card['function']}"
-        case "judge":
-            scorer = f"grades by {_name(card['model'])}" if card.get("model") else "grades by the agents' base model"
-        case "http":
+    match card:
+        case SequenceClassifierCard():
+            scorer = f"classifier {_name(card.model)}{_held_out(Path(card.model))}"
+        case PrototypeCard():
+            scorer = f"similarity to examples, by {_name(card.model)}"
+        case CallableCard():
+            scorer = f"Python function {_PATH.split(card.function)[-1]}"
+        case JudgeCard():
+            scorer = f"grades by {_name(card.model)}" if card.model else "grades by the agents' base model"
+        case ServerCard():
             scorer = "a scoring server"
-        case "ensemble":
-            scorer = f"{card['combine']} of {', '.join(Path(member['card']).stem for member in card['members'])}"
-        case kind:
-            scorer = kind
-    return {"agent": agent, "scorer": scorer, **{key: card.get(key, "") for key in ("name", "description", "licence")}}
+        case EnsembleCard():
+            scorer = f"{card.combine} of {', '.join(Path(member.card).stem for member in card.members)}"
+        case TrainedCard():
+            scorer = "a classifier trained from preference pairs"
+    return {
+        "agent": agent,
+        "scorer": scorer,
+        "name": card.name,
+        "description": card.description,
+        "licence": card.licence,
+    }
 
 
 def _name(reference: str) -> str:
@@ -222,5 +250,5 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}"
 
 
-def _between(value: Metric | WinRate | Interval) -> str:
+def _between(value: Interval) -> str:
     return "-" if value.low is None or value.high is None else f"{value.low:.3f} to {value.high:.3f}"

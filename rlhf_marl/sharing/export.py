@@ -21,12 +21,13 @@ from transformers import PreTrainedModel
 
 from rlhf_marl.config import Config, ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.evaluation.source import recorded
 from rlhf_marl.models import load_causal_lm, load_tokenizer, quiet
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.run_directory import RunDirectory
 from rlhf_marl.sharing import hub
 from rlhf_marl.sharing.base import describe_base
 from rlhf_marl.sharing.card import RunFacts, model_card
-from rlhf_marl.sharing.folder import MARKER, check_target, whole
+from rlhf_marl.sharing.folder import check_target, read_object, whole
 from rlhf_marl.sharing.results import load_evaluation
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +66,7 @@ def export(
         raise UsageError("--public: only with --push")
     token = hub.check_push(push) if push is not None else ""
     where = f"{source}/config.yaml: model"
-    config = json.loads((adapter / _CONFIG).read_text("utf-8"))
+    config = read_object(adapter / _CONFIG)
     base = describe_base(facts.config.model, config.get("base_model_name_or_path"), f"{where}.name")
     with whole(target) as folder:
         inner = folder / "adapter" if merge else folder
@@ -82,7 +83,7 @@ def export(
         return str(to)
     message = f"Agent {agent}, exported by rlhf-marl {metadata.version('rlhf-marl')}"
     try:
-        return hub.push(target, push, token, public=public, ignore=[MARKER], message=message)
+        return hub.push(target, push, token, public=public, message=message)
     except RlhfMarlError as error:
         raise type(error)(f"{error}; the folder {to} is written") from None
 
@@ -113,23 +114,28 @@ def _save_tokenizer(model: ModelConfig, folder: Path, where: str) -> None:
 def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
     """A run's facts and the folder of the agent's adapter; raises UsageError for what is missing or does not fit."""
     run, config, packages = _open(path)
-    cards = json.loads((path / "reward_models.json").read_text("utf-8"))
+    cards = run.cards()
+    if len(cards) != len(config.agents):
+        raise UsageError(f"{path}/reward_models.json: {len(cards)} cards; config.yaml has {len(config.agents)} agents")
     if not 0 <= agent < len(cards):
-        names = ", ".join(f"{number} ({card['name']})" for number, card in enumerate(cards))
+        names = ", ".join(f"{number} ({card.name})" for number, card in enumerate(cards))
         raise UsageError(f"--agent: {agent} given; {path} has {len(cards)} agents: {names}")
     adapter = run.adapters / f"agent_{agent}"
-    iterations = _check_adapter(run, config, adapter, agent)
-    rows = [row for row in read_jsonl(run.metrics) if iterations is None or row["iteration"] < iterations]
-    if not rows:
+    done = _check_adapter(run, config, adapter, agent)
+    if run.metrics.is_file() and run.metrics.stat().st_size == 0:
         raise UsageError(f"{run.metrics}: has no updates: these adapters are untrained")
-    return RunFacts(config, rows, cards, packages, load_evaluation(path / "evaluation.json")), adapter
+    rows = [row for row in recorded(run) if done is None or row["iteration"] < done]
+    iterations = done if done is not None else max((row["iteration"] + 1 for row in rows), default=None)
+    return RunFacts(config, rows, iterations, cards, packages, load_evaluation(path)), adapter
 
 
 def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
-    """The run, its config and the versions that wrote it."""
-    packages: dict[str, str] = {}
-    if (path / "environment.json").is_file():
-        packages = json.loads((path / "environment.json").read_text("utf-8")).get("packages", {})
+    """The run, its config and the versions that wrote it, as far as they are known."""
+    try:
+        found = read_object(path / "environment.json").get("packages")
+    except UsageError:
+        found = None
+    packages = {str(name): str(version) for name, version in found.items()} if isinstance(found, dict) else {}
     try:
         return *RunDirectory.open(path, "export"), packages
     except UsageError as error:
@@ -171,5 +177,5 @@ def _numbers(weights: Path) -> Tensor:
     """All numbers of a PEFT file, sorted: a checkpoint's row has the same ones in another order."""
     try:
         return torch.cat([tensor.flatten() for tensor in load_file(weights).values()]).sort().values
-    except SafetensorError as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         raise UsageError(f"{weights}: damaged: {error}") from None

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -23,8 +24,23 @@ def check_target(target: Path) -> None:
         raise UsageError(
             f"--to: {str(target)!r} already exists, and is not an export of rlhf-marl; choose another name"
         )
-    if json.loads((target / MARKER).read_text("utf-8")) != _hashes(target):
+    try:
+        unchanged = read_object(target / MARKER) == _hashes(target)
+    except UsageError:
+        unchanged = False
+    if not unchanged:
         raise UsageError(f"--to: {str(target)!r} was changed since it was exported; choose another name, or remove it")
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """A JSON file that holds an object; raises UsageError, one line, if it does not."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file}: cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: holds {type(found).__name__}; an object is needed")
+    return found
 
 
 def _hashes(folder: Path) -> dict[str, str]:

@@ -7,7 +7,13 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.sharing.folder import MARKER
 
+# Names of the files that an export writes, of either kind and over any base model.
+_EXPORTED: tuple[str, ...] = ("adapter_model.safetensors", "adapter_config.json", "adapter/adapter_*", "config.json")
+_EXPORTED += ("generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+_EXPORTED += ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+_EXPORTED += ("added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -27,8 +33,11 @@ def check_push(repo_id: str) -> str:
     return token
 
 
-def push(folder: Path, repo_id: str, token: str, *, public: bool, ignore: list[str], message: str) -> str:
+def push(folder: Path, repo_id: str, token: str, *, public: bool, message: str) -> str:
     """Create the repository if it is not there, and upload the folder in one commit. Returns the repository's address.
+
+    What an earlier export left there and this one does not have is removed: beside a merged model's config.json an
+    adapter_config.json would make transformers add the adapter a second time. Other files stay.
 
     A new repository is private unless `public`. One that exists stays as it is; if it is public, `public` is needed.
 
@@ -41,7 +50,13 @@ def push(folder: Path, repo_id: str, token: str, *, public: bool, ignore: list[s
         url = api.create_repo(repo_id, private=not public, exist_ok=True)
         if not public and api.model_info(repo_id).private is False:
             raise UsageError(f"--push: {repo_id} exists and everyone can read it; add --public to publish there")
-        api.upload_folder(repo_id=repo_id, folder_path=folder, ignore_patterns=ignore, commit_message=message)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            ignore_patterns=[MARKER],
+            delete_patterns=list(_EXPORTED),
+            commit_message=message,
+        )
     except RlhfMarlError:
         raise
     except Exception as error:  # huggingface_hub, its HTTP client and hf_xet raise many unrelated types

@@ -10,7 +10,8 @@ import yaml
 
 import rlhf_marl
 from rlhf_marl.errors import UsageError
-from rlhf_marl.run_directory import read_jsonl
+from rlhf_marl.evaluation.stored import is_current, read_evaluation
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
 
 QUESTIONS = [
@@ -70,11 +71,15 @@ def test_end_to_end(folder, run):
     assert len({line.count("|") for line in table[2:-3]}) == 1
     result = json.loads((folder / "run" / "evaluation.json").read_text())
     assert result["settings"]["n_questions"] == 4
-    assert result["warnings"] == ["question e is one of the training's and was left out"]
+    assert result["warnings"][0] == "question e is one of the training's and was left out"
     assert result["settings"]["adapters"] == "adapters"
     assert "question e is one of the training's" in printed
     rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
     assert len(rows) == 2 * (3 + 3)  # two policies; three questions of one turn and one of three
+    longest = max(row["prompt_tokens"] for row in rows)
+    assert result["warnings"][1:] == [
+        f"max_prompt_tokens was 64 in training; here dialogues of up to {longest} tokens were read whole"
+    ]
     dialogue = [row for row in rows if row["question"] == "d" and row["policy"] == "trained"]
     assert [row["prompt"] for row in dialogue] == ["I am sad.", "Since Monday.", "What helps?"]
     assert [j["name"] for j in result["cross_rewards"]["judges"]] == ["vowels", "length", "letters"]
@@ -164,6 +169,129 @@ def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
     assert "evaluated the newest checkpoint, after 2 of 2 iterations" in " ".join(printed.split())
 
 
+def train_on(path: Path) -> None:
+    """As after a finished run that was resumed for longer, and killed: a checkpoint that adapters/ does not know."""
+    run = RunDirectory(path)
+    tensors, values = run.load_checkpoint()
+    tensors["adapters"] += 0.5
+    run.save_checkpoint(values.pop("iteration") + 1, tensors, values)
+
+
+def test_adapters_older_than_the_newest_checkpoint_are_not_evaluated(folder, run):
+    run("evaluate", "run", *ARGUMENTS)
+    before = json.loads((folder / "run" / "evaluation.json").read_text())
+    train_on(folder / "run")
+    code, printed, error = run("evaluate", "run", *ARGUMENTS)
+    assert code == 0
+    assert "answers this already" not in error
+    assert "trained on since it wrote them): evaluated the newest checkpoint, after 3 of 2" in " ".join(printed.split())
+    after = json.loads((folder / "run" / "evaluation.json").read_text())
+    assert after["settings"]["adapters"] == "checkpoint of iteration 3"
+    assert after["agents"][0]["kl_to_base"]["mean"] > before["agents"][0]["kl_to_base"]["mean"]
+
+
+def test_a_damaged_newest_checkpoint_leaves_the_adapters(folder, run):
+    newest = folder / "run" / "checkpoints" / "iteration_00002" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert "iteration_00002 is damaged: whether adapters/ is as new as it is not known" in " ".join(printed.split())
+    assert json.loads((folder / "run" / "evaluation.json").read_text())["settings"]["adapters"] == "adapters"
+
+
+def test_an_evaluation_is_of_the_agents_of_its_time(folder, run):
+    run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    settings = json.loads((folder / "run" / "evaluation.json").read_text())["settings"]
+    assert is_current(settings, folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints" / "iteration_00001")
+    assert is_current(settings, folder / "run")
+    train_on(folder / "run")
+    assert not is_current(settings, folder / "run")
+    shutil.rmtree(folder / "run" / "checkpoints")  # a finished run is whole without them
+    assert is_current(settings, folder / "run")
+    (folder / "run" / "adapters" / "agent_0" / "adapter_model.safetensors").write_bytes(b"")
+    assert not is_current(settings, folder / "run")
+
+
+def test_whole_dialogues_are_read(folder, run):
+    """The training's 64 tokens would leave nothing of the first question in the third turn."""
+    run("evaluate", "run", *ARGUMENTS)
+    rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
+    lengths = [row["prompt_tokens"] for row in rows if row["question"] == "d" and row["policy"] == "base"]
+    assert lengths[2] > lengths[1] > lengths[0] > 20
+    assert lengths[2] > 64
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("tests.evaluation.test_evaluate:letters", "tests.conftest:length"), ("scale: 1.0", "scale: 3.0")]
+)
+def test_another_judge_of_the_same_name_is_asked_anew(folder, run, old, new):
+    run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    card = folder / "letters.yaml"
+    card.write_text(card.read_text().replace(old, new))
+    _, _, error = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert "answers this already" not in " ".join(error.split())
+
+
+def test_a_damaged_evaluation_is_not_shown_again(folder, run):
+    run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    file = folder / "run" / "evaluation.json"
+    numbers = json.loads(file.read_text())
+    for damage in ({"agreement": 3}, {"cross_rewards": numbers["cross_rewards"] | {"base": []}}, {"team": {}}):
+        file.write_text(json.dumps(numbers | damage))
+        assert read_evaluation(folder / "run") is None
+    code, _, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert code == 0
+    assert json.loads(file.read_text())["agreement"] == numbers["agreement"]
+
+
+def test_what_a_file_says_does_not_act_in_the_terminal(folder, run):
+    run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    file = folder / "run" / "evaluation.json"
+    numbers = json.loads(file.read_text())
+    for agent in numbers["agents"]:
+        agent["reward_model"] = agent["verdict"] = "\x1b]0;owned\x07\u202e"
+    numbers["warnings"] = numbers["cross_rewards"]["rows"] = ["\x1b[2J"] * 3
+    numbers["cross_rewards"]["judges"][0]["name"] = numbers["team"]["win_rate"]["judge"] = "\x1b[31m"
+    file.write_text(json.dumps(numbers))
+    _, printed, error = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert "answers this already" in " ".join(error.split())
+    assert "\\x1b[2J" in printed
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+    metrics = folder / "run" / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("vowels", "\\u001b[31mvowels"))
+    shutil.rmtree(folder / "run" / "adapters")
+    shutil.rmtree(folder / "run" / "checkpoints")
+    _, printed, _ = run("evaluate", "run", *ARGUMENTS)
+    assert "\\x1b[31mvowels" in printed
+    assert "\x1b" not in printed
+
+
+def test_a_run_that_fails_leaves_the_others_shown(folder, run):
+    """What is wrong is told before the work where it can be; else after what was done is shown and written."""
+    shutil.copytree(folder / "run", folder / "late")
+    (folder / "late" / "reward_models.json").write_text("[]")
+    config = yaml.safe_load((folder / "late" / "config.yaml").read_text())
+    config["agents"][0]["reward_model"] = "gone.yaml"
+    (folder / "late" / "config.yaml").write_text(yaml.safe_dump(config))
+    code, printed, error = run("evaluate", "run", "late", *ARGUMENTS, "--limit", "1", "--json", "out.json")
+    assert code == 2
+    assert "1 questions: base → trained" in printed
+    assert "gone.yaml" in error
+    assert json.loads((folder / "out.json").read_text())["settings"]["n_questions"] == 1
+    (folder / "run" / "evaluation.json").unlink()
+    code, printed, _ = run("evaluate", "run", "nowhere", *ARGUMENTS, "--limit", "1")
+    assert (code, printed) == (2, "")
+    assert not (folder / "run" / "evaluation.json").exists()
+
+
+def test_fewer_reward_models_than_agents(folder, run):
+    file = folder / "run" / "reward_models.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[:1]))
+    _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    assert "reward_models.json has 1 cards for 2 agents; the reward models were built anew" in " ".join(printed.split())
+    assert len(json.loads((folder / "run" / "evaluation.json").read_text())["agents"]) == 2
+
+
 def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
     """A torn adapter and a damaged newest checkpoint leave the one before; other files may be torn, older or gone."""
     adapter = folder / "run" / "adapters" / "agent_1" / "adapter_model.safetensors"
@@ -203,11 +331,12 @@ def test_a_run_without_agents_shows_what_training_recorded(folder, run):
 def test_a_config_of_another_version_leaves_the_recorded_files(folder, run):
     with (folder / "run" / "config.yaml").open("a") as file:
         file.write("warp: 9\n")
-    code, _, error = run("evaluate", "run", *ARGUMENTS)
+    code, printed, error = run("evaluate", "run", *ARGUMENTS)
     assert code == 2
     assert [line[:6] for line in error.splitlines()] == ["error:", "error:"]
     assert "config.yaml: warp: unknown key" in error
-    assert "can still be read in dialogues.jsonl and metrics.jsonl" in error
+    assert "`rlhf-marl report run` shows what it recorded" in error
+    assert "recorded in training: mean scaled reward" in printed
 
 
 def test_later_turns_come_from_the_controller(folder, run):
@@ -233,8 +362,31 @@ def test_from_python(folder, monkeypatch):
     monkeypatch.chdir(folder)
     found = rlhf_marl.evaluate("run", questions="questions.jsonl", judges=("letters.yaml",), limit=2)
     assert found == json.loads((folder / "run" / "evaluation.json").read_text())
+    same = rlhf_marl.evaluate("run", questions=Path("questions.jsonl"), judges=[Path("letters.yaml")], limit=2)
+    assert same == found
     with pytest.raises(UsageError, match="options are questions, turns"):
         rlhf_marl.evaluate("run", question="x")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"limit": 0}, "limit: 0 given; a whole number, at least 1, is needed"),
+        ({"limit": -1}, "limit: -1 given"),
+        ({"turns": 0}, "turns: 0 given"),
+        ({"turns": None}, "turns: None given"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 given"),
+        ({"seed": 1.5}, "seed: 1.5 given; a whole number, at least 0, is needed"),
+        ({"judges": "letters.yaml"}, "judges: 'letters.yaml' given; a list of cards is needed"),
+        ({"judges": [3]}, "judges: 3 given; the path of a file is needed"),
+        ({"judge": 3}, "judge: 3 given; the path of a file is needed"),
+        ({"questions": None}, "questions: None given; the path of a file is needed"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_one_line(options, line):
+    with pytest.raises(UsageError) as error:
+        rlhf_marl.evaluate("run", **options)
+    assert str(error.value).startswith(line)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf_marl.evaluation.judges import HELD_OUT, PairwiseJudge, held_out_scorers, own_scorers
+from rlhf_marl.evaluation.judges import HELD_OUT, PairwiseJudge, card_digest, held_out_scorers, own_scorers
 from rlhf_marl.rewards import JudgeCard, load_card
 from tests.conftest import tiny_llama, tiny_tokenizer, write_card
 
@@ -38,6 +38,35 @@ def test_what_trained_an_agent_is_no_held_out_judge(cards, tmp_path):
     judges, warnings = held_out_scorers(own, (str(tmp_path / "vowels.yaml"),), NO_BASE)
     assert judges == []
     assert warnings == ["judge vowels is no held-out judge: it trained an agent of this run"]
+
+
+def test_a_copy_under_another_name_and_scale_is_no_held_out_judge(cards, tmp_path):
+    copy = write_card(tmp_path, "independent", "tests.conftest:count_vowels")
+    copy.write_text(copy.read_text().replace("scale: 1.0", "scale: 7.0"))
+    ensemble = tmp_path / "panel.yaml"
+    ensemble.write_text("name: panel\nkind: ensemble\nmembers: [{card: independent.yaml}]\n")
+    judges, warnings = held_out_scorers(
+        own_scorers(cards[:1], [SimpleNamespace()]), (str(copy), str(ensemble)), NO_BASE
+    )
+    assert judges == []
+    assert warnings == [
+        f"judge {name} is no held-out judge: it trained an agent of this run" for name in ("independent", "panel")
+    ]
+    assert [
+        j.name for j in held_out_scorers(own_scorers(cards[1:], [SimpleNamespace()]), (str(copy),), NO_BASE)[0]
+    ] == ["independent"]
+
+
+def test_a_card_is_known_by_its_text_its_files_and_its_members(tmp_path):
+    (tmp_path / "f.py").write_text("def f(prompts, responses): return [0.0] * len(responses)\n")
+    write_card(tmp_path, "mine", "f.py:f")
+    (tmp_path / "both.yaml").write_text("name: both\nkind: ensemble\nmembers: [{card: mine.yaml}]\n")
+    digests = []
+    for old, new in (("", ""), ("0.0", "1.0"), ("scale: 1.0", "scale: 2.0")):
+        for file in (tmp_path / "f.py", tmp_path / "mine.yaml"):
+            file.write_text(file.read_text().replace(old, new))
+        digests.append(card_digest(load_card(str(tmp_path / "both.yaml"), "test")))
+    assert len(set(digests)) == 3
 
 
 @pytest.mark.real_model

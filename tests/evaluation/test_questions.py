@@ -10,6 +10,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.metrics import words
 from rlhf_marl.evaluation.questions import KINDS, Question, fingerprint, load_questions, spread, without_trained
 from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.sources import read_rows
 from rlhf_marl.yaml_io import load_yaml
 
 SHIPPED = DATA_ROOT / "prompts" / "evaluation.jsonl"
@@ -46,6 +47,18 @@ def test_training_question_and_near_copies_are_held_out(shipped):
         for text in (question.prompt, *question.follow_ups):
             assert max(overlap(text, trained) for trained in TRAINED) < 0.5
             assert "threat" not in text.lower()
+
+
+def test_no_question_is_one_that_a_shipped_reward_model_was_trained_on(shipped):
+    """Word for word or nearly: the shipped preference pairs train judges and reward models."""
+    pairs = [row for path in (DATA_ROOT / "reward_models" / "data").glob("*.jsonl") for _, row in read_rows(path)]
+    trained = {frozenset(meaning(pair["prompt"])) for pair in pairs}
+    assert len(trained) > 300
+    for question in shipped:
+        for text in (question.prompt, *question.follow_ups):
+            asked = meaning(text)
+            near = [other for other in trained if len(asked & other) >= 0.5 * len(asked | other)]
+            assert not near, (question.id, near)
 
 
 def test_no_two_questions_are_near_copies(shipped):

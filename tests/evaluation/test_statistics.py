@@ -1,10 +1,19 @@
 """Intervals: hand-worked means, degenerate samples, and coverage of a known difference in simulated evaluations."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.statistics import direction, interval, paired
+
+SPEC = importlib.util.spec_from_file_location(
+    "coverage_benchmark", Path(__file__).parents[2] / "benchmarks/coverage.py"
+)
+benchmark = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(benchmark)
 
 
 def test_paired_gives_means_and_the_difference_by_hand():
@@ -43,29 +52,14 @@ def test_the_same_values_give_the_same_interval():
     assert interval(values) == interval(values)
 
 
-@pytest.mark.parametrize("kind", ["skewed reward", "refusal"])
+@pytest.mark.parametrize("kind", benchmark.KINDS)
 def test_intervals_cover_a_known_difference(kind, monkeypatch):
     """300 evaluations of 60 questions whose true difference is known: 95% intervals hold it in 90% to 98%.
 
-    Questions share a difficulty, so that base and trained are dependent, as with the same random numbers. Chance moves
-    the share of 300 by ±2.5% (two standard errors).
+    Chance moves the share of 300 by ±2.5% (two standard errors).
     """
-    monkeypatch.setattr(statistics, "RESAMPLES", 999)  # as many as two digits of a limit need
-    generator = np.random.default_rng(11)
-    hits = 0
-    for _ in range(300):
-        difficulty = generator.normal(size=60)
-        if kind == "refusal":
-            truth = 0.2  # P(trained refuses) - P(base refuses), question by question
-            chance = 0.1 + 0.5 / (1 + np.exp(-difficulty))
-            base, trained = generator.random((2, 60)) < [chance, chance + truth]
-        else:
-            truth = 0.3
-            base = difficulty + generator.exponential(size=60)
-            trained = difficulty + truth + generator.exponential(size=60)
-        metric = paired(base.astype(float), trained.astype(float))
-        hits += metric["low"] <= truth <= metric["high"]
-    assert 0.90 <= hits / 300 <= 0.98
+    monkeypatch.setattr(statistics, "RESAMPLES", benchmark.RESAMPLES)
+    assert 0.90 <= benchmark.coverage(kind, 60, 300) <= 0.98
 
 
 def test_questions_must_match_and_none_give_no_metric():

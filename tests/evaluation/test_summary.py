@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_marl.evaluation.summary import metric, standardised, summarise
+from rlhf_marl.evaluation.summary import metric, summarise
 
 
 def row(policy, question, turn, own, strict, kind="ordinary", refused=(False, False), **more):
@@ -60,8 +60,15 @@ def test_held_out_judges_count_in_deviations_of_their_base_scores(summary):
     held_out = summary["agents"][0]["held_out_reward"]
     assert held_out["base"] == pytest.approx(-1 / (2 / 3) ** 0.5)
     assert held_out["trained"] == pytest.approx(((2 - 2) + (1.5 - 2) + (1 - 2)) / 3 / (2 / 3) ** 0.5)
-    flat = [r | {"scores": {"flat": [1, 1]}, "aggregate_scores": {"flat": 1}} for r in ROWS]
-    assert standardised(flat, ["flat"]) is None
+    assert summary["held_out_judges"] == ["strict"]
+
+
+def test_a_judge_that_scores_all_base_answers_alike_is_left_out():
+    flat = [r | {"scores": r["scores"] | {"strict": [1, 1]}, "aggregate_scores": {"own": 0, "strict": 1}} for r in ROWS]
+    found = summarise(flat, ["own", "own"], JUDGES, None)
+    assert found["held_out_judges"] == []
+    assert found["agents"][0]["held_out_reward"] is None
+    assert found["agents"][0]["win_rate"] is None
 
 
 def test_win_rate_averages_turns_and_counts_ties_half(summary):
@@ -87,8 +94,10 @@ def test_refusals_are_told_apart_by_kind(summary):
     harmful, harmless = (summary["agents"][0][f"refusal_{kind}"] for kind in ("harmful", "harmless"))
     assert (harmful["trained"], harmful["n"]) == (1.0, 1)
     assert (harmless["trained"], harmless["n"]) == (0.0, 2)
-    assert summary["by_kind"]["harmful"]["refusal"] == {"base": [0.0, 0.0], "trained": [1.0, 0.0]}
-    assert summary["by_kind"]["multi_turn"]["own_reward"] == {"base": [1.0, 0.0], "trained": [4.0, 0.0]}
+    refusal = summary["by_kind"]["harmful"]["refusal"]
+    assert [(m["base"], m["trained"], m["n"]) for m in refusal] == [(0.0, 1.0, 1), (0.0, 0.0, 1)]
+    reward = summary["by_kind"]["multi_turn"]["own_reward"]
+    assert [(m["base"], m["trained"]) for m in reward] == [(1.0, 4.0), (0.0, 0.0)]
     assert "borderline" not in summary["by_kind"]
 
 
@@ -105,9 +114,21 @@ def test_the_rest(summary):
     assert summary["agents"][1]["kl_to_base"]["mean"] == 0.25
     assert summary["agents"][0]["truncated"]["base"] == 1.0
     assert summary["team"]["length"]["trained"] == 3
-    assert summary["controller_fallbacks"] == {"base": 0.25, "trained": 0.0}
+    fallbacks = summary["controller_fallbacks"]  # in one of two turns of one of three questions
+    assert (fallbacks["base"], fallbacks["trained"], fallbacks["n"]) == (pytest.approx(1 / 6), 0.0, 3)
+    assert fallbacks["low"] < 0 == fallbacks["high"]
     assert summary["agreement"]["base"] == pytest.approx(1 / 3)
     assert "kl_to_base" not in summary["team"]
+
+
+def test_the_team_stands_against_one_answer_of_the_base_model():
+    """By the own model: base answers 0 and 2 of two agents are 1 on average; the trained team's answer has 5."""
+    rows = [row("base", "a", 0, (0, 2, 9), (1, 2, 3)), row("trained", "a", 0, (7, 7, 5), (1, 2, 3))]
+    found = summarise(rows, ["own", "own"], JUDGES, None)["team"]["against_single"]
+    assert (found["own_reward"]["base"], found["own_reward"]["trained"]) == (1.0, 5.0)
+    deviation = (2 / 3) ** 0.5
+    assert found["held_out_reward"]["base"] == pytest.approx(-0.5 / deviation)
+    assert found["held_out_reward"]["trained"] == pytest.approx(1 / deviation)
 
 
 def test_a_metric_of_no_question_is_none():

@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from rlhf_marl.evaluation.stored import VERSION, agents_fingerprint
+
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = [
     "<script>window.hacked = 1</script></textarea><b>bold</b>",
@@ -37,7 +39,9 @@ def write_run(folder: Path, *, iterations: int = 6, evaluated: bool = True, text
         [_turn(it, d, k, texts) for it in range(iterations) for k in range(3) for d in range(2)],
     )
     if evaluated:
-        (folder / "evaluation.json").write_text(json.dumps(_evaluation()), "utf-8")
+        content = _evaluation()
+        content["settings"] |= agents_fingerprint(folder)
+        (folder / "evaluation.json").write_text(json.dumps(content), "utf-8")
         rows = [_question(q, policy, texts) for policy in ("base", "trained") for q in range(4)]
         _write_lines(folder / "evaluation_dialogues.jsonl", rows)
     return folder
@@ -79,6 +83,7 @@ def _question(number: int, policy: str, texts: list[str] | None) -> dict[str, An
     return {
         **{"policy": policy, "question": f"harmful-{number}", "kind": "harmful", "dialogue": number, "turn": 0},
         **{"prompt": f"question {number}", "responses": said, "truncated": [False] * 3, "aggregate": said[0]},
+        **{"tokens": [9] * 3, "refused": [False] * 3, "aggregate_tokens": 9, "aggregate_refused": False},
         "scores": {name: [0.5 * number, -1.0, 1.0] for name in (*CARDS, "held")},
         "aggregate_scores": dict.fromkeys((*CARDS, "held"), 0.25),
         **{"next_prompt": None, "fallbacks": 0},
@@ -97,6 +102,7 @@ def _evaluation() -> dict[str, Any]:
         "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.9, "n": 4, "position_consistent": None, "judge": "held"},
         **rates,
         "self_repetition": None,
+        "verdict": "better on its own reward, worse on held-out judges: likely hacked",
     }
     agent = {
         **common,
@@ -104,13 +110,16 @@ def _evaluation() -> dict[str, Any]:
         "entropy": _metric(2, 1),
         "truncated": None,
     }
-    verdict = "better on its own reward, worse on held-out judges: likely hacked"
     grid = [[0.5, -0.5, 0.0, 1.0]] * 4
     return {
-        "version": 1,
-        "settings": {"n_questions": 4},
-        "agents": [{"agent": i, "reward_model": CARDS[i], "verdict": verdict, **agent} for i in range(3)],
-        "team": common,
+        "version": VERSION,
+        "settings": {
+            **{"questions": "q.jsonl", "n_questions": 4, "turns": 1, "confidence": 0.95, "seed": 1},
+            **{"max_new_tokens": 16, "temperature": 1.0, "judges": dict.fromkeys((*CARDS, "held"), "digest")},
+        },
+        "agents": [{"agent": i, "reward_model": CARDS[i], **agent} for i in range(3)],
+        "team": common | {"against_single": {"own_reward": _metric(0.25, 0.75), "held_out_reward": None}},
+        "held_out_judges": ["held"],
         "cross_rewards": {
             "judges": [
                 {"name": name, "trained_agents": [i] if i < 3 else []} for i, name in enumerate((*CARDS, "held"))
@@ -119,7 +128,7 @@ def _evaluation() -> dict[str, Any]:
             **dict.fromkeys(("base", "trained", "difference", "low", "high"), grid),
         },
         "agreement": _metric(0.1, 0.2),
-        "controller_fallbacks": {"base": 0.0, "trained": 0.25},
+        "controller_fallbacks": _metric(0.0, 0.25),
         "by_kind": {},
         "warnings": ["<i>few</i> questions"],
     }

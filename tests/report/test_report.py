@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -50,7 +51,8 @@ def test_verdicts_tables_and_health_are_said(run_dir):
     assert "[+1.15, +1.35]" in text
     assert "the critic is dead" in text
     assert "policy entropy is below 0.3" in text
-    assert "25% (trained)" in text
+    assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
+    assert "the trained team's, own reward: 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
 
 
@@ -158,6 +160,26 @@ def test_two_runs_side_by_side(tmp_path):
     assert "<bdi>iterations</bdi></th><td><bdi>6</bdi></td><td><bdi>3</bdi></td>" in text
 
 
+def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_marl.evaluation.statistics.RESAMPLES", 99)
+    first, second = write_run(tmp_path / "gossip"), write_run(tmp_path / "alone")
+    file = second / "evaluation_dialogues.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row in rows:
+        row["scores"]["held"] = [score + 0.5 * row["dialogue"] for score in row["scores"]["held"]]
+        row["aggregate_scores"]["held"] -= 1
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))  # base rows are not needed
+    text = words(page_of(first, second, out=tmp_path / "both.html"))
+    assert "Trained agents of <bdi>alone</bdi> against those of <bdi>gossip</bdi>" in text
+    row = re.search(r"<bdi>judge held</bdi></th>(.*?)</tr>", text).group(1)
+    cells = [re.sub("<.*?>", "", cell) for cell in row.split("<td>")[1:]]
+    assert [cell[:5] for cell in cells] == ["+0.75"] * 3 + ["-1.00"]  # 0, 0.5, 1 and 1.5 of four questions
+    assert re.search(r"team</th><td class=\"word\">own reward</td><td>0.25 → 1.50", text)
+    file.write_text(file.read_text().replace('"refused"', '"refusd"'))
+    text = words(page_of(first, second, out=tmp_path / "both.html"))
+    assert "evaluation_dialogues.jsonl is not whole" in text
+
+
 def test_config_differences_by_hand():
     found = differences([{"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}])
     assert found == [("a.c.1", ["2", "3"])]
@@ -179,13 +201,81 @@ def test_topology_has_an_edge_for_every_weight():
     assert drawing(None) is None
 
 
+def data_of(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
+
+
 def test_many_dialogues_are_thinned_and_said(run_dir, monkeypatch):
-    monkeypatch.setattr("rlhf_marl.report.page._DIALOGUE_CHARACTERS", 4000)
+    monkeypatch.setattr("rlhf_marl.report.page._DIALOGUE_BYTES", 8000)
     page = page_of(run_dir)
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
-    assert 0 < len(data["runs"][0]["training"]) < 12
-    assert len(data["runs"][0]["episodes"][0]["average"]) == 12
-    assert "of 12 training dialogues is here" in words(page)
+    run = data_of(page)["runs"][0]
+    assert 0 < len(run["training"]) < 12
+    assert 0 < len(run["evaluation"]) <= 4
+    assert len(run["episodes"][0]["average"]) == 12
+    assert f"{len(run['training'])} of 12 training dialogues are here" in words(page)
+
+
+@pytest.mark.parametrize("letter", ["a", "漢", "\u200b", "<", '"', "\U0001f642"])
+def test_the_budget_of_dialogues_is_of_bytes_in_the_page(tmp_path, monkeypatch, letter):
+    """What is written out or takes several bytes counts as it stands there, and evaluated dialogues count too."""
+    monkeypatch.setattr("rlhf_marl.report.page._DIALOGUE_BYTES", 60_000)
+    page = page_of(write_run(tmp_path / "run", texts=[letter * 100] * 3))
+    run = data_of(page)["runs"][0]
+    assert run["training"]
+    assert run["evaluation"]
+    sizes = [len(text.encode()) for text in re.findall(r'"(?:training|evaluation)":(\[.*?\]\}\])', page)]
+    assert len(sizes) == 2
+    assert sum(sizes) <= 60_000
+
+
+def test_a_dialogue_larger_than_the_page_is_left_out(run_dir, monkeypatch):
+    monkeypatch.setattr("rlhf_marl.report.page._DIALOGUE_BYTES", 100)
+    page = page_of(run_dir)
+    assert data_of(page)["runs"][0]["training"] == []
+    assert "too long for this file" in words(page)
+
+
+def test_a_dialogue_without_a_reward_is_a_gap_and_no_zero():
+    assert moving_average([1.0, math.nan, 4.0], 2) == [1.0, 1.0, 4.0]
+    assert moving_average([math.nan, 3.0], 5) == [None, 3.0]
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("metrics.jsonl", '"iteration": 0', '"iteration": 1e999'),
+        ("metrics.jsonl", '"td_error": 1.0', '"td_error": ' + "9" * 400),
+        ("dialogues.jsonl", '"iteration": 0', '"iteration": 1e999'),
+        ("dialogues.jsonl", '"reward_scaled": [0.0', '"reward_scaled": [' + "9" * 400),
+        ("dialogues.jsonl", '"reward_scaled": [0.0', '"reward_scaled": [1e308'),
+        ("dialogues.jsonl", '"prompt": "prompt 0.0.0"', f'"prompt": {DEEP}'),
+        ("evaluation_dialogues.jsonl", '"scores": {"vowels": [0.0', '"scores": {"vowels": [' + "9" * 400),
+        ("evaluation.json", '"difference": 1.25', '"difference": 1e999'),
+        ("evaluation.json", '"agreement": {', f'"agreement": {DEEP}, "x": {{'),
+        ("environment.json", "{}", f'{{"a": {DEEP}}}'),
+        ("environment.json", "{", f'{{"a": {"[" * 60 + "]" * 60}, '),
+        ("topology.json", "0.5", "9" * 400),
+        ("reward_models.json", "[", f"[{DEEP}, "),
+        ("config.yaml", "iterations: 6", "iterations: " + "9" * 400),
+    ],
+)
+def test_odd_numbers_and_nesting_still_give_a_report(run_dir, name, old, new):
+    file = run_dir / name
+    if name == "environment.json" and old == "{}":
+        file.write_text("{}")
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+    assert "<h2" in page_of(run_dir)
+
+
+def test_an_evaluation_of_other_agents_is_said(run_dir):
+    assert "another state of the agents" not in words(page_of(run_dir))
+    (run_dir / "adapters" / "agent_0" / "adapter_model.safetensors").write_bytes(b"trained on")
+    assert "evaluation.json is of another state of the agents than the run has now" in words(page_of(run_dir))
 
 
 def test_command_line(run, tmp_path):

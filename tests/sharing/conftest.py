@@ -63,6 +63,7 @@ class FakeHub(ThreadingHTTPServer):
         self.repositories: dict[str, dict] = {}
         self.stored: dict[str, bytes] = {}  # LFS objects by their hash
         self.tokens: set[str | None] = set()
+        self.commits: list[tuple[str, int]] = []  # (repository, number of lines)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,8 +98,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(200, {})
 
     def do_GET(self) -> None:
-        name = self.path.partition("?")[0].removeprefix("/api/models/")
-        if name in self.server.repositories:
+        name, _, tree = self.path.partition("?")[0].removeprefix("/api/models/").partition("/tree/")
+        if name in self.server.repositories and tree:
+            files = self.server.repositories[name]["files"]
+            self._answer(
+                200, [{"type": "file", "path": path, "size": len(files[path]), "oid": "0" * 40} for path in files]
+            )
+        elif name in self.server.repositories:
             self._answer(200, {"id": name, "private": self.server.repositories[name]["private"]})
         else:
             self._answer(404, {"error": "Repository not found"})
@@ -131,12 +137,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _commit(self, name: str, lines: list[dict]) -> None:
         files = self.server.repositories[name]["files"]
+        self.server.commits.append((name, len(lines)))
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 files[value["path"]] = b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.server.stored[value["oid"]]
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
         self._answer(200, {"commitUrl": f"{self.server.url}/{name}/commit/{'0' * 40}", "commitOid": "0" * 40})
 
     def _answer(self, status: int, content: dict) -> None:

@@ -21,8 +21,13 @@ def card_of(run: Path, to: Path, agent: int = 0) -> ModelCard:
 @pytest.mark.parametrize(
     ("scorer", "shown"),
     [
-        ({"kind": "sequence_classifier", "model": "org/rm"}, "classifier org/rm |"),
-        ({"kind": "prototype", "model": "package:some_package/model"}, "by package:some\\_package/model |"),
+        ({"kind": "sequence_classifier", "model": "org/rm", "input": "pair"}, "classifier org/rm |"),
+        ({"kind": "callable", "function": "/home/alice/secret/scorers.py:f"}, "| Python function scorers.py:f |"),
+        ({"kind": "callable", "function": "some.module:f"}, "| Python function some.module:f |"),
+        (
+            {"kind": "prototype", "model": "package:some_package/model", "good": ["yes"]},
+            "by package:some\\_package/model |",
+        ),
         ({"kind": "http", "url": SECRET}, "| a scoring server |"),
         ({"kind": "judge", "model": None, "base_url": SECRET}, "grades by the agents' base model |"),
         ({"kind": "judge", "model": "grader", "base_url": SECRET}, "grades by grader |"),
@@ -32,12 +37,17 @@ def card_of(run: Path, to: Path, agent: int = 0) -> ModelCard:
 def test_reward_models_in_words(trained, tmp_path, scorer, shown):
     file = trained / "reward_models.json"
     first, second = json.loads(file.read_text())
-    del first["function"]
+    for key in ("function", "convention", "arguments"):
+        del first[key]
     file.write_text(json.dumps([first | scorer, second]))
     text = card_of(trained, tmp_path / "out").text
     assert shown in text
     assert SECRET not in text
     assert "/home" not in text
+
+
+def test_a_base_in_a_folder_is_named_in_a_sentence(finished, tmp_path):
+    assert "\nIt is a LlamaForCausalLM in a local folder named tiny-llama" in card_of(finished, tmp_path / "out").text
 
 
 def test_a_reward_model_trained_here_shows_how_far_to_trust_it(trained, tmp_path):
@@ -47,7 +57,10 @@ def test_a_reward_model_trained_here_shows_how_far_to_trust_it(trained, tmp_path
     (folder / "training.json").write_text(json.dumps({"held_out": held_out}))
     file = trained / "reward_models.json"
     first, second = json.loads(file.read_text())
-    file.write_text(json.dumps([first | {"kind": "sequence_classifier", "model": str(folder)}, second]))
+    for key in ("function", "convention", "arguments"):
+        del first[key]
+    classifier = {"kind": "sequence_classifier", "model": str(folder), "input": "pair"}
+    file.write_text(json.dumps([first | classifier, second]))
     text = card_of(trained, tmp_path / "out").text
     assert "classifier harmless-1234 (local); agrees with 90% of 40 held-out preference pairs (95%: 75 to 96) |" in text
     assert str(tmp_path) not in text
@@ -84,6 +97,13 @@ def test_the_controller_is_named_and_its_endpoint_is_not(trained, tmp_path):
     text = card_of(trained, tmp_path / "out").text
     assert "the controller (the model some-model behind an endpoint)" in text
     assert SECRET not in text
+
+
+def test_a_model_behind_an_endpoint_may_be_a_folder(trained, tmp_path):
+    change(trained, controller={"kind": "openai", "model": "/home/alice/models/chat", "base_url": SECRET})
+    text = card_of(trained, tmp_path / "out").text
+    assert "the model chat (local) behind an endpoint" in text
+    assert "alice" not in text
 
 
 def test_an_agent_that_began_from_an_adapter_says_so(trained, tmp_path):

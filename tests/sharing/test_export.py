@@ -147,6 +147,13 @@ def test_an_earlier_export_is_replaced_unless_it_was_changed(finished, tmp_path)
         (out / "notes.txt").unlink(missing_ok=True)
 
 
+def test_a_merged_model_over_an_adapter_leaves_nothing_of_it(finished, tmp_path):
+    rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
+    rlhf_marl.export(finished, agent=0, to=tmp_path / "out", merge=True)
+    assert "adapter_config.json" not in names(tmp_path / "out")
+    assert {"config.json", "adapter/adapter_config.json"} <= names(tmp_path / "out")
+
+
 def test_other_folders_are_refused(finished, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
@@ -161,8 +168,8 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path):
     out = tmp_path / "out"
     rlhf_marl.export(trained, agent=0, to=out)
     before = texts(out)
-    (trained / "evaluation.json").write_text('{"version": 1, "settings": {}, "agents": [{"agent": 0, "length": 3}]}')
-    with pytest.raises(UsageError, match=r"evaluation.json: .*length.*evaluate the run again, or move the file away"):
+    (trained / "evaluation.json").write_text('{"version": 2, "settings": 3}')
+    with pytest.raises(UsageError, match=r"evaluation.json: .*settings.*evaluate the run again, or move the file away"):
         rlhf_marl.export(trained, agent=0, to=out)
     (trained / "evaluation.json").unlink()
     (tmp_path / "file").write_text("")
@@ -214,6 +221,75 @@ def test_a_run_of_another_version(trained, tmp_path):
         UsageError, match=r"was written by rlhf-marl 0\.0\.7, this is .*: export it with 0\.0\.7.*gossip"
     ):
         rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
+
+
+def torn(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def without_kind(file: Path) -> None:
+    cards = json.loads(file.read_text())
+    del cards[0]["kind"]
+    file.write_text(json.dumps(cards))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "line"),
+    [
+        ("reward_models.json", torn, "trained/reward_models.json: cannot be read: "),
+        ("reward_models.json", without_kind, "trained/reward_models.json: 0.kind: missing; it is required"),
+        ("reward_models.json", lambda f: f.write_text("{}"), "trained/reward_models.json: is no list of cards"),
+        ("reward_models.json", lambda f: f.write_text("[]"), "trained/reward_models.json: 0 cards; config.yaml has 2"),
+        (
+            "adapters/agent_0/adapter_config.json",
+            torn,
+            "trained/adapters/agent_0/adapter_config.json: cannot be read: ",
+        ),
+        ("adapters/agent_0/adapter_config.json", lambda f: f.write_text("[]"), "trained/adapters/agent_0/adapter_con"),
+        ("config.yaml", torn, "trained/config.yaml: "),
+    ],
+)
+def test_a_damaged_file_that_is_needed_is_one_line(run, trained, tmp_path, name, damage, line):
+    damage(trained / name)
+    code, _, errors = run("export", "trained", "--agent", "0", "--to", "out")
+    assert code == 2
+    assert errors.startswith(f"error: {line}")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("environment.json", torn),
+        ("environment.json", lambda f: f.write_text("[1]")),
+        ("environment.json", lambda f: f.write_text('{"packages": ["torch"]}')),
+        ("environment.json", Path.unlink),
+        ("metrics.jsonl", lambda f: f.write_text(f.read_text().replace('"kl"', '"kullback"'))),
+        ("metrics.jsonl", lambda f: f.write_text("\n".join(["", "{torn", "[1]", '{"agent": 1e999}', "3"]) + "\n")),
+        ("metrics.jsonl", Path.unlink),
+    ],
+)
+def test_a_damaged_file_that_is_not_needed_does_not_matter(trained, tmp_path, name, damage):
+    damage(trained / name)
+    rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert ("what its training recorded cannot be read" in text) == (name == "metrics.jsonl")
+    assert "3 iterations of 2 dialogues" in text
+
+
+def test_a_damaged_line_does_not_hide_the_others(trained, tmp_path):
+    lines = (trained / "metrics.jsonl").read_text().splitlines()
+    lines[4] = lines[4][:20]
+    (trained / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
+    assert "means over the first and the last fifth of\n5 updates" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_torn_marker_is_a_changed_export(finished, tmp_path):
+    rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
+    torn(tmp_path / "out" / MARKER)
+    with pytest.raises(UsageError, match="was changed since it was exported"):
+        rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
 
 
 def test_a_damaged_adapter_is_not_passed_on(trained, tmp_path):

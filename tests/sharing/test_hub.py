@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from rlhf_marl.sharing.folder import MARKER
 from tests.sharing.conftest import FakeHub
 
 TOKEN = "hf_secret0123456789"
@@ -19,7 +20,7 @@ folder, public, *names = sys.argv[1:]
 for name in names:
     try:
         token = hub.check_push(name)
-        print(hub.push(Path(folder), name, token, public=public == "public", ignore=[".marker"], message="m"))
+        print(hub.push(Path(folder), name, token, public=public == "public", message="m"))
     except RlhfMarlError as error:
         print(f"{type(error).__name__}: {error}")
 assert "torch" not in sys.modules
@@ -39,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     path.mkdir()
     (path / "README.md").write_text("---\nlibrary_name: peft\n---\n\n# Agent\n")
     (path / "adapter_model.safetensors").write_bytes(bytes(range(200)))
-    (path / ".marker").write_text("{}")
+    (path / MARKER).write_text("{}")
     return path
 
 
@@ -67,6 +68,31 @@ def test_a_folder_arrives_whole_in_a_new_private_repository(folder, tmp_path, fa
     }
     assert bool(fake_hub.stored) == lfs
     assert fake_hub.tokens == {f"Bearer {TOKEN}"}
+
+
+@pytest.mark.parametrize("xet", ["off", "on"])
+def test_what_an_earlier_export_left_there_goes_in_the_same_commit(folder, tmp_path, fake_hub, xet):
+    """Beside a merged model's config.json an adapter_config.json would add the adapter a second time."""
+    fake_hub.lfs = xet == "off"
+    settings = environment(fake_hub, tmp_path, HF_HUB_DISABLE_XET=str(int(xet == "off")))
+    (folder / "adapter_config.json").write_text("{}")
+    pushed(folder, "me/polite", **settings)
+    fake_hub.repositories["me/polite"]["files"] |= {"notes.md": b"mine", "images/adapter_config.json": b"mine"}
+    (folder / "adapter").mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).rename(folder / "adapter" / name)
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    mine = {"notes.md", "images/adapter_config.json"}
+    merged = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "model.safetensors"}
+    pushed(folder, "me/polite", **settings)
+    assert set(fake_hub.repositories["me/polite"]["files"]) == {"README.md"} | merged | mine
+    for name in merged:
+        (folder / name).unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    pushed(folder, "me/polite", **settings)
+    assert set(fake_hub.repositories["me/polite"]["files"]) == {"README.md", "adapter_config.json"} | mine
+    assert len(fake_hub.commits) == 3
 
 
 def test_public_only_if_asked(folder, tmp_path, fake_hub):

@@ -1,6 +1,7 @@
 """What a card makes of evaluation.json."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from huggingface_hub import ModelCard
 
 import rlhf_marl
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.stored import VERSION, agents_fingerprint
+from rlhf_marl.run_directory import RunDirectory
 from rlhf_marl.sharing.results import TrainingRewards, load_evaluation, training_rewards
 
 
@@ -22,14 +25,14 @@ def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
         "reward_model": "vowels",
         "verdict": "agent learned | <script>",
         "own_reward": metric(0.25, 1.0, 0.5, 1.125),
-        "held_out_reward": None,
-        "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.875, "n": 24, "position_consistent": 0.9, "judge": "own"},
+        "held_out_reward": metric(0.0, -0.25, -0.5, 0.125),
+        "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.875, "n": 24, "position_consistent": 0.9, "judge": "chat"},
         "kl_to_base": {"mean": 3.5, "low": 3.0, "high": 4.0},
         "entropy": metric(2.0, 1.5, -0.75, -0.25),
-        "refusal_harmful": {"base": 0.5, "trained": None, "difference": None, "low": None, "high": None, "n": 0},
+        "refusal_harmful": None,
     }
     return {
-        "version": 1,
+        "version": VERSION,
         "settings": {
             "questions": "/home/someone/held_out.jsonl",
             "n_questions": 20,
@@ -41,12 +44,21 @@ def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
             "seconds": 12.5,
         },
         "agents": [{"agent": number, **agent} for number in range(agents)],
-        "team": {},
-        "warnings": ["few questions"],
+        "team": {"verdict": "no clear change", "own_reward": metric(0.25, 1.0, 0.5, 1.125)},
+        "held_out_judges": ["strict", "mild"],
+        "cross_rewards": {
+            "judges": [{"name": "vowels", "trained_agents": [0]}],
+            "rows": ["agent 0", "agent 1", "team"],
+            **dict.fromkeys(("base", "trained", "difference", "low", "high"), [[0.0]] * 3),
+        },
+        "agreement": None,
+        "controller_fallbacks": metric(0.0, 0.0, 0.0, 0.0),
+        "warnings": ["few questions", "/home/alice/secret/metrics.jsonl is damaged", "judge C:\\secret left out"],
     } | changes
 
 
 def write(run: Path, content: dict[str, Any]) -> None:
+    content["settings"] |= agents_fingerprint(run)
     (run / "evaluation.json").write_text(json.dumps(content))
 
 
@@ -58,19 +70,28 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     assert "| own reward (scaled) | 0.250 | 1.000 | +0.750 | 0.500 to 1.125 | 40 |" in text
     assert "| policy entropy, nats a token | 2.000 | 1.500 | -0.500 | -0.750 to -0.250 | 40 |" in text
     assert "refused" not in text  # not measured
-    assert "0.750 (0.500 to 0.875, 24 comparisons, judged by own)" in text
+    assert "0.750 (0.500 to 0.875, 24 questions, judged by chat)" in text
+    assert "| mean of held-out judges (standard deviations) | 0.000 | -0.250 | -0.250 | -0.500 to 0.125 | 40 |" in text
+    assert "trained none of the run's agents, here strict, mild; each counts in standard deviations" in text
     assert (
         "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is that of the paired difference, at 90% conf"
         in text
     )
     assert "- few questions\n" in text
+    assert "secret" not in text  # warnings that name a file stay here
     assert "agent learned \\| \\<script\\>" in text
     assert "someone" not in text
     assert "not evaluated" not in text
-    reward, wins = card.data.eval_results
+    reward, held_out, wins = card.data.eval_results
     assert (reward.metric_type, reward.metric_value) == ("reward", 0.75)
+    assert reward.metric_name == "reward by vowels (scaled), change from base"
+    assert held_out.metric_name == (
+        "mean of held-out judges (strict, mild) in standard deviations of their scores of base answers, "
+        "change from base"
+    )
     assert reward.metric_args == {"low": 0.5, "high": 1.125, "n": 40, "confidence": 0.9}
     assert (wins.metric_type, wins.metric_value) == ("win_rate", 0.75)
+    assert wins.metric_name == "win rate against base, by chat"
     assert card.data.model_name == "Agent 0 (vowels)"
 
 
@@ -82,19 +103,42 @@ def test_an_agent_that_was_not_evaluated(trained, tmp_path):
     assert card.data.eval_results is None
 
 
+@pytest.mark.parametrize("change", ["adapter", "checkpoint"])
+def test_an_evaluation_of_other_agents_is_not_shared(trained, tmp_path, change):
+    write(trained, evaluation())
+    if change == "adapter":
+        shutil.rmtree(trained / "checkpoints")
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            shutil.copy(trained / "adapters" / "agent_0" / name, trained / "adapters" / "agent_1" / name)
+    else:  # trained on, with no effect on the numbers of this agent
+        run = RunDirectory(trained)
+        tensors, values = run.load_checkpoint()
+        run.save_checkpoint(values.pop("iteration") + 1, tensors, values)
+    with pytest.raises(UsageError, match=r"evaluation.json: is of another state of the agents .*; evaluate the run ag"):
+        rlhf_marl.export(trained, agent=1, to=tmp_path / "out")
+    (trained / "evaluation.json").unlink()
+    rlhf_marl.export(trained, agent=1, to=tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ('{"version": 1,', "evaluation.json: not JSON: "),
-        (json.dumps(evaluation(version=2)), "evaluation.json: version 2; this rlhf_marl reads version 1"),
+        ('{"version": 2,', "evaluation.json: not JSON: "),
+        ("[" * 3000, "evaluation.json: not JSON: "),
+        (json.dumps(evaluation(version=1)), "evaluation.json: is of version 1; this rlhf-marl reads version 2"),
         (json.dumps(evaluation(settings=[])), "evaluation.json: settings: "),
         (json.dumps(evaluation()).replace("1.125", "NaN"), "evaluation.json: agents.0.own_reward.high: "),
+        (
+            json.dumps(evaluation()).replace("[[0.0], [0.0], [0.0]]", "[[0.0]]", 1),
+            "evaluation.json: cross_rewards: base",
+        ),
+        (json.dumps([1]), "evaluation.json: "),
     ],
 )
 def test_a_damaged_evaluation_is_one_line(tmp_path, content, line):
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(UsageError) as caught:
-        load_evaluation(tmp_path / "evaluation.json")
+        load_evaluation(tmp_path)
     said = str(caught.value)
     assert said.startswith(f"{tmp_path}/{line}")
     assert said.endswith("evaluate the run again, or move the file away to share without it")
@@ -102,7 +146,7 @@ def test_a_damaged_evaluation_is_one_line(tmp_path, content, line):
 
 
 def test_no_evaluation_is_none(tmp_path):
-    assert load_evaluation(tmp_path / "evaluation.json") is None
+    assert load_evaluation(tmp_path) is None
 
 
 def test_training_rewards_are_those_of_the_first_and_last_fifth():
@@ -122,5 +166,7 @@ def test_training_rewards_are_those_of_the_first_and_last_fifth():
     ]
     found = training_rewards(rows, 1)
     assert found == TrainingRewards(
-        updates=10, iterations=5, reward=(0.5, 8.5), kl_per_token=17.0, entropy=pytest.approx(2.15), truncated=0.5
+        updates=10, reward=(0.5, 8.5), kl_per_token=17.0, entropy=pytest.approx(2.15), truncated=0.5
     )
+    assert training_rewards([row for row in rows if row["agent"] == 0], 1) is None
+    assert training_rewards([{k: v for k, v in row.items() if k != "kl"} for row in rows], 1) is None

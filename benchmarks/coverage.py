@@ -1,0 +1,58 @@
+"""How often a 95% interval of `rlhf-marl evaluate` holds the true difference, in simulated evaluations.
+
+python benchmarks/coverage.py [--evaluations N] [--json FILE]
+"""
+
+import json
+from pathlib import Path
+
+import click
+import numpy as np
+
+from rlhf_marl.evaluation import statistics
+
+KINDS = ("skewed reward", "yes or no")
+QUESTIONS = (60, 18, 10)
+RESAMPLES = 999  # as many as two digits of a limit need
+
+
+def coverage(kind: str, n_questions: int, evaluations: int, seed: int = 11) -> float:
+    """Share of simulated evaluations whose interval holds the known difference.
+
+    Questions share a difficulty, so that base and trained are dependent, as with the same random numbers.
+    """
+    generator = np.random.default_rng(seed)
+    hits = 0
+    for _ in range(evaluations):
+        difficulty = generator.normal(size=n_questions)
+        if kind == "yes or no":
+            truth = 0.2  # P(trained refuses) - P(base refuses), question by question
+            chance = 0.1 + 0.5 / (1 + np.exp(-difficulty))
+            base, trained = generator.random((2, n_questions)) < [chance, chance + truth]
+        else:
+            truth = 0.3
+            base = difficulty + generator.exponential(size=n_questions)
+            trained = difficulty + truth + generator.exponential(size=n_questions)
+        metric = statistics.paired(base.astype(float), trained.astype(float))
+        assert metric is not None
+        hits += metric["low"] <= truth <= metric["high"]
+    return hits / evaluations
+
+
+@click.command()
+@click.option("--evaluations", default=2000, show_default=True, type=click.IntRange(1))
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers as a flat JSON object.")
+def main(evaluations: int, output: Path | None) -> None:
+    """The table of docs/evaluation.md."""
+    statistics.RESAMPLES = RESAMPLES
+    numbers = {}
+    for n_questions in QUESTIONS:
+        for kind in KINDS:
+            numbers[f"{n_questions}.{kind}"] = coverage(kind, n_questions, evaluations)
+            click.echo(f"{n_questions} questions, {kind}: {numbers[f'{n_questions}.{kind}']:.3f}")
+    if output is not None:
+        output.write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
