@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from rlhf_marl.errors import RlhfMarlError, printable
+from rlhf_marl.durable import FULL
+from rlhf_marl.errors import RlhfMarlError, RunStopped, printable
 from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -130,7 +131,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
-        sys.exit(1)
+        sys.exit(RunStopped.exit_code if error.errno in FULL else 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

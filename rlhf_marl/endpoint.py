@@ -76,7 +76,10 @@ class Endpoint:
         tickets = [self._journal.ticket(["chat", request]) for request in requests]  # no address: a service may move
         with ThreadPoolExecutor(max_workers=min(_PARALLEL, len(requests))) as pool:
             kept = list(pool.map(lambda t, r: self._journal.answer(t, lambda: self._complete(r)), tickets, requests))
-        return [Choice.model_validate(choice) if choice is not None else None for choice in kept]
+        try:
+            return [Choice.model_validate(choice) if choice is not None else None for choice in kept]
+        except ValidationError:
+            raise self._stopped("has a kept answer that is none: remove the run's answers/") from None
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The first choice as plain data."""
