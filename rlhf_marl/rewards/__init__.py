@@ -133,10 +133,10 @@ def score_all(
             number = float(score)
         except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not all(abs(value) <= _LARGEST for value in (number, card.scaled(number))):  # also not for nan
-            raise RunStopped(
-                f"{who} returned {_shown(score)}, no finite number of float32, for the text {_shown(text)}"
-            )
+        if not math.isfinite(number):
+            raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
+        if max(abs(number), abs(card.scaled(number))) > _LARGEST:
+            raise RunStopped(f"{who} returned {_shown(score)}, too large for float32, for the text {_shown(text)}")
         numbers.append(number)
     return numbers, [card.scaled(number) for number in numbers]
 
