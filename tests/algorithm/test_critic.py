@@ -156,7 +156,7 @@ def test_a_bad_reward_stops_its_own_agent_alone():
 def test_weights_that_would_overflow_stay_where_they_are():
     """A finite gradient, but the step leads beyond the largest number: for agent 1, who has the large rewards."""
     step = transition()
-    step.reward[1] *= 100
+    step.reward[1] *= 1000
     learner = critic(network(), step_size=1e37, radius=None)
     assert learner.update([step]).skipped.tolist() == [0, 1]
     assert learner.weights.isfinite().all()
