@@ -80,8 +80,6 @@ def train(
                 accelerator.log(values, step=row["update"])
 
     with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
-        if resume:
-            run.adopt(config, system.cards)
         run.save_topology(system.topology.matrix)
         finished = run_training(system, run, report, lambda: bool(interrupted), watch)
         save_results(system, run)

@@ -110,14 +110,16 @@ class RunDirectory:
             return run
 
     def adopt(self, config: Config, cards: Sequence[Card]) -> None:
-        """Write down what a resumed run has otherwise than before; inside the lock.
+        """Write down what a resumed run has otherwise than before; inside the lock, and when nothing refuses it any more.
 
         Raises:
             RunStopped: the disk refuses.
         """
         try:
-            dump_config(config, self.path / "config.yaml")
-            write_text(self._reward_models, _dump_cards(cards))
+            if RunDirectory.open(self.path)[1] != config:
+                dump_config(config, self.path / "config.yaml")
+            if not self._reward_models.is_file() or self._reward_models.read_text("utf-8") != _dump_cards(cards):
+                write_text(self._reward_models, _dump_cards(cards))
         except OSError as error:
             raise unwritable(self.path, error) from None
 

@@ -68,16 +68,6 @@ class Saboteur:
         return deadly
 
 
-@pytest.fixture
-def quick_content(tiny_content) -> dict:
-    """Two iterations in a tenth of a second."""
-    return tiny_content | {
-        "turns": 1,
-        "generation": {"max_new_tokens": 3, "max_prompt_tokens": 64},
-        "controller": {"kind": "scripted", "next_prompts": ["-"]},
-    }
-
-
 FULL = partial(OSError, 28, "No space left on device")
 
 

@@ -49,6 +49,7 @@ def run_training(
     done = restore(system, run)
     run.forget_from(done.iterations, partial(check_earlier, config=config, iterations=done.iterations))
     run.tidy_checkpoints(done.iterations, config.keep_checkpoints)
+    run.adopt(config, system.cards)
     saved = done.iterations
     while done.iterations < config.iterations:
         system.journal.begin(done.iterations)
