@@ -164,11 +164,11 @@ class TopologyConfig(Section):
 class CriticConfig(Section):
     """Algorithm 2 on the network of Eq. (5). Q or V critic follows from actor.signal."""
 
-    width: Annotated[int, Field(gt=0, le=16_384)] = 256
+    width: Annotated[int, Field(gt=0, le=8192)] = 256
     """m of Eq. (5)."""
-    depth: Annotated[int, Field(gt=0, le=100)] = 3
+    depth: Annotated[int, Field(gt=0, le=32)] = 3
     """D of Eq. (5)."""
-    token_features: Annotated[int, Field(gt=0, le=4096)] = 16
+    token_features: Annotated[int, Field(gt=0, le=1024)] = 16
     """Dimension of the fixed random map of each token's embedding, the first factor of H."""
     output_scale: PositiveFloat = 1.0
     """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""

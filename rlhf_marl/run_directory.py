@@ -110,7 +110,7 @@ class RunDirectory:
             return run
 
     def adopt(self, config: Config, cards: Sequence[Card]) -> None:
-        """Write down what a resumed run has otherwise than before; inside the lock, and when nothing refuses it any more.
+        """Write down what a resumed run has otherwise than before; inside the lock, when nothing refuses it any more.
 
         Raises:
             RunStopped: the disk refuses.

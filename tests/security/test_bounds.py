@@ -49,6 +49,13 @@ def test_names_of_cards_are_no_paths(tmp_path, name):
         load_card(str(tmp_path / "c.yaml"), "card")
 
 
+@pytest.mark.parametrize("load", [load_config, lambda path: load_card(path, "card")], ids=["config", "card"])
+@pytest.mark.parametrize("path", ["~nouser/x.yaml", "x" * 5000, "a\0b"])
+def test_paths_that_no_system_knows_are_one_line(load, path):
+    with pytest.raises(UsageError, match="does not exist"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     "template",
     [

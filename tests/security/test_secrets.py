@@ -10,9 +10,11 @@ from click.testing import CliRunner
 import rlhf_marl
 from rlhf_marl.chat import Message
 from rlhf_marl.cli import cli
+from rlhf_marl.config import check_config
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.rewards import ServerCard, build_reward_model
+from rlhf_marl.rewards.card import check_card
 from tests.servers import Reply, chat, scores_of_lengths, serving
 
 CHAT_KEY, SCORE_KEY = "sk-chat-7d1f0c2b9a", "sk-score-51e8aa04bd"
@@ -135,6 +137,26 @@ def test_the_key_is_not_the_one_of_the_users_netrc(monkeypatch, tmp_path, keys):
     with serving(scores_of_lengths) as server:
         ask("scorer", server.url)
     assert server.requests[0].headers["Authorization"] == f"Bearer {SCORE_KEY}"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://me:pass1234@host/v1", "a user name or password in an address would be kept in files"),
+        ("ftp://me:pass1234@host/v1", "no address; it must be http://host"),
+        ("http://me:pass1234@[::1/v1", "no address; it must be http://host"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_content, address, words):
+    controller = {"kind": "openai", "model": "m", "base_url": address}
+    card = {"name": "s", "kind": "http", "url": address}
+    judge = {"name": "s", "kind": "judge", "model": "m", "base_url": address}
+    for check, content in (
+        (check_config, tiny_content | {"controller": controller}), (check_card, card), (check_card, judge)
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"(base_url|url): {words}") as caught:
+            check(content, "c.yaml")
+        assert "pass1234" not in str(caught.value)
 
 
 def test_a_key_in_the_config_is_refused_and_not_repeated(tiny_content, tmp_path):
