@@ -38,8 +38,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content, whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    move(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        move(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -147,7 +147,7 @@ class RunDirectory:
 
     def check_cards(self, cards: Sequence[Card]) -> None:
         """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""
-        if not self._reward_models.is_file():
+        if not self._reward_models.exists():
             _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
             return
         try:

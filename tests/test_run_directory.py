@@ -133,7 +133,16 @@ def without(key: str):
 
 def foreign(file: Path) -> None:
     """A whole checkpoint, of something else."""
-    file.write_text(json.dumps({"version": checkpoints.VERSION, "iteration": 2}))
+    rewrite(file, {"version": checkpoints.VERSION, "iteration": 2})
+
+
+def odd_counters(file: Path) -> None:
+    rewrite(file, json.loads(file.read_text()) | {"updates": 3})
+
+
+def rewrite(file: Path, content: dict) -> None:
+    """With a manifest that agrees."""
+    file.write_text(json.dumps(content))
     manifest = json.loads((file.parent / "manifest.json").read_text())
     (file.parent / "manifest.json").write_text(json.dumps(manifest | {"state.json": checkpoints._fingerprint(file)}))
 
@@ -153,6 +162,7 @@ REFUSED = {
         first_line(lambda line: 2 * line),
         "dialogues.jsonl: row 2 is damaged, there twice or",
     ),
+    "odd counters": ("checkpoints/iteration_00002/state.json", odd_counters, "is no run's: its counters do not fit"),
     "no run's": (
         "checkpoints/iteration_00002/state.json",
         foreign,

@@ -205,7 +205,16 @@ def restore(system: DialogueSystem, run: RunDirectory) -> Done:
 
 
 def _restored(system: DialogueSystem, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
-    check_same_config(values["config"], system.config, f"its checkpoint of iteration {values['iteration']} was written")
+    config = system.config
+    check_same_config(values["config"], config, f"its checkpoint of iteration {values['iteration']} was written")
+    done = Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
+    counters = (done.iterations, done.updates, done.skipped)
+    if (
+        any(type(number) is not int or number < 0 for number in counters)
+        or done.updates != done.iterations * (config.turns // config.actor.turns_per_update)
+        or not all(isinstance(score, float) for score in done.recent)
+    ):
+        raise ValueError("its counters do not fit together")
     parameters = system.adapters.parameters
     parameters.data.copy_(tensors["adapters"])
     if system.optimizer is not None:
@@ -216,7 +225,7 @@ def _restored(system: DialogueSystem, tensors: Mapping[str, Tensor], values: Map
         }
     critic = {name.removeprefix("critic."): t for name, t in tensors.items() if name.startswith("critic.")}
     system.critic.load_state_dict(critic)
-    return Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
+    return done
 
 
 def save_results(system: DialogueSystem, run: RunDirectory) -> None:
