@@ -222,6 +222,15 @@ def evaluation(run: Path, world: Path) -> Any:
 
 CONFIGS = sorted((DATA_ROOT / "configs").glob("*.yaml"))
 CARDS = sorted((DATA_ROOT / "reward_models").glob("*.yaml"))
+KEYS = ["seed", "agents.0", "agents.²", "agents.reward_model", "a.b", "", ".", "topology.edges", "lora.targets"]
+KEYS += [
+    "actor.signal",
+    "actor.step_size",
+    "critic.width",
+    "critic.radius",
+    "generation.temperature",
+    "controller.kind",
+]
 INSTRUCTIONS = ("prompts/judge.yaml", "prompts/controller.yaml")
 
 
@@ -250,9 +259,7 @@ def test_configs_with_other_values(world, path, value, twice):
 
 
 @many
-@given(
-    key=st.text(max_size=12) | st.sampled_from(["agents.0", "agents.²", "a.b", "critic.width", "", "."]), value=PIECES
-)
+@given(key=st.sampled_from(KEYS) | st.text(max_size=12), value=PIECES | st.sampled_from(LIKELY).map(str))
 def test_command_lines(key, value):
     ends_well("a command line", load_config, "configs/quickstart.yaml", [f"--{key}", value])
 
