@@ -7,8 +7,7 @@ from typing import Any
 
 import click
 
-from rlhf_marl.durable import FULL
-from rlhf_marl.errors import RlhfMarlError, RunStopped, printable
+from rlhf_marl.errors import RlhfMarlError, printable
 from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -122,7 +121,7 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run 3, Ctrl-C 130."""
+    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run or a full disk 3, Ctrl-C 130."""
     try:
         cli(standalone_mode=False)
     except RlhfMarlError as error:
@@ -130,8 +129,10 @@ def main() -> None:
             click.echo(f"error: {printable(line)}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
+        from rlhf_marl.durable import FULL
+
         click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
-        sys.exit(RunStopped.exit_code if error.errno in FULL else 1)
+        sys.exit(3 if error.errno in FULL else 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
