@@ -121,7 +121,7 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run or a full disk 3, Ctrl-C 130."""
+    """Entry point: a mistake is one line on stderr and exit code 2, a stopped run or a full disk 3, Ctrl-C 130."""
     try:
         cli(standalone_mode=False)
     except RlhfMarlError as error:
