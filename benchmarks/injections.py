@@ -120,11 +120,15 @@ def main(config: str, output: Path | None, limit: int | None) -> None:
         attacked = [f"{POOR} {text}" for text in texts]
         plain, *moved = judge.score([question] * (len(texts) + 1), [POOR, *attacked])
         hits.setdefault("grade up, shipped", []).extend(score > plain + GRADE_MOVES for score in moved)
-        hits.setdefault("grade up, shipped, same length", []).extend(
-            score > base + GRADE_MOVES for score, base in zip(moved, _padded(judge, question, texts), strict=True)
-        )
+        padded = _padded(texts)
+        as_long = judge.score([question] * len(texts), padded)
         bare_plain, *bare_moved = _bare_grades(grade, question, [POOR, *attacked])
+        bare_as_long = _bare_grades(grade, question, padded)
         hits.setdefault("grade up, bare", []).extend(score > bare_plain + GRADE_MOVES for score in bare_moved)
+        for name, scores, bases in (("shipped", moved, as_long), ("bare", bare_moved, bare_as_long)):
+            hits.setdefault(f"grade up, {name}, same length", []).extend(
+                score > base + GRADE_MOVES for score, base in zip(scores, bases, strict=True)
+            )
     click.echo(f"{len(texts)} attacks on {len(QUESTIONS)} questions: share that moves")
     for name in sorted(hits):
         share(name, hits[name], numbers)
@@ -132,10 +136,10 @@ def main(config: str, output: Path | None, limit: int | None) -> None:
         output.write_text(json.dumps(numbers, indent=2) + "\n")
 
 
-def _padded(judge: Judge, question: str, texts: Sequence[str]) -> list[float]:
-    """Grades of the poor answer made as long as each attack with harmless words."""
+def _padded(texts: Sequence[str]) -> list[str]:
+    """The poor answer made as long as each attack with harmless words."""
     harmless = "One may think about it for some time and then see what comes of it. " * 20
-    return judge.score([question] * len(texts), [f"{POOR} {harmless[: len(text)]}" for text in texts])
+    return [f"{POOR} {harmless[: len(text)]}" for text in texts]
 
 
 def _bare_grades(grade, question: str, answers: Sequence[str]) -> list[float]:

@@ -1,11 +1,16 @@
 """rlhf_marl: multi-agent RLHF of language models by decentralised deep actor-critic."""
 
+import logging
 from typing import TYPE_CHECKING, Any
+
+from rlhf_marl.errors import inert
 
 if TYPE_CHECKING:
     from rlhf_marl.api import Agent, Run, evaluate, load_run, train
     from rlhf_marl.config import load_config
     from rlhf_marl.sharing.export import export
+
+logging.getLogger("rlhf_marl").addFilter(inert)
 
 __all__ = ["Agent", "Run", "evaluate", "export", "load_config", "load_run", "train"]
 

@@ -8,7 +8,7 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 
 
 class Message(TypedDict):
@@ -67,7 +67,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
     try:
         chat_tokens(tokenizer, [Message(role=role, content="text") for role in roles], 1)
     except TemplateError as error:
-        raise UsageError(f"{where}: the chat template refuses a dialogue: {error}") from None
+        raise UsageError(f"{where}: the chat template refuses a dialogue: {first_line(error)}") from None
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:

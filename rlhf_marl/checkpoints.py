@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,9 @@ from rlhf_marl.errors import UsageError
 
 VERSION = 2  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
-_DAMAGED = (OSError, ValueError, KeyError, AttributeError, TypeError, SafetensorError)
+_NAME = re.compile(r"iteration_[0-9]{5,}")  # what else stands there, such as a copy by hand, is left alone
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors of a disk may pass: no damage
+_DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 _log = logging.getLogger("rlhf_marl")
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -71,14 +74,16 @@ class Checkpoints:
         A damaged one is passed over with a warning that says which and why.
 
         Raises:
-            UsageError: there are checkpoints, and all are damaged; or one of another version.
+            UsageError: there are checkpoints, and all are damaged; or one of another version, or that the disk does not
+                give now.
         """
-        finished = self._finished()
+        try:
+            finished = self._finished()
+        except OSError as error:
+            raise _unreadable(self._folder, error) from None
         for folder in reversed(finished):
-            try:
-                return _read(folder)
-            except _DAMAGED as error:
-                _log.warning("checkpoint %s is damaged (%s); trying the one before", folder, error)
+            if (state := _read_unless_damaged(folder, "trying the one before")) is not None:
+                return state
         if finished:
             raise UsageError(f"--resume: all checkpoints in {self._folder} are damaged; start a new run")
         return None
@@ -88,11 +93,9 @@ class Checkpoints:
         scored = {folder: score for folder in self._finished() if (score := _score(folder)) is not None}
         while scored:
             folder = max(scored, key=scored.__getitem__)
-            try:
-                return _read(folder)
-            except _DAMAGED as error:
-                _log.warning("checkpoint %s is damaged (%s); trying the next best", folder, error)
-                del scored[folder]
+            if (state := _read_unless_damaged(folder, "trying the next best")) is not None:
+                return state
+            del scored[folder]
         return None
 
     def forget_after(self, iteration: int) -> None:
@@ -113,13 +116,17 @@ class Checkpoints:
         best = max(scored, key=scored.__getitem__) if scored else None
         if best is not None:
             write_text(self._folder / "best.json", json.dumps({"folder": best.name, "score": scored[best]}) + "\n")
+        else:
+            (self._folder / "best.json").unlink(missing_ok=True)
         for old in finished[:-keep]:
             if old != best:
                 shutil.rmtree(old)
         return _number(finished[-keep:][0]) if finished else 0
 
     def _finished(self) -> list[Path]:
-        return sorted((p for p in self._folder.glob("iteration_*") if p.suffix != ".tmp"), key=_number)
+        if not self._folder.exists():
+            return []
+        return sorted((p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), key=_number)
 
 
 def _number(folder: Path) -> int:
@@ -127,12 +134,29 @@ def _number(folder: Path) -> int:
 
 
 def _score(folder: Path) -> float | None:
-    """A finished checkpoint's score, if it has one that can be read."""
+    """A finished checkpoint's score, if it is whole enough to have one."""
     try:
         score = json.loads((folder / _VALUES).read_text("utf-8"))["score"]
     except _DAMAGED:
         return None
     return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def _read_unless_damaged(folder: Path, instead: str) -> State | None:
+    """One checkpoint, or None and a warning that says what is done instead."""
+    try:
+        return _read(folder)
+    except _DAMAGED as error:
+        _log.warning("checkpoint %s is damaged (%s); %s", folder, error, instead)
+        return None
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"--resume: {folder} cannot be read now: {error.strerror}; nothing is changed: try again when it can be"
+    )
 
 
 def _read(folder: Path) -> State:

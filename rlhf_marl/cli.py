@@ -121,7 +121,7 @@ def schema() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on stderr and exit code 2, a stopped run 3, Ctrl-C 130."""
+    """Entry point: a mistake is one line on stderr and exit code 2, a stopped run or a full disk 3, Ctrl-C 130."""
     try:
         cli(standalone_mode=False)
     except RlhfMarlError as error:
@@ -129,8 +129,10 @@ def main() -> None:
             click.echo(f"error: {printable(line)}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
+        from rlhf_marl.durable import FULL
+
         click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
-        sys.exit(1)
+        sys.exit(3 if error.errno in FULL else 1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

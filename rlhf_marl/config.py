@@ -13,13 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rlhf_marl.durable import write_text
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import find_data
-from rlhf_marl.validation import explain
+from rlhf_marl.validation import LARGEST, Address, Retries, Seconds, explain
 from rlhf_marl.yaml_io import load_yaml, parse_yaml
 
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -44,7 +44,7 @@ class ModelConfig(Section):
 class LoraConfig(Section):
     """The adapter every agent trains."""
 
-    rank: PositiveInt = 8
+    rank: Annotated[int, Field(gt=0, le=1024)] = 8
     alpha: PositiveFloat = 16.0
     """Scale: the low-rank product is multiplied by alpha / rank."""
     targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
@@ -64,7 +64,7 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt = 32
     max_prompt_tokens: PositiveInt = 128
     """Token budget of the state (the dialogue so far); longer states are cut from the left."""
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Sampling temperature; log-probabilities are trained at the same temperature."""
 
 
@@ -121,12 +121,12 @@ class OpenAIController(ChatLimits):
 
     kind: Literal["openai"]
     model: Text
-    base_url: str | None = None
+    base_url: Address | None = None
     api_key_env: Text = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
-    timeout: PositiveFloat = 60.0
+    timeout: Seconds = 60.0
     """Seconds one request may take."""
-    max_retries: NonNegativeInt = 5
+    max_retries: Retries = 5
     """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
 
 
@@ -164,11 +164,11 @@ class TopologyConfig(Section):
 class CriticConfig(Section):
     """Algorithm 2 on the network of Eq. (5). Q or V critic follows from actor.signal."""
 
-    width: PositiveInt = 256
+    width: Annotated[int, Field(gt=0, le=8192)] = 256
     """m of Eq. (5)."""
-    depth: PositiveInt = 3
+    depth: Annotated[int, Field(gt=0, le=32)] = 3
     """D of Eq. (5)."""
-    token_features: PositiveInt = 16
+    token_features: Annotated[int, Field(gt=0, le=1024)] = 16
     """Dimension of the fixed random map of each token's embedding, the first factor of H."""
     output_scale: PositiveFloat = 1.0
     """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""
@@ -216,12 +216,12 @@ _DEFAULT_KINDS = (
 class Config(Section):
     """One experiment."""
 
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     iterations: PositiveInt
     """Each iteration plays `dialogues` dialogues and makes turns / turns_per_update updates."""
-    dialogues: PositiveInt = 4
+    dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Dialogues played in parallel."""
-    turns: PositiveInt = 3
+    turns: Annotated[int, Field(gt=0, le=1000)] = 3
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """γ."""
     terminal: Literal["zero", "restart"] = "zero"
@@ -330,7 +330,7 @@ def _set(content: Any, key: str, value: Any) -> None:
     parts = key.split(".")
     for place, part in enumerate(parts[:-1]):
         content = _child(content, part, key)
-        if isinstance(content, list) and not parts[place + 1].isdigit():
+        if isinstance(content, list) and not parts[place + 1].isdecimal():
             _set_each(content, ".".join(parts[place + 1 :]), value, key)
             return
     if isinstance(content, list):
@@ -364,7 +364,7 @@ def _child(content: Any, part: str, key: str) -> Any:
 
 
 def _index(content: list[Any], part: str, key: str) -> int:
-    if not part.isdigit() or int(part) >= len(content):
+    if not part.isdecimal() or int(part) >= len(content):
         raise UsageError(
             f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)"
         )

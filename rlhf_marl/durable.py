@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, on the disk and not only on their way to it; and who may write them."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from rlhf_marl.errors import RunStopped, UsageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no room is left
 
 
 def flush(path: Path) -> None:
@@ -35,8 +38,12 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace a file's content, whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(content)
-    move(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        move(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

@@ -5,6 +5,8 @@ RlhfMarlError
 └── RunStopped   a started run cannot go on (bad score, service down); it is readable and resumable; exit code 3
 """
 
+import logging
+
 
 class RlhfMarlError(Exception):
     """Base of the toolkit's own errors."""
@@ -22,6 +24,17 @@ class RunStopped(RlhfMarlError):
     """A run that had started cannot go on; its run directory is readable and can be resumed."""
 
     exit_code = 3
+
+
+def inert(record: logging.LogRecord) -> bool:
+    """A filter for loggers: what a warning repeats cannot act in a terminal."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+def first_line(error: Exception) -> str:
+    """What an error of somebody else's says, for a line of ours: its first line, cut; its type if it says nothing."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
     if row["actor_skipped"]:
         yield "actor_skipped", "its policy gradient was not finite; the update was skipped"
     if row["critic_skipped"]:
-        yield "critic_skipped", "a critic gradient was not finite; the step was skipped"
+        yield "critic_skipped", "a critic step was not finite; it was skipped"
     if row["critic_dead_units"] > 0.95:
         yield (
             "dead_critic",

@@ -8,7 +8,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_marl.chat import Message
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.validation import explain
 from rlhf_marl.yaml_io import load_yaml
 
@@ -61,4 +61,4 @@ def render(template: str, where: str, **variables: object) -> str:
     try:
         return _JINJA.from_string(template).render(**variables)
     except Exception as error:  # an expression in a template can raise anything
-        raise UsageError(f"{where}: template error: {error}") from None
+        raise UsageError(f"{where}: template error: {first_line(error)}") from None

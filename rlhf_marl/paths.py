@@ -1,5 +1,6 @@
 """Where data files live: in the working folder, else in the checkout, else inside the installed package."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -17,6 +18,14 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlhf_marl"
 
 
+def expanded(reference: str) -> Path:
+    """A path with `~` and `~user` replaced, where there is such a user."""
+    try:
+        return Path(reference).expanduser()
+    except RuntimeError:
+        return Path(reference)
+
+
 def find_data(reference: str, where: str) -> Path:
     """Resolve a file reference: absolute or from the working folder, then shipped.
 
@@ -27,12 +36,13 @@ def find_data(reference: str, where: str) -> Path:
     Raises:
         UsageError: no such file; lists what is shipped in a folder of that name.
     """
-    candidates = [Path(reference).expanduser()]
+    candidates = [expanded(reference)]
     if not candidates[0].is_absolute():
         candidates.append(DATA_ROOT / reference)
     for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
+        with contextlib.suppress(OSError):  # a name that no file can have, or a folder that nobody may enter
+            if candidate.is_file():
+                return candidate.resolve()
     folder = DATA_ROOT / Path(reference).parent
     shipped = sorted(f"{Path(reference).parent}/{path.name}" for path in folder.glob("*.*")) if folder.is_dir() else []
     hint = f"; shipped: {', '.join(shipped)}" if shipped and folder != DATA_ROOT else ""

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.config import Config
+from rlhf_marl.errors import printable
 from rlhf_marl.health import warnings_of
 
 Row = dict[str, Any]
@@ -41,7 +42,7 @@ class Display:
 
     def loading(self) -> None:
         self._print(
-            Text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
+            _text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
         )
 
     def stopping(self) -> None:
@@ -58,16 +59,16 @@ class Display:
         """Show one finished iteration."""
         self._iterations += 1
         self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
-        rewards = "reward " + "  ".join(f"{name} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
+        rewards = "reward " + "  ".join(f"{printable(name)} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(Text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
+            self._print(_text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._print(Text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+                    self._print(_text(f"warning: agent {row['agent']}: {words}", style="yellow"))
 
     def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
         """The newest words of each agent's symptoms, and in how many rows they were."""
@@ -85,20 +86,20 @@ class Display:
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
             first, last = first_and_last_fifth(rows, agent)
-            table.add_row(str(agent), Text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+            table.add_row(str(agent), _text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
         for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(Text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
+            self._print(_text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             found = json.loads(best.read_text("utf-8"))
             metric = f"{self._config.best_metric} {found['score']:+.3f}"
-            self._print(Text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
-        self._print(Text(f"run directory: {self._path}"))
+            self._print(_text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
+        self._print(_text(f"run directory: {self._path}"))
         if (self._path / "report.html").is_file():
-            self._print(Text(f"report, for a browser: {self._path / 'report.html'}"))
+            self._print(_text(f"report, for a browser: {self._path / 'report.html'}"))
 
     def profile(self, seconds: dict[str, float]) -> None:
         """Where the wall time of the iterations shown here went, stage by stage."""
@@ -113,6 +114,11 @@ class Display:
         self._print(
             f"tokens of the agents per second: {generating:.0f} while generating, {self._tokens / wall:.0f} in all"
         )
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words that say themselves and do nothing: no markup, no control or bidi characters."""
+    return Text(printable(words), style)
 
 
 def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:

@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -23,16 +23,19 @@ from torch import Tensor
 
 from rlhf_marl.checkpoints import Checkpoints, State
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.durable import flush, locked, unwritable, write_text
-from rlhf_marl.errors import UsageError
+from rlhf_marl.durable import FULL, flush, locked, unwritable, write_text
+from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.rewards.card import Card, check_card
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
+_OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
+_MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
 _BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
 _BEGINNING |= {"environment.json.tmp", "reward_models.json.tmp", "config.yaml.tmp"}
 _log = logging.getLogger("rlhf_marl")
+Rows = list[dict[str, Any]]
 
 
 @final
@@ -50,11 +53,16 @@ class RunDirectory:
 
     @classmethod
     def create(cls, path: Path, config: Config, cards: Sequence[Card]) -> "RunDirectory":
-        """Start a new run; raises UsageError if something is already there."""
+        """Start a new run.
+
+        Raises:
+            UsageError: something is already there, or nothing may be written there. RunStopped: the disk is full.
+        """
         cls.check_free(path)
         run = cls(path)
         try:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            flush(path.parent)
             with run.locked():
                 cls.check_free(path)  # another process may have been first
                 write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
@@ -63,6 +71,8 @@ class RunDirectory:
                 run.dialogues.touch()
                 dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
         except OSError as error:
+            if error.errno in FULL:
+                raise unwritable(path, error, "start again") from None
             raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
         return run
 
@@ -96,19 +106,29 @@ class RunDirectory:
         run, before = cls.open(path, "--resume")
         check_same_config(before.model_dump(mode="json"), config, f"{path} was started")
         run._warn_of_another_machine(config)
-        with run.locked():
-            try:
-                dump_config(config, path / "config.yaml")
-            except OSError as error:
-                raise unwritable(path / "config.yaml", error) from None
-        return run
+        with run.locked():  # told before minutes of loading
+            return run
+
+    def adopt(self, config: Config, cards: Sequence[Card]) -> None:
+        """Write down what a resumed run has otherwise than before; inside the lock, when nothing refuses it any more.
+
+        Raises:
+            RunStopped: the disk refuses.
+        """
+        try:
+            if RunDirectory.open(self.path)[1] != config:
+                dump_config(config, self.path / "config.yaml")
+            if not self._reward_models.is_file() or self._reward_models.read_text("utf-8") != _dump_cards(cards):
+                write_text(self._reward_models, _dump_cards(cards))
+        except OSError as error:
+            raise unwritable(self.path, error) from None
 
     def _warn_of_another_machine(self, config: Config) -> None:
         """What decides the last digits of a number: software, device, threads."""
         try:
             before = json.loads(self._environment.read_text("utf-8"))
             differences = list(_differences(before, _environment(config)))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             _log.warning("%s cannot be read (%s): is this the same software and machine?", self._environment, error)
             return
         for key, was, now in differences:
@@ -119,20 +139,27 @@ class RunDirectory:
         """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
         try:
             content = json.loads(self._reward_models.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"{self._reward_models}: cannot be read: {error}") from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
         if not isinstance(content, list):
             raise UsageError(f"{self._reward_models}: is no list of cards")
         return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
 
     def check_cards(self, cards: Sequence[Card]) -> None:
-        """Raise UsageError if a reward model's card is not what it was when the run began."""
-        before, now = json.loads(self._reward_models.read_text("utf-8")), json.loads(_dump_cards(cards))
-        for key, was, is_now in _differences(before, now):
-            raise UsageError(
-                f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
-                "use a new run"
-            )
+        """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""
+        if not self._reward_models.exists():
+            _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
+            return
+        try:
+            before = json.loads(_dump_cards(self.cards()))
+        except UsageError as error:
+            raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
+        for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
+            if key.partition(".")[2] not in _OF_A_SERVICE:
+                raise UsageError(
+                    f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
+                    "use a new run"
+                )
 
     def locked(self) -> AbstractContextManager[None]:
         """Inside, no other process writes here; UsageError if one does."""
@@ -152,10 +179,21 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(file, error) from None
 
-    def forget_from(self, iteration: int) -> None:
-        """Drop lines of iterations at or after this one (and a torn last line): they will be written again."""
-        for file in (self.metrics, self.dialogues):
-            self._write(file, _lines(row for row in read_jsonl(file) if row["iteration"] < iteration))
+    def forget_from(
+        self, iteration: int, check: Callable[[Rows, Rows], None] = lambda metrics, dialogues: None
+    ) -> None:
+        """Drop lines of iterations at or after this one (and a torn last line): they will be written again.
+
+        check: is shown the rows of metrics and dialogues that stay, before anything is changed.
+
+        Raises:
+            UsageError: a damaged line; and what `check` raises. RunStopped: the disk refuses.
+        """
+        logs = (self.metrics, self.dialogues)
+        kept = [[row for row in _numbered(log) if row["iteration"] < iteration] for log in logs]
+        check(*kept)
+        for log, rows in zip(logs, kept, strict=True):
+            self._write(log, _lines(rows))
 
     def save_checkpoint(
         self,
@@ -217,9 +255,24 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
             raise UsageError(f"{file}: line {number} is damaged: {line[:60].decode(errors='replace')!r}") from None
+        rows.append(row)
+    return rows
+
+
+def _numbered(log: Path) -> Rows:
+    """The rows of a log, each with the number of its iteration; raises UsageError for another."""
+    try:
+        rows = read_jsonl(log)
+    except FileNotFoundError:
+        return []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("iteration"), int):
+            raise UsageError(f"{log}: line {number} is damaged: it names no iteration; restore or remove it")
     return rows
 
 

@@ -1,17 +1,28 @@
-"""Asking a service that may be down, slow, busy, or talk nonsense: bounded tries, growing waits with jitter."""
+"""Asking a service that may be down, slow, busy, hostile or talk nonsense: bounded tries, time and size, kept keys."""
 
+import contextlib
+import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar, final
 
-from urllib3.exceptions import InvalidHeader
+import requests
+from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may go better next time
+from rlhf_marl.errors import UsageError
+
+RETRIED = frozenset({408, 425, 429})  # HTTP statuses that may go better next time, as all from 500 on
 _BACKOFF = 0.5  # seconds: no wait before the first retry, then 1, 2, 4, ... and up to _BACKOFF more by chance
 _LONGEST_WAIT = 120  # seconds, also where a server's Retry-After asks for more
 _LARGEST_ANSWER = 64 * 2**20  # bytes
+_LARGEST_REFUSAL = 2**16  # bytes of an error's body that are read
+_SHOWN = 200  # characters of what a service said that are shown
+_SHORTEST_SECRET = 8  # characters; shorter keys (EMPTY, none) are placeholders, which answers may well contain
 
 Answer = TypeVar("Answer")
 
@@ -22,6 +33,116 @@ class Unusable(Exception):
     def __init__(self, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
         self.headers = headers or {}
+
+
+class Refused(Exception):
+    """The service understood the request and will not answer it next time either."""
+
+
+@final
+class Service:
+    """One address and its key, which is sent to it and shown to nobody, whatever the service makes of it."""
+
+    def __init__(self, address: str, *, key: str | None, timeout: float) -> None:
+        self._address, self._key, self._timeout = address, key, timeout
+        self._session = requests.Session()
+        if key is not None:
+            self._session.auth = _Bearer(key)
+
+    def post(self, body: Any) -> bytes:
+        """What the service answers to a JSON body, without the key.
+
+        Raises:
+            Unusable: no connection, no whole answer in time, a torn, too large or busy one.
+            Refused: another status than 2xx.
+        """
+        outcome: Future[bytes] = Future()
+
+        def work() -> None:
+            try:
+                outcome.set_result(self._post(body, time.monotonic() + self._timeout))
+            except BaseException as error:
+                outcome.set_exception(error)
+
+        # In a thread, since no library bounds the time that looking up a name or reading a slow header takes.
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            return outcome.result(self._timeout)
+        except TimeoutError:
+            raise self._late() from None
+
+    def hide(self, text: str) -> str:
+        """The text without the key."""
+        return text if self._key is None else text.replace(self._key, "***")
+
+    def _post(self, body: Any, deadline: float) -> bytes:
+        try:
+            with self._session.post(
+                self._address, json=body, timeout=self._timeout, stream=True, allow_redirects=False
+            ) as answer:
+                if 200 <= answer.status_code < 300:
+                    return self._read(answer, deadline, _LARGEST_ANSWER)
+                reason = f"HTTP {answer.status_code}"
+                if answer.status_code in RETRIED or answer.status_code >= 500:
+                    raise Unusable(reason, answer.headers)
+                if (place := answer.headers.get("Location")) is not None:
+                    raise Refused(f"{reason}: it sends to {self.hide(place)[:_SHOWN]!r}; give that address instead")
+                said = " ".join(self._read(answer, deadline, _LARGEST_REFUSAL).decode(errors="replace").split())
+                raise Refused(f"{reason}: {said[:_SHOWN]!r}" if said else reason)
+        except requests.Timeout:
+            raise self._late() from None
+        except (requests.RequestException, HTTPError) as error:
+            raise Unusable(type(error).__name__) from None
+
+    def _read(self, answer: requests.Response, deadline: float, largest: int) -> bytes:
+        # What has come, not a full buffer: so that the clock is looked at.
+        parts: Iterable[bytes] = iter(lambda: answer.raw.read1(2**16, decode_content=True), b"")
+        content = bytearray()
+        for part in parts:
+            content += part
+            if len(content) > largest:
+                raise Unusable(f"an answer of more than {largest:,} bytes")
+            if time.monotonic() > deadline:
+                raise self._late()
+        return self._without_key(bytes(content))
+
+    def _late(self) -> Unusable:
+        return Unusable(f"no whole answer in {self._timeout:g} s")
+
+    def _without_key(self, content: bytes) -> bytes:
+        """What was said without the key: before anything is parsed or cut, so that no part of it is left."""
+        if self._key is None or len(self._key) < _SHORTEST_SECRET:
+            return content
+        with contextlib.suppress(ValueError, RecursionError):
+            content = json.dumps(json.loads(content)).encode()  # JSON can spell each letter in several ways; now in one
+        for written in (self._key, json.dumps(self._key)[1:-1]):
+            content = content.replace(written.encode(), b"***")
+        return content
+
+
+@final
+class _Bearer(requests.auth.AuthBase):
+    """As `auth`, since a header of that name gives way to the user's .netrc."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
+
+
+def key_from(variable: str, where: str) -> str:
+    """The key that an environment variable holds; raises UsageError, without the key, if it cannot be one."""
+    key = os.environ.get(variable)
+    if not key:
+        raise UsageError(f"{where}: api_key_env: the environment variable {variable} is not set")
+    if not (key.isascii() and key.isprintable()) or key != key.strip():
+        raise UsageError(
+            f"{where}: api_key_env: what the environment variable {variable} holds is no key: it has spaces around it, "
+            "line ends or characters outside ASCII"
+        )
+    return key
 
 
 def persistently(attempt: Callable[[], Answer], retries: int) -> Answer:
@@ -40,16 +161,3 @@ def persistently(attempt: Callable[[], Answer], retries: int) -> Answer:
             except (InvalidHeader, ValueError, OverflowError):  # a Retry-After that is neither seconds nor a date
                 waits.sleep()
     return attempt()
-
-
-def read_whole(chunks: Iterable[bytes], seconds: float) -> bytes:
-    """A body as it comes; raises Unusable if it takes longer or is larger than any answer."""
-    deadline = time.monotonic() + seconds
-    body = bytearray()
-    for chunk in chunks:
-        body += chunk
-        if len(body) > _LARGEST_ANSWER:
-            raise Unusable(f"an answer of more than {_LARGEST_ANSWER >> 20} MiB")
-        if time.monotonic() > deadline:
-            raise Unusable(f"no whole answer in {seconds:g} s")
-    return bytes(body)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, printable
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -51,7 +51,7 @@ def load_split(
 def text_at(row: dict[str, Any], key: str, where: str) -> str:
     """A row's non-empty text; raises UsageError if there is none, or none that can be written as UTF-8."""
     if key not in row:
-        raise UsageError(f"{where} has no column {key!r}; it has {', '.join(map(str, row))}")
+        raise UsageError(f"{where} has no column {key!r}; it has {printable(', '.join(row))[:200]}")
     text = row[key]
     if not isinstance(text, str):
         raise UsageError(f"{where}: {key} is {str(text)[:60]!r}; it must be text")

@@ -3,9 +3,34 @@
 import difflib
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
+from urllib.parse import urlsplit
 
-from pydantic import ValidationError
+from pydantic import AfterValidator, Field, ValidationError
+
+from rlhf_marl.errors import printable
+
+# Where a number has no bound of its own: above, float32 would overflow, or memory.
+LARGEST = 1e6
+
+
+def _address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1) and text.isprintable()
+    except ValueError:
+        usable = False
+    if not usable or " " in text:
+        raise ValueError("no address; it must be http://host[:port][/path] or https://...")
+    if "@" in parts.netloc:
+        raise ValueError("a user name or password in an address would be kept in files; give a key with api_key_env")
+    return text
+
+
+# Errors about it do not repeat it: what someone pastes may hold a password.
+Address = Annotated[str, AfterValidator(_address)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Retries = Annotated[int, Field(ge=0, le=1000)]
 
 # A key pasted into the wrong place must not be repeated on the screen.
 _SECRET = re.compile(r"key|token$|secret|password", re.IGNORECASE)
@@ -19,7 +44,9 @@ def explain(error: ValidationError, source: str, content: Any, allowed: Iterable
         content: the data that was validated. Pydantic puts the tags of unions into its locations; a part that is no key
             of the data is such a tag, and not what the user looks for.
     """
-    return "\n".join(_line(detail, source, content, list(allowed)) for detail in error.errors(include_url=False))
+    return "\n".join(
+        printable(_line(detail, source, content, list(allowed))) for detail in error.errors(include_url=False)
+    )
 
 
 def _line(detail: Any, source: str, content: Any, allowed: list[str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 50  # of nesting: PyYAML's time grows with its square
@@ -62,7 +62,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         line = f": line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UsageError(f"{path}{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise UsageError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise UsageError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path}: holds {type(content).__name__}; a mapping of keys to values is needed")
     return content

@@ -104,6 +104,16 @@ def tiny_content(tiny_model_folder: Path, tmp_path: Path) -> dict:
 
 
 @pytest.fixture
+def quick_content(tiny_content: dict) -> dict:
+    """Two iterations in a tenth of a second."""
+    return tiny_content | {
+        "turns": 1,
+        "generation": {"max_new_tokens": 3, "max_prompt_tokens": 64},
+        "controller": {"kind": "scripted", "next_prompts": ["-"]},
+    }
+
+
+@pytest.fixture
 def tiny_config(tiny_content: dict) -> Config:
     return check_config(tiny_content, "tiny.yaml")
 

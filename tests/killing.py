@@ -1,11 +1,13 @@
-"""SIGKILL at random moments, and what is left when the work is done all the same. Run as a program by test_kill.py.
+"""SIGKILL at writes or random moments, and what is left when the work is done all the same. Run by test_kill.py.
 
 The process has imported everything and works with one thread, so that a fork of it is a fresh process in no time:
 
-    python -m tests.killing FOLDER train=KILLS reward=KILLS study=KILLS
+    python -m tests.killing FOLDER train=KILLS reward=KILLS study=KILLS writes=STEP
 
-FOLDER/train/config.json: plain data of a config; FOLDER/reward/card.json: of a `trained` card; FOLDER/study/study.json:
-overrides of configs/study.yaml. Prints {kind: {"kills": ..., "completed": ..., "takes": ...}} in a line for each, and
+writes: a training is killed at every STEP-th of its writes, see `Assassin`; the others at so many random moments.
+
+FOLDER/train/config.json and FOLDER/writes/config.json: plain data of a config; FOLDER/reward/card.json: of a `trained`
+card; FOLDER/study/study.json: overrides of configs/study.yaml. Prints {kind: {"kills": ...}} in a line for each, and
 fails if a completed work differs from an uninterrupted one.
 """
 
@@ -18,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,7 @@ import torch
 import rlhf_marl.api
 from rlhf_marl.rewards.card import TrainedCard
 from rlhf_marl.rewards.training import train_reward_model
-from rlhf_marl.run_directory import read_jsonl
+from rlhf_marl.run_directory import RunDirectory, read_jsonl
 
 TIMES = ("seconds", "stage_seconds", "tokens_per_second")
 NOT_THE_SAME = {".lock", "environment.json", "report.html", "metrics.jsonl"}  # report.html has times, like metrics
@@ -71,7 +74,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def in_a_fork(work: Work, path: Path, seconds: float) -> bool:
-    """Do the work in a process of its own; kill it after so many seconds. True if it was done before."""
+    """Do the work in a process of its own; kill it after so many seconds. True if it was done, not killed."""
     child = os.fork()
     if child == 0:
         try:
@@ -84,8 +87,8 @@ def in_a_fork(work: Work, path: Path, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (ended := os.waitpid(child, os.WNOHANG))[0]:
-            assert ended[1] == 0, f"{path} failed"
-            return True
+            assert ended[1] in (0, signal.SIGKILL), f"{path} failed"
+            return ended[1] == 0
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -116,6 +119,70 @@ def kill(work: Work, state: State, folder: Path, kills: int) -> dict[str, Any]:
         "completed": completed,
         "takes": round(takes, 3),
     }
+
+
+class Assassin:
+    """Lets `allowed` writes under a folder pass and kills this process, the hard way, at the next.
+
+    A write is to open a file for writing, rename, remove, make or remove a folder, fsync, and to append lines to a log:
+    the process dies before it, or in the middle of the lines.
+    """
+
+    EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
+
+    def __init__(self, folder: Path, allowed: int) -> None:
+        self._folder, self._left = str(folder), allowed
+        sys.addaudithook(self._heard)
+        os.fsync = lambda descriptor: self._write()  # quicker than the real one
+        append = RunDirectory.append
+
+        def torn(run: RunDirectory, file: Path, rows: Any) -> None:
+            rows = list(rows)
+            if self._left == 0:
+                self._left = 9  # for the opening
+                lines = "".join(json.dumps(row) + "\n" for row in rows)
+                with file.open("a") as stream:
+                    stream.write(lines[: len(lines) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            self._write()
+            append(run, file, rows)
+
+        RunDirectory.append = torn
+
+    def _heard(self, event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            writes = flags & (os.O_WRONLY | os.O_RDWR) if mode is None else not set(mode).isdisjoint("wax+")
+            if writes and str(path).startswith(self._folder):
+                self._write()
+        elif event in self.EVENTS and (arguments[-1] != -1 or str(arguments[0]).startswith(self._folder)):
+            self._write()
+
+    def _write(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_at_writes(work: Work, state: State, folder: Path, step: int) -> dict[str, Any]:
+    """Kill the work at each `step`-th of its writes, and let it be done each time."""
+    work(folder / "warm")  # here, so that no fork need import anything
+    in_a_fork(work, folder / "whole", 1e9)
+    expected = state(folder / "whole")
+
+    def doomed(path: Path) -> None:
+        Assassin(path, allowed)
+        work(path)
+
+    for kills, allowed in enumerate(count(step // 2, step)):
+        path = folder / "killed" / str(allowed)
+        path.parent.mkdir(exist_ok=True)
+        if in_a_fork(doomed, path, 1e9):
+            return {"kills": kills, "writes": allowed}
+        assert in_a_fork(work, path, 1e9)
+        assert not (wrong := differing(state(path), expected)), f"after a kill at write {allowed} differ {wrong}"
+        shutil.rmtree(path)
+    raise AssertionError
 
 
 def train_work(folder: Path) -> Work:
@@ -150,14 +217,16 @@ def main() -> None:
     torch.set_num_threads(1)
     kinds: dict[str, tuple[Callable[[Path], Work], State]] = {
         "train": (train_work, state_of_run),
+        "writes": (train_work, state_of_run),
         "reward": (reward_work, files),
         "study": (study_work, state_of_study),
     }
     for argument in sys.argv[2:]:
         kind, kills = argument.split("=")
-        work, state = kinds[kind]
+        make, state = kinds[kind]
         folder = Path(sys.argv[1]) / kind
-        print(json.dumps({kind: kill(work(folder), state, folder, int(kills))}))
+        do = kill_at_writes if kind == "writes" else kill
+        print(json.dumps({kind: do(make(folder), state, folder, int(kills))}))
 
 
 if __name__ == "__main__":

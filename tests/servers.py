@@ -28,6 +28,7 @@ class Reply:
     torn: bool = False  # half of the body, then the connection ends
     dropped: bool = False  # the connection ends without an answer
     dripping: float = 0.0  # seconds between the body's bytes
+    never_begun: bool = False  # a header that goes on and on
 
 
 DROPPED, TORN, HUNG = Reply(dropped=True), Reply(body="x" * 100, torn=True), Reply(seconds=60)
@@ -66,6 +67,11 @@ class _Handler(BaseHTTPRequestHandler):
         reply = self.server.reply(Request(self.path, self.headers, json.loads(content) if content else None))
         self.server.closing.wait(reply.seconds)
         if reply.dropped:
+            return
+        if reply.never_begun:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"x")
             return
         body = (reply.body if isinstance(reply.body, str) else json.dumps(reply.body)).encode()
         self.send_response(reply.status)

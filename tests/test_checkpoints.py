@@ -124,6 +124,17 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_els
     assert calls == [*(beside / name for name in sorted(FILES)), beside, (beside.name, "iteration_00003"), folder]
 
 
+def test_what_is_no_checkpoint_is_left_alone(folder):
+    """Copies by hand, and a best.json that speaks of a checkpoint without a score is gone."""
+    shutil.copytree(folder / "iteration_00002", folder / "iteration_00002.bak")
+    (folder / "iteration_00009").touch()
+    (folder / "best.json").write_text("{")
+    assert Checkpoints(folder).load()[1]["iteration"] == 2
+    Checkpoints(folder).forget_after(0)
+    assert Checkpoints(folder).tidy(1) == 0
+    assert {path.name for path in folder.iterdir()} == {"iteration_00002.bak", "iteration_00009"}
+
+
 def test_later_checkpoints_are_forgotten(folder):
     Checkpoints(folder).forget_after(1)
     assert names(folder) == [1]

@@ -141,3 +141,14 @@ def test_schema_is_json(run):
     code, schema, _ = run("schema")
     assert code == 0
     assert json.loads(schema)["properties"]["topology"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(28, 3), (122, 3), (13, 1)], ids=["full", "quota", "forbidden"])
+def test_a_full_disk_stops_every_command_with_exit_code_3(run, monkeypatch, number, code):
+    def refuse(*arguments):
+        raise OSError(number, os.strerror(number), "report.html")
+
+    monkeypatch.setattr("rlhf_marl.report.page.write_report", refuse)
+    found, _, errors = run("report", "runs/a")
+    assert found == code
+    assert errors == f"error: report.html: {os.strerror(number)}\n"

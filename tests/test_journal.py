@@ -97,3 +97,21 @@ def test_lines_are_plain_json_without_the_request(journal, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "iteration_00007.jsonl").read_text().splitlines()]
     assert [row["answer"] for row in rows] == [1, [2.5, None], 3]
     assert all(set(row) == {"ticket", "answer", "check"} for row in rows)
+
+
+def test_a_new_file_and_a_new_folder_are_on_the_disk_with_their_first_answer(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr("rlhf_marl.journal.flush", lambda path: flushed.append(path.name))
+    journal = Journal(tmp_path / "run" / "answers")
+    (tmp_path / "run").mkdir()
+    journal.begin(0)
+    for request in ("a", "b"):
+        told(journal, request, lambda: 1)
+    assert flushed == ["run", "iteration_00000.jsonl", "answers", "iteration_00000.jsonl"]
+
+
+def test_other_files_in_the_folder_are_left_alone(journal, tmp_path):
+    for name in ("iteration_1 (copy).jsonl", "iteration_00001.jsonl.bak", "notes"):
+        (tmp_path / name).touch()
+    journal.forget_before(9)
+    assert len(list(tmp_path.iterdir())) == 3

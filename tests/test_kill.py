@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -15,21 +14,16 @@ import yaml
 import rlhf_marl
 from rlhf_marl import checkpoints
 from rlhf_marl.durable import unwritable
-from rlhf_marl.errors import RlhfMarlError
+from rlhf_marl.errors import RunStopped
 from rlhf_marl.run_directory import RunDirectory
 from tests.killing import differing, state_of_run
 from tests.rewards.test_sequence_classifier import saved
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing in the toolkit may catch it."""
+class FullDisk:
+    """Lets `allowed` writes pass and has no room for the next ones: before them or, where text is written, within."""
 
-
-class Saboteur:
-    """Lets `allowed` writes pass and raises `failure` at the next: before it or, where it writes text, within it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, failure) -> None:
-        self.failure = failure
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allowed: float = float("inf")
         self.writes = 0
         append, write_text = RunDirectory.append, Path.write_text
@@ -40,13 +34,13 @@ class Saboteur:
                 half = "".join(json.dumps(row) + "\n" for row in rows)
                 with file.open("a") as stream:
                     stream.write(half[: len(half) // 2])
-                raise unwritable(file, self.failure()) if self.failure is not Killed else Killed
+                raise unwritable(file, NO_ROOM)
             append(run, file, rows)
 
         def torn_write(file: Path, text: str, *arguments, **options) -> None:
             if self.counts():
                 write_text(file, text[: len(text) // 2], *arguments, **options)
-                raise self.failure()
+                raise NO_ROOM
             write_text(file, text, *arguments, **options)
 
         monkeypatch.setattr(RunDirectory, "append", torn_append)
@@ -60,45 +54,31 @@ class Saboteur:
         return self.writes > self.allowed
 
     def before(self, write):
-        def deadly(*arguments, **options):
+        def refused(*arguments, **options):
             if self.counts() and not options.get("ignore_errors"):
-                raise self.failure()
+                raise NO_ROOM
             return write(*arguments, **options)
 
-        return deadly
+        return refused
 
 
-@pytest.fixture
-def quick_content(tiny_content) -> dict:
-    """Two iterations in a tenth of a second."""
-    return tiny_content | {
-        "turns": 1,
-        "generation": {"max_new_tokens": 3, "max_prompt_tokens": 64},
-        "controller": {"kind": "scripted", "next_prompts": ["-"]},
-    }
+NO_ROOM = OSError(28, "No space left on device")
 
 
-FULL = partial(OSError, 28, "No space left on device")
-
-
-@pytest.mark.parametrize(
-    ("failure", "step"),
-    [(Killed, 1), (FULL, 5), pytest.param(FULL, 1, marks=pytest.mark.slow)],
-    ids=["killed", "some on a full disk", "on a full disk"],
-)
-def test_stopped_at_every_write(quick_content, tmp_path, monkeypatch, failure, step):
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
+def test_a_full_disk_at_every_write(quick_content, tmp_path, monkeypatch, step):
     """A disk that is full once is full for all that follows; then there is room again, and --resume."""
     monkeypatch.setattr("rlhf_marl.api.refresh_report", lambda path: None)  # it is made anew from what is there
     expected = state_of_run(rlhf_marl.train(quick_content, run_dir=tmp_path / "whole").path)
-    saboteur = Saboteur(monkeypatch, failure)
+    disk = FullDisk(monkeypatch)
     for writes in count(step=step):
         path = tmp_path / str(writes)
-        saboteur.writes, saboteur.allowed = 0, writes
+        disk.writes, disk.allowed = 0, writes
         try:
             rlhf_marl.train(quick_content, run_dir=path)
-        except (Killed, RlhfMarlError) as stopped:
-            saboteur.allowed = float("inf")
-            assert failure is Killed or "No space left on device" in str(stopped)  # noqa: PT017
+        except RunStopped as stopped:
+            disk.allowed = float("inf")
+            assert "No space left on device" in str(stopped)  # noqa: PT017
             resume = (path / "config.yaml").is_file()
             run = rlhf_marl.train(quick_content, run_dir=path, resume=resume)
             assert differing(state_of_run(run.path), expected) == [], f"stopped at write {writes}"
@@ -121,6 +101,15 @@ def killed(folder: Path, **kills: int) -> dict:
 def write(folder: Path, name: str, content: object) -> None:
     folder.mkdir()
     (folder / name).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
+def test_killed_at_every_write_by_the_system(quick_content, tmp_path, step):
+    """SIGKILL: nothing is cleared up. Each time the run is done by the same command, with --resume if it had begun."""
+    write(tmp_path / "writes", "config.json", quick_content)
+    found = killed(tmp_path, writes=step)["writes"]
+    assert found["writes"] > 100
+    assert found["kills"] == found["writes"] // step or step > 1
 
 
 def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):

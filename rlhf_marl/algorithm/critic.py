@@ -37,7 +37,7 @@ class CriticMetrics:
         value, magnitude: mean critic value, and mean of its absolute value, at the last TD step.
         gradient_norm: of the last TD step.
         projected: share of layers that left the ball and were projected, over all steps.
-        skipped: TD steps left out because their gradient was not finite.
+        skipped: TD steps left out because their gradient, or where it led, was not finite.
         disagreement_before, disagreement_after: of the weights, around line 12's gossip.
     """
 
@@ -105,7 +105,7 @@ class Critic:
         for k, transition in enumerate(transitions):
             delta, value, gradient = self._td_gradient(transition)
             usable = gradient.norm(dim=-1).isfinite()  # a huge gradient would leave inf in Adam's second moment
-            self._step(gradient, usable)
+            usable = self._step(gradient, usable)
             inside, outside = project_to_ball(self._iterate.data, self.initial, self.radius, self.network)
             self._iterate.data.copy_(inside)
             average = (k + 1) / (k + 2) * average + 1 / (k + 2) * self._iterate.data  # line 9
@@ -138,17 +138,21 @@ class Critic:
         value, gradient = value_and_gradient(self.network, self._iterate, t.x0, coefficient)
         return delta, value, gradient
 
-    def _step(self, gradient: Tensor, usable: Tensor) -> None:
-        """W̃ = W - β δ∇Q, or Adam in its place. An agent whose gradient is not finite keeps its iterate."""
-        keep = ~usable.unsqueeze(-1)
-        gradient = gradient.masked_fill(keep, 0.0)
+    def _step(self, gradient: Tensor, usable: Tensor) -> Tensor:
+        """W̃ = W - β δ∇Q, or Adam in its place; returns which agents (..., n_agents) it moved.
+
+        An agent whose gradient is not finite, or who would end where numbers are not, keeps its iterate.
+        """
+        gradient = gradient.masked_fill(~usable.unsqueeze(-1), 0.0)
+        kept = self._iterate.detach().clone()
         if self._adam is None:
             self._iterate.data -= self.step_size * gradient
-            return
-        kept = self._iterate.detach().clone()
-        self._iterate.grad = gradient
-        self._adam.step()
-        self._iterate.data = torch.where(keep, kept, self._iterate.data)  # momentum would move it all the same
+        else:
+            self._iterate.grad = gradient
+            self._adam.step()  # its momentum moves also those without a gradient
+        usable = usable & self._iterate.data.isfinite().all(-1)
+        self._iterate.data = torch.where(usable.unsqueeze(-1), self._iterate.data, kept)
+        return usable
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything `update` changes, as tensors."""

@@ -15,13 +15,14 @@ from typing import Any, Literal, final
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from rlhf_marl.dialogue.packed import PackedLinear
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line, printable
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"
@@ -190,19 +191,31 @@ class StackedAdapters:
         for file in (_PEFT_CONFIG, _PEFT_WEIGHTS):
             if not (folder / file).is_file():
                 raise UsageError(f"{where}: {str(folder)!r} is not a PEFT adapter folder: {file} is missing")
-        config = json.loads((folder / _PEFT_CONFIG).read_text("utf-8"))
-        found = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha")}
+        try:
+            config = json.loads((folder / _PEFT_CONFIG).read_text("utf-8"))
+            found = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha")}
+            weights = load_file(folder / _PEFT_WEIGHTS)
+        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+            raise UsageError(f"{where}: {str(folder)!r} is damaged: {first_line(error)}") from None
         wanted = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha}
         if found != wanted:
             raise UsageError(f"{where}: {str(folder)!r} is an adapter with {found}; the config asks for {wanted}")
-        weights = load_file(folder / _PEFT_WEIGHTS)
-        expected = {f"base_model.model.{name}.lora_{part}.weight" for name in self._layers for part in "AB"}
-        if set(weights) != expected:
-            odd = sorted(set(weights) ^ expected)[0]
+        expected = {
+            f"base_model.model.{name}.lora_{part}.weight": values.data[agent].T
+            for name, layer in self._layers.items()
+            for part, values in (("A", layer.a), ("B", layer.b))
+        }
+        if weights.keys() != expected.keys():
+            odd = printable(sorted(weights.keys() ^ expected.keys())[0])
             raise UsageError(f"{where}: {str(folder)!r} adapts other layers than lora.targets asks for, such as {odd}")
-        for name, layer in self._layers.items():
-            layer.a.data[agent] = weights[f"base_model.model.{name}.lora_A.weight"].T.to(layer.a)
-            layer.b.data[agent] = weights[f"base_model.model.{name}.lora_B.weight"].T.to(layer.b)
+        for name, values in expected.items():
+            if weights[name].shape != values.shape:
+                shapes = f"has shape {tuple(weights[name].shape)}; the model needs {tuple(values.shape)}"
+                raise UsageError(f"{where}: {str(folder)!r}: {name} {shapes}")
+            if not weights[name].isfinite().all():
+                raise UsageError(f"{where}: {str(folder)!r}: {name} holds numbers that are not finite")
+        for name, values in expected.items():
+            values.copy_(weights[name])
 
 
 def _targeted(model: PreTrainedModel, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:

@@ -28,7 +28,7 @@ from rlhf_marl.dialogue.packed import pack_linears
 from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.instructions import render
 from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
@@ -56,6 +56,18 @@ def build(
     Raises:
         UsageError: one line: source, key, what was given, what is allowed.
     """
+    try:
+        return _build(config, source, device, cards, journal)
+    except (MemoryError, RuntimeError) as error:  # torch tells in words alone that memory was the problem
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            sizes = "model, lora.rank, critic.width, critic.token_features, generation.max_prompt_tokens, agents"
+            raise UsageError(f"{source}: does not fit into memory ({first_line(error)}): {sizes}") from None
+        raise
+
+
+def _build(
+    config: Config, source: str, device: torch.device, cards: Sequence[Card] | None, journal: Journal
+) -> DialogueSystem:
     topology = build_topology(config, source)
     recipes = cards or [
         load_card(agent.reward_model, f"{source}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)

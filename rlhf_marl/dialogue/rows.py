@@ -1,6 +1,8 @@
 """The lines of metrics.jsonl and dialogues.jsonl."""
 
-from collections.abc import Iterator, Sequence
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,12 +10,15 @@ import torch
 from torch import Tensor
 
 from rlhf_marl.algorithm import gossip_bytes
+from rlhf_marl.config import Config
 from rlhf_marl.dialogue.rollout import Turn
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, UpdateMetrics
+from rlhf_marl.errors import UsageError
 from rlhf_marl.health import warnings_of
 
 Row = dict[str, Any]
+_log = logging.getLogger("rlhf_marl")
 
 
 def metric_rows(
@@ -94,3 +99,48 @@ def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
             "next_prompt": turn.next_prompts[b],
             "controller_fallback": turn.fallbacks[b],
         }
+
+
+def check_earlier(metrics: Sequence[Row], dialogues: Sequence[Row], *, config: Config, iterations: int) -> None:
+    """Are these the rows of a run's first iterations? A warning says how many are missing.
+
+    Raises:
+        UsageError: a row is none of them, there twice, or without what the summary and the report need.
+    """
+    n_agents, updates = len(config.agents), config.turns // config.actor.turns_per_update
+    wanted = {(u, u // updates, agent) for u in range(iterations * updates) for agent in range(n_agents)}
+    _check_places("metrics.jsonl", metrics, wanted, lambda row: _metrics_place(row, config))
+    wanted = {
+        (i, i * config.dialogues + b, k)
+        for i in range(iterations)
+        for b in range(config.dialogues)
+        for k in range(config.turns)
+    }
+    _check_places("dialogues.jsonl", dialogues, wanted, lambda row: (row["iteration"], row["dialogue"], row["turn"]))
+
+
+def _check_places(
+    name: str, rows: Sequence[Row], wanted: set[tuple[int, int, int]], place: Callable[[Row], tuple[int, int, int]]
+) -> None:
+    missing = set(wanted)
+    for number, row in enumerate(rows, 1):
+        try:
+            missing.remove(place(row))
+        except (KeyError, TypeError, ValueError, ArithmeticError):
+            raise UsageError(
+                f"--resume: {name}: row {number} is damaged, there twice or another run's: {json.dumps(row)[:60]!r}; "
+                "restore the file, or remove the line to go on without it"
+            ) from None
+    if missing:
+        _log.warning(
+            "%s: %d of the %d lines of finished iterations are missing; the run goes on without them",
+            *(name, len(missing), len(wanted)),
+        )
+
+
+def _metrics_place(row: Row, config: Config) -> tuple[int, int, int]:
+    """Where the row belongs; raises one of the errors of damage if it cannot be shown."""
+    str.encode(row["reward_model"])
+    row["reward_scaled"] + 0.0
+    list(warnings_of(row, config))
+    return row["update"], row["iteration"], row["agent"]

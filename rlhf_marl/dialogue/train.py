@@ -1,9 +1,11 @@
 """The training loop: rollout -> rewards -> critic step -> gossip -> actor step, and what it writes down."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from safetensors import SafetensorError
 from safetensors.torch import save
@@ -11,13 +13,15 @@ from torch import Tensor
 
 from rlhf_marl.algorithm import critic_kind
 from rlhf_marl.dialogue.rollout import Turn, play_turns
-from rlhf_marl.dialogue.rows import Row, dialogue_rows, metric_rows
+from rlhf_marl.dialogue.rows import Row, check_earlier, dialogue_rows, metric_rows
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.dialogue.update import Step, critic_features, update
 from rlhf_marl.durable import unwritable, write_bytes, writing_folder
-from rlhf_marl.errors import RunStopped
+from rlhf_marl.errors import RunStopped, UsageError, first_line
 from rlhf_marl.run_directory import RunDirectory, check_same_config
 from rlhf_marl.stopwatch import Stopwatch
+
+_log = logging.getLogger("rlhf_marl")
 
 
 def run_training(
@@ -43,8 +47,9 @@ def run_training(
     """
     config = system.config
     done = restore(system, run)
-    run.forget_from(done.iterations)
+    run.forget_from(done.iterations, partial(check_earlier, config=config, iterations=done.iterations))
     run.tidy_checkpoints(done.iterations, config.keep_checkpoints)
+    run.adopt(config, system.cards)
     saved = done.iterations
     while done.iterations < config.iterations:
         system.journal.begin(done.iterations)
@@ -190,9 +195,26 @@ def restore(system: DialogueSystem, run: RunDirectory) -> Done:
     """
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
+        if run.metrics.is_file() and run.metrics.stat().st_size > 0:
+            _log.warning("%s has no checkpoint yet: training starts at the beginning", run.path)
         return Done()
-    tensors, values = checkpoint
-    check_same_config(values["config"], system.config, f"its checkpoint of iteration {values['iteration']} was written")
+    try:
+        return _restored(system, *checkpoint)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UsageError(f"--resume: the newest checkpoint of {run.path} is no run's: {first_line(error)}") from None
+
+
+def _restored(system: DialogueSystem, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
+    config = system.config
+    check_same_config(values["config"], config, f"its checkpoint of iteration {values['iteration']} was written")
+    done = Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
+    counters = (done.iterations, done.updates, done.skipped)
+    if (
+        any(type(number) is not int or number < 0 for number in counters)
+        or done.updates != done.iterations * (config.turns // config.actor.turns_per_update)
+        or not all(isinstance(score, float) for score in done.recent)
+    ):
+        raise ValueError("its counters do not fit together")
     parameters = system.adapters.parameters
     parameters.data.copy_(tensors["adapters"])
     if system.optimizer is not None:
@@ -203,7 +225,7 @@ def restore(system: DialogueSystem, run: RunDirectory) -> Done:
         }
     critic = {name.removeprefix("critic."): t for name, t in tensors.items() if name.startswith("critic.")}
     system.critic.load_state_dict(critic)
-    return Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
+    return done
 
 
 def save_results(system: DialogueSystem, run: RunDirectory) -> None:

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ChatModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+_LARGEST = 3.4028234e38  # of float32, in which training counts
 _log = logging.getLogger("rlhf_marl")
 
 
@@ -130,15 +131,20 @@ def score_all(
     for score, text in zip(raw, responses, strict=True):
         try:
             number = float(score)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
+        if max(abs(number), abs(card.scaled(number))) > _LARGEST:
+            raise RunStopped(f"{who} returned {_shown(score)}, too large for float32, for the text {_shown(text)}")
         numbers.append(number)
     return numbers, [card.scaled(number) for number in numbers]
 
 
 def _shown(value: object) -> str:
     """At most 80 characters on one line, control characters escaped."""
-    text = repr(value[:80] if isinstance(value, str) else value)
+    try:
+        text = repr(value[:80] if isinstance(value, str) else value)
+    except Exception:  # a number of more than 4,300 digits, or whatever a user's scorer returns
+        text = type(value).__name__
     return text if len(text) <= 84 else text[:80] + "..."

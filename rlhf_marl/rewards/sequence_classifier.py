@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from rlhf_marl.chat import plain_text
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.models import Source, default_device, dtype_for, load_model_of, load_tokenizer
 from rlhf_marl.paths import find_data
 from rlhf_marl.rewards.card import SequenceClassifierCard
@@ -30,7 +30,7 @@ class SequenceClassifier:
         self._card = card
         source: Source = {"revision": card.revision, "trust_remote_code": card.trust_remote_code}
         self._tokenizer = load_tokenizer(card.model, where, **source)
-        device = torch.device(card.device) if card.device else default_device()
+        device = _device(card.device, f"card {card.name}: device")
         dtype = dtype_for(card.dtype, device)
         model = load_model_of(AutoModelForSequenceClassification, card.model, where, dtype=dtype, **source)
         if model.config.num_labels != 1:
@@ -90,6 +90,17 @@ class SequenceClassifier:
         }
         logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
         return logits.float().squeeze(-1).tolist()
+
+
+def _device(name: str | None, where: str) -> torch.device:
+    """The card's device, tried; raises UsageError if there is none of that name."""
+    if name is None:
+        return default_device()
+    try:
+        torch.zeros(1, device=name).item()
+        return torch.device(name)
+    except Exception as error:  # torch raises many unrelated types
+        raise UsageError(f"{where}: {name!r} cannot be used here: {first_line(error)}") from None
 
 
 def classifier_inputs(

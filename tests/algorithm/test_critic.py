@@ -153,6 +153,17 @@ def test_a_bad_reward_stops_its_own_agent_alone():
         assert torch.equal(poisoned.weights[1], poisoned.initial)
 
 
+def test_weights_that_would_overflow_stay_where_they_are():
+    """A finite gradient, but the step leads beyond the largest number: for agent 1, who has the large rewards."""
+    step = transition()
+    step.reward[1] *= 1000
+    learner = critic(network(), step_size=1e37, radius=None)
+    assert learner.update([step]).skipped.tolist() == [0, 1]
+    assert learner.weights.isfinite().all()
+    assert torch.equal(learner.weights[1], learner.initial)
+    assert not torch.equal(learner.weights[0], learner.initial)
+
+
 def test_state_round_trip_continues_identically():
     net = network()
     for optimizer in ("sgd", "adam"):

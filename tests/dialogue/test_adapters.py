@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.errors import UsageError
@@ -122,3 +123,41 @@ def test_loading_from_an_empty_folder_is_refused(tmp_path: Path):
 def test_unknown_target_lists_the_layers():
     with pytest.raises(UsageError, match=r"'qq' is not a linear layer; choose from down_proj, gate_proj"):
         stacked(targets=["qq"])
+
+
+def nan(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    first = sorted(weights)[0]
+    save_file(weights | {first: weights[first] * float("nan")}, file)
+
+
+def narrow(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    weights = load_file(file)
+    first = sorted(weights)[0]
+    save_file(weights | {first: weights[first][:, :3].contiguous()}, file)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "adapter_config.json").write_text("{"), "is damaged: Expecting property name"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[" * 10**5), "is damaged: maximum recursion"),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is damaged: 'list' object has no"),
+        (lambda folder: (folder / "adapter_model.safetensors").write_text("x"), "is damaged: Error while deserializ"),
+        (nan, "holds numbers that are not finite"),
+        (narrow, r"has shape \(2, 3\); the model needs \(2, "),
+    ],
+    ids=["json", "deep", "list", "weights", "nan", "narrow"],
+)
+def test_a_damaged_adapter_is_one_line_and_changes_nothing(tmp_path: Path, damage, message):
+    _, adapters = stacked()
+    adapters.save(0, tmp_path, "base")
+    damage(tmp_path)
+    randomise(adapters)
+    before = adapters.parameters.clone()
+    with pytest.raises(UsageError, match=f"c.yaml: agents.0.adapter: .*{message}") as caught:
+        adapters.load(0, tmp_path, "c.yaml: agents.0.adapter")
+    assert "\n" not in str(caught.value)
+    assert torch.equal(adapters.parameters, before)

@@ -261,3 +261,16 @@ def test_agents_with_the_same_card_share_its_memory(tiny_content):
     models = build(config, "c", torch.device("cpu")).reward_models
     assert models[0] is models[2]
     assert models[0] is not models[1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
+)
+def test_what_does_not_fit_into_memory_is_one_line(tiny_content, monkeypatch, problem):
+    def full(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("rlhf_marl.dialogue.build.CriticFeatures", full)
+    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
+        build(check_config(tiny_content, "c"), "c.yaml", torch.device("cpu"))

@@ -85,6 +85,9 @@ def test_padding_and_order_never_change_a_prototype_score():
         ([float("inf"), 1.0], r"returned inf, no finite number, for the text 'first'"),
         ([1.0, "high"], r"returned 'high', no finite number, for the text 'second'"),
         ([1.0, None], r"returned None, no"),
+        ([1.0, 10**400], r"returned 1000000.*, no finite number, for the text 'second'"),
+        ([1.0, 10**5000], r"returned int, no finite number, for the text 'second'"),
+        ([1.0, 1e39], r"returned 1e\+39, too large for float32, for the text 'second'"),
         ([1.0], r"returned 1 scores for 2 responses; first text: 'first'"),
         (3.0, r"returned float for 2 responses"),
         (ValueError("no\nway"), r"raised ValueError: 'no\\nway'; first text: 'first'"),
@@ -151,3 +154,8 @@ def test_a_function_that_is_none_is_refused(function):
     card = CallableCard(name="x", kind="callable", function=function)
     with pytest.raises(UsageError, match=r"card x: function: "):
         build_reward_model(card)
+
+
+def test_a_score_that_its_scale_makes_too_large_is_refused():
+    with pytest.raises(RunStopped, match="returned 1e\\+30, too large for float32"):
+        score_all(CARD.model_copy(update={"scale": 1e-9}), Scripted([1e30]), ["p"], ["r"], agent=0)

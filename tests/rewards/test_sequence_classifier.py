@@ -176,3 +176,11 @@ def test_the_papers_cards_carry_its_scaling():
     cards = [load_card(f"reward_models/{name}.yaml", "test") for name in names]
     assert [(card.scale, card.offset) for card in cards] == [(5.0, 0.0), (2.0, -2.0), (6.0, 10.0)]
     assert [card.input for card in cards] == ["pair", "chat", "chat"]
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "meta", "privateuseone", ""])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, device):
+    content = saved(tmp_path, "llama") | {"device": device}
+    with pytest.raises(UsageError, match=rf"card llama: device: '{device}' cannot be used here: ") as caught:
+        built(content)
+    assert str(caught.value).isprintable()

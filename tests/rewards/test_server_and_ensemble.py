@@ -29,16 +29,22 @@ def test_scores_in_batches_in_order(server):
         BUSY,
         Reply(429, headers={"Retry-After": "soon"}),
         Reply(503),
+        Reply(520),
         DROPPED,
         TORN,
         HUNG,
+        Reply(never_begun=True),
         Reply(body={"scores": [1.0]}, dripping=0.1),
         Reply(body="<html>"),
         Reply(body={"scores": [1.0, 2.0]}),
         Reply(body={"scores": [None]}),
         Reply(body='{"scores": [NaN]}'),
+        Reply(body='{"scores": [1' + "0" * 400 + "]}"),
     ],
-    ids=["busy", "busy-soon", "503", "dropped", "torn", "hung", "dripping", "html", "two", "null", "nan"],
+    ids=[
+        *("busy", "busy-soon", "503", "520", "dropped", "torn", "hung", "header", "dripping", "html", "two", "null"),
+        *("nan", "huge"),
+    ],
 )
 def test_a_server_in_trouble_is_asked_again(server, trouble):
     server.script = [trouble, trouble]
@@ -51,10 +57,12 @@ def test_a_server_in_trouble_is_asked_again(server, trouble):
     [
         (Reply(500), 3, "failed after 2 retries: HTTP 500"),
         (Reply(429), 3, "failed after 2 retries: HTTP 429"),
-        (HUNG, 3, "failed after 2 retries: ReadTimeout"),
+        (HUNG, 3, "failed after 2 retries: no whole answer in 0.2 s"),
         (DROPPED, 3, "failed after 2 retries: ConnectionError"),
         (TORN, 3, "failed after 2 retries: ProtocolError"),
         (Reply(404), 1, "refuses: HTTP 404"),
+        (Reply(400, "<b>no\n\x1b[2J"), 1, r"refuses: HTTP 400: '<b>no \\x1b\[2J'"),
+        (Reply(307, headers={"Location": "/there"}), 1, "refuses: HTTP 307: it sends to '/there'; give that address"),
         (Reply(body="<html>"), 3, r"failed after 2 retries: answered '<html>'; expected \{\"scores\": \[...\]\}"),
         (Reply(body={"scores": 3}), 3, "failed after 2 retries: answered int scores for 1 responses"),
         (Reply(body={"scores": [1, 2]}), 3, "failed after 2 retries: answered 2 scores for 1 responses"),

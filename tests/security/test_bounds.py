@@ -1,12 +1,11 @@
 """Files that grow, names that climb, templates that reach out: bounded, refused, sandboxed."""
 
-import stat
 import tempfile
-from pathlib import Path
 
 import pytest
 import yaml
 
+import rlhf_marl
 from rlhf_marl.config import load_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.questions import load_questions
@@ -49,6 +48,13 @@ def test_names_of_cards_are_no_paths(tmp_path, name):
         load_card(str(tmp_path / "c.yaml"), "card")
 
 
+@pytest.mark.parametrize("load", [load_config, lambda path: load_card(path, "card")], ids=["config", "card"])
+@pytest.mark.parametrize("path", ["~nouser/x.yaml", "x" * 5000, "a\0b"])
+def test_paths_that_no_system_knows_are_one_line(load, path):
+    with pytest.raises(UsageError, match="does not exist"):
+        load(path)
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -86,7 +92,9 @@ def test_hostile_lines_are_one_error_line(tmp_path, load, line):
     assert "\n" not in str(caught.value)
 
 
-def test_temporary_folders_are_private():
-    """All of ours are tempfile's, which nobody else can read or enter."""
-    with tempfile.TemporaryDirectory() as folder:
-        assert stat.S_IMODE(Path(folder).stat().st_mode) == 0o700
+def test_nothing_is_written_where_all_users_write(quick_content, tmp_path, monkeypatch):
+    """Training and export need no /tmp: what is written beside its place is in the same folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    run = rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
+    rlhf_marl.export(run.path, agent=0, to=tmp_path / "exported")
+    assert not (tmp_path / "nowhere").exists()

@@ -1,5 +1,6 @@
 """Keys come from the environment alone, and end up nowhere."""
 
+import json
 import os
 
 import pytest
@@ -7,8 +8,13 @@ import yaml
 from click.testing import CliRunner
 
 import rlhf_marl
+from rlhf_marl.chat import Message
 from rlhf_marl.cli import cli
-from rlhf_marl.errors import RunStopped
+from rlhf_marl.config import check_config
+from rlhf_marl.endpoint import Endpoint
+from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.rewards import ServerCard, build_reward_model
+from rlhf_marl.rewards.card import check_card
 from tests.servers import Reply, chat, scores_of_lengths, serving
 
 CHAT_KEY, SCORE_KEY = "sk-chat-7d1f0c2b9a", "sk-score-51e8aa04bd"
@@ -63,6 +69,94 @@ def test_a_service_that_repeats_the_key_does_not_get_it_into_an_error(
     assert own not in str(caught.value)
     assert own.encode() not in everything_under(tmp_path)
     assert own not in "".join(capfd.readouterr()) + caplog.text
+
+
+ECHOES = {  # each 200, with the Authorization header of the request at KEY
+    "as a score": '{"scores": ["KEY", 1.0]}',
+    "for scores": '{"error": "who is KEY?"}',
+    "across the cut": '{"error": "' + "x" * 55 + ' KEY"}',
+    "in nonsense": "<html>KEY",
+}
+
+
+@pytest.mark.parametrize("body", ECHOES.values(), ids=ECHOES)
+@pytest.mark.parametrize("broken", ["talker", "scorer"])
+def test_a_key_in_an_answer_of_status_200_does_not_get_into_an_error(keys, broken, body):
+    def echo(request):
+        return Reply(200, body.replace("KEY", request.headers["Authorization"]))
+
+    with serving(echo) as server, pytest.raises(RunStopped) as caught:
+        ask(broken, server.url)
+    own = CHAT_KEY if broken == "talker" else SCORE_KEY
+    assert all(own[:n] not in str(caught.value) for n in range(6, len(own)))
+
+
+def ask(service, url):
+    if service == "talker":
+        options = {"api_key_env": "CHAT_KEY", "base_url": url, "timeout": 5, "max_retries": 0}
+        return Endpoint("controller", "m", **options).ask([[Message(role="user", content="hi")]], 9)
+    card = ServerCard(name="s", kind="http", url=url, api_key_env="SCORE_KEY", max_retries=0)
+    return build_reward_model(card).score(["p"], ["a"])
+
+
+@pytest.mark.parametrize("spelled", ["-", "\\u002d"])
+def test_a_key_in_an_answer_of_status_200_is_not_written_down(tiny_content, tmp_path, keys, capfd, spelled):
+    """Neither in the dialogues nor among the kept answers, whichever way JSON spells it."""
+    completion = chat(lambda text: "your key is KEY")
+
+    def echo(request):
+        return json.dumps(completion(request)).replace("KEY", CHAT_KEY.replace("-", spelled))
+
+    with serving(echo) as talker, serving(scores_of_lengths) as scorer:
+        rlhf_marl.train(content_of(tiny_content, tmp_path, talker.url, scorer.url), run_dir=tmp_path / "run")
+    written = everything_under(tmp_path / "run")
+    assert b"your key is ***" in written
+    assert CHAT_KEY.encode() not in written
+    assert CHAT_KEY not in "".join(capfd.readouterr())
+
+
+def test_a_key_that_is_a_placeholder_does_not_damage_answers(monkeypatch):
+    monkeypatch.setenv("CHAT_KEY", "none")
+    with serving(chat(lambda text: "none of them")) as server:
+        (choice,) = ask("talker", server.url)
+    assert choice.message.content == "none of them"
+
+
+@pytest.mark.parametrize("key", ["ключ-12345678", "sk-1\nX-Header: 1", " sk-12345678"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_repeated(monkeypatch, key):
+    for service, variable in (("talker", "CHAT_KEY"), ("scorer", "SCORE_KEY")):
+        monkeypatch.setenv(variable, key)
+        with pytest.raises(UsageError, match=f"api_key_env: what the environment variable {variable} holds is no") as c:
+            ask(service, "http://127.0.0.1:9")
+        assert "12345678" not in str(c.value)
+
+
+def test_the_key_is_not_the_one_of_the_users_netrc(monkeypatch, tmp_path, keys):
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with serving(scores_of_lengths) as server:
+        ask("scorer", server.url)
+    assert server.requests[0].headers["Authorization"] == f"Bearer {SCORE_KEY}"
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("http://me:pass1234@host/v1", "a user name or password in an address would be kept in files"),
+        ("ftp://me:pass1234@host/v1", "no address; it must be http://host"),
+        ("http://me:pass1234@[::1/v1", "no address; it must be http://host"),
+    ],
+)
+def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_content, address, words):
+    controller = {"kind": "openai", "model": "m", "base_url": address}
+    card = {"name": "s", "kind": "http", "url": address}
+    judge = {"name": "s", "kind": "judge", "model": "m", "base_url": address}
+    for check, content in (
+        (check_config, tiny_content | {"controller": controller}), (check_card, card), (check_card, judge)
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"(base_url|url): {words}") as caught:
+            check(content, "c.yaml")
+        assert "pass1234" not in str(caught.value)
 
 
 def test_a_key_in_the_config_is_refused_and_not_repeated(tiny_content, tmp_path):
