@@ -66,12 +66,12 @@ def _baseline(axes: Any, arms: Mapping[str, Result], name: str, words: str) -> N
     for i, (label, result) in enumerate(arms.items()):
         if name in result.arrays:
             levels.setdefault(result.setting.n_agents, (i, label, float(result.arrays[name].mean())))
-    for n_agents, (i, label, level) in levels.items():
+    for place, (n_agents, (i, label, level)) in enumerate(levels.items()):
         colour, suffix = ("0.35", "") if len(levels) == 1 else (_COLOURS[i % len(_COLOURS)], f" ({label})")
         shown = words if name != "optimum" or n_agents == 2 else "bound of the best"
         axes.axhline(level, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.annotate(
-            shown + suffix, (1, level), xycoords=("axes fraction", "data"), fontsize=7, color=colour,
+            shown + suffix, (1 - 0.33 * place, level), xycoords=("axes fraction", "data"), fontsize=7, color=colour,
             ha="right", va="bottom",
         )  # fmt: skip
 

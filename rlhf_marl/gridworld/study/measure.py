@@ -13,6 +13,7 @@ from rlhf_marl.gridworld.spread import EPISODE
 from rlhf_marl.gridworld.training import Policies, policy_table, train
 from rlhf_marl.gridworld.world import draw_world
 
+_EXACT = (2,)  # numbers of agents that dynamic programming is for
 _ROLLED = 200  # episodes that the start of more agents than two is sampled over
 
 
@@ -49,7 +50,7 @@ def _start(n_agents: int, width: int, depth: int, output_scale: float, seed: int
         iterations=_ROLLED * EPISODE,
     )
     world = draw_world(setting, seed, range(seeds))
-    if n_agents != 2:
+    if n_agents not in _EXACT:
         return train(setting, seed, range(seeds), [setting.iterations], world=world).reward[:, 0]
     policies = Policies(*(a.astype(np.float32) for a in (world.actor_h, world.actor_w, world.actor_b)))
     return exact_values(world.landmarks, policies)
