@@ -25,6 +25,7 @@ from rlhf_marl.gridworld.world import draw_world
 TINY = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005"]
 ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
 FEW = [*TINY, "--experiments", "[fig2, slow_graph, centralised, rate]"]
+SMALL = ["--regimes", "{literal: {width: 4, depth: 2}}"]
 
 
 @pytest.fixture
@@ -40,38 +41,49 @@ def study(tmp_path, monkeypatch):
 
 
 def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
-    study(*FEW, "--out", "out")
+    study(*FEW, *SMALL, "--out", "out")
     printed = capsys.readouterr()
     assert "| Figure 2, 10 | with the TD error agents learn" in printed.out
-    assert "35 settings of 3 seeds, 35 to run" in printed.err
-    summary = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(summary["experiments"]) == {"literal", "signed", "working"}
-    arm = summary["experiments"]["working"]["fig2"]["TD error"]
-    assert len(arm["value"]["mean"]) == len(arm["iterations"]) == 4
-    assert arm["baselines"]["random"] < arm["baselines"]["constant"] < arm["baselines"]["optimum"]
-    gap = np.array(arm["gap"]["mean"])
-    np.testing.assert_allclose(gap, arm["baselines"]["optimum"] - np.array(arm["value"]["mean"]), atol=1e-4)
+    assert "12 settings of 3 seeds, 12 to run" in printed.err
+    assert "12/12 literal rate: α / 10t" in printed.err
+    assert "warning: literal (fig2: TD error;" in printed.err
+    experiments = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]["literal"]
+    for name in ("fig2", "slow_graph", "centralised", "rate"):
+        assert (tmp_path / "out" / "figures" / f"literal_{name}.svg").stat().st_size > 1000
+        assert (tmp_path / "out" / "figures" / f"literal_{name}.png").stat().st_size > 1000
+    arm = experiments["fig2"]["TD error"]
+    assert len(arm["value"]["mean"]) == len(arm["reward"]["low"]) == len(arm["iterations"]) == 4
+    levels = arm["baselines"]
+    assert levels["random"] < levels["constant"] < levels["optimum"]
+    np.testing.assert_allclose(arm["gap"]["mean"], levels["optimum"] - np.array(arm["value"]["mean"]), atol=1e-4)
     assert len(arm["gap"]["power_of_1_over_t"]) == 3
-    assert len(arm["reward"]["low"]) == 4
-    assert len(arm["consensus"]["mean"]) == 31
+    assert len(experiments["slow_graph"]["10 rounds"]["consensus"]["mean"]) == 31
     assert 0 < arm["eta"][0] < 0.5 < arm["spectral_gap"][0] < 1
     assert arm["critics"].keys() == {"disagreement_before", "disagreement_after"}
-    assert "distance" in summary["experiments"]["working"]["centralised"]["decentralised"]["critics"]
+    assert "distance" in experiments["centralised"]["decentralised"]["critics"]
     assert arm["diagnostics"]["critic_error"][0] > 0
-    literal = summary["experiments"]["literal"]["fig2"]["TD error"]
-    assert "nearly all actor signals have the same sign" in literal["warnings"][-1]
-    assert "warning: literal (fig2: TD error;" in printed.err
-    assert "35/35 signed rate: α / 10t" in printed.err
-    for regime in summary["experiments"]:
-        for name in ("fig2", "slow_graph", "centralised", "rate"):
-            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.svg").stat().st_size > 1000
-            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.png").stat().st_size > 1000
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")}
-    victim = sorted((tmp_path / "out" / "settings").iterdir())[0]
+    assert any("nearly all actor signals have the same sign" in words for words in arm["warnings"])
+
+    before = (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes()
+    config = load_study("configs/study.yaml", [*FEW, *SMALL])
+    setting = settings(config, "literal", "fig2")["Q value"]
+    name = results.fingerprint(setting, config.seed, config.seeds, config.points)
+    victim = tmp_path / "out" / "settings" / f"{name}.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])  # torn: run again, to the same numbers
-    study(*FEW, "--out", "out")
-    assert "35 settings of 3 seeds, 1 to run" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")} == before
+    study(
+        *FEW,
+        *SMALL,
+        "--experiments",
+        "[fig2]",
+        "--regimes.signed",
+        "{width: 4, depth: 2, signal: td_q}",
+        "--out",
+        "out",
+    )
+    printed = capsys.readouterr()
+    assert "3 settings of 3 seeds, 2 to run" in printed.err  # both regimes have the Q value's
+    assert "| source | claim | literal | signed |" in printed.out
+    assert (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes() == before
 
 
 @pytest.mark.parametrize(
