@@ -129,6 +129,7 @@ def _distance(axes: Any, arms: Mapping[str, Result]) -> None:
     ):  # fmt: skip
         _band(axes, i, steps, result.arrays[name], label)
     axes.set_yscale("symlog", linthresh=1e-6)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("Frobenius norm of weights")
     axes.legend(fontsize=7, frameon=False)
