@@ -57,7 +57,7 @@ def _curves(axes: Any, arms: Mapping[str, Result], shown: str) -> None:
     exact = shown == "value" and all(result.setting.n_agents == 2 for result in arms.values())
     axes.set_xlabel("environment steps")
     axes.set_ylabel(f"{'exact' if exact else 'sampled'} team reward per step\n(95% bands: paired with random)")
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    axes.legend(fontsize=7, edgecolor="none", framealpha=0.8, loc="best")
 
 
 def _baseline(axes: Any, arms: Mapping[str, Result], name: str, words: str) -> None:
