@@ -2,12 +2,13 @@
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rlhf_marl.errors import RlhfMarlError, printable
+from rlhf_marl.errors import RlhfMarlError, UsageError, printable
 from rlhf_marl.reward_cli import reward
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
@@ -47,9 +48,12 @@ def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overri
 def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> None:
     """Run the grid-world study of CONFIG: figures, results.json and claims.md.
 
-    Settings that are in the folder already are not run again, so an interrupted study goes on where it was. Any key of
+    Settings that are in the folder already are not run again, so an interrupted study goes on where it was. Figures,
+    results.json and claims.md are those of the last run alone: figures that it does not draw are removed. Any key of
     the config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
     """
+    if not all(find_spec(name) for name in ("numba", "matplotlib")):
+        raise UsageError("study: needs numba and matplotlib: pip install 'rlhf-marl[study]'")
     from rlhf_marl.gridworld.study.config import load_study
     from rlhf_marl.gridworld.study.run import run_study
 

@@ -1,22 +1,57 @@
-"""The benchmark of the dialogue system runs, and says what it measured beside what is wanted."""
+"""The benchmark of the dialogue system runs, and says what it measured beside what is wanted; the grid's is fair."""
 
 import importlib.util
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
 
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.training import train
+from rlhf_marl.gridworld.world import draw_world
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("dialogue_benchmark", FOLDER / "dialogue.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded("dialogue")
+
+
+@pytest.fixture(scope="module")
+def grid():
+    return loaded("gridworld")
+
+
+def test_the_grids_plain_loop_computes_what_is_compiled(grid):
+    """On the same random numbers, over two redraws of the positions: the same weights up to float32's rounding."""
+    setting = Setting(signal="td_q", width=5, depth=2, iterations=25, critic_step_size=0.01, radius=0.05)
+    world = draw_world(setting, 0, range(1))
+    actors, critics = grid.plain_loop(setting, world, setting.iterations)
+    compiled = train(setting, 0, range(1), [setting.iterations], world=world)
+    for i in range(2):
+        for level in range(2):
+            critic, actor = (network.w[level].detach() for network in (critics[i], actors[i]))
+            np.testing.assert_allclose(critic, compiled.critics.w[0, i, level], atol=1e-4)
+            np.testing.assert_allclose(actor, compiled.policies[0].w[0, i, level], atol=1e-4)
+        assert np.abs(compiled.policies[0].w[0, i] - world.actor_w[0, i]).max() > 0.005
+
+
+def test_a_missing_folder_is_told_before_the_grid_is_measured(grid, tmp_path):
+    done = CliRunner().invoke(grid.main, ["--json", str(tmp_path / "no" / "numbers.json")])
+    assert done.exit_code == 2
+    assert "is not a folder" in done.output
+    assert "seed-steps" not in done.output
 
 
 def test_ratios_are_medians_of_the_repeats_own_ratios(benchmark):

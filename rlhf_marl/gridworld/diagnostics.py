@@ -218,7 +218,8 @@ def diagnose(s: Setting, world: World, policies: Policies, critics: Critics) -> 
     """Per seed, (S,), means over the agents (and their critics).
 
     critic_error: root mean square, in the reward that the agents learn from. critic_correlation: with the exact value
-    of the mean reward. msbe: Eq. (6). cosine: between the mean of line 16's direction and the exact gradient of J.
+    of the mean reward. msbe: Eq. (6). cosine: between E[d], the mean of line 16's direction before line 17 normalises
+    it, and the exact gradient of J.
 
     Raises:
         UsageError: for another number of agents than two.

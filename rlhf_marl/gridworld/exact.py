@@ -71,14 +71,42 @@ def policy_value(landmarks: Landmarks, policies: Any, horizon: int = EPISODE) ->
 
 
 def discounted_values(landmarks: Landmarks, policies: Any, discount: float, tolerance: float = 1e-10) -> np.ndarray:
-    """V(s) = E[Σ γ^t r_{t+1}] of the chain without resets, (65, 65); J of Eq. (1) is its mean."""
+    """V(s) = E[Σ γ^t r_{t+1}] of the chain without resets, (65, 65); J of Eq. (1) is its mean.
+
+    Raises:
+        UsageError: as `policy_value`, or γ outside 0 <= γ < 1.
+    """
     rewards = reward_table(cells_of(landmarks))
-    return discounted(rewards[None], check_policies(policies)[None], discount, tolerance)[0]
+    return discounted(rewards[None], check_policies(policies)[None], _checked_discount(discount), tolerance)[0]
+
+
+def discounted_constant_values(landmarks: Landmarks, discount: float, tolerance: float = 1e-10) -> np.ndarray:
+    """The same of the constant joint action with the highest mean, (65, 65)."""
+    values = (
+        discounted_values(landmarks, constant_policies(*actions), discount, tolerance)
+        for actions in product(range(N_ACTIONS), repeat=2)
+    )
+    return max(values, key=lambda value: float(value.mean()))
+
+
+def discounted_optimal_values(landmarks: Landmarks, discount: float, tolerance: float = 1e-10) -> np.ndarray:
+    """V*(s) = max_a E[r + γ V*(s')] of the chain without resets, by value iteration, (65, 65); J* is its mean."""
+    discount = _checked_discount(discount)
+    rewards = reward_table(cells_of(landmarks))
+    values, following = np.zeros_like(rewards), np.empty_like(rewards)
+    while True:
+        _best_backup(rewards + discount * values, NEXT_CELL, following)
+        if np.abs(following - values).max() <= tolerance * (1 - discount):
+            return following
+        values = following.copy()
 
 
 def check_policies(policies: Any) -> np.ndarray:
     """As a float array; raises UsageError if they are no policies."""
-    table = np.asarray(policies, dtype=float)
+    try:
+        table = np.asarray(policies, dtype=float)
+    except (TypeError, ValueError):
+        raise UsageError(f"policies: not an array of numbers; shape {POLICY_SHAPE} is needed") from None
     if table.shape != POLICY_SHAPE:
         raise UsageError(f"policies: shape {table.shape} given; {POLICY_SHAPE} is needed: agent, own, other, action")
     if not (table.min() >= 0 and np.abs(table.sum(-1) - 1).max() < 1e-6):
@@ -87,9 +115,15 @@ def check_policies(policies: Any) -> np.ndarray:
 
 
 def _checked(horizon: int) -> int:
-    if horizon < 1:
-        raise UsageError(f"horizon: {horizon} given; at least one step is needed")
+    if isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1:
+        raise UsageError(f"horizon: {horizon!r} given; a whole number of steps is needed, at least one")
     return int(horizon)
+
+
+def _checked_discount(discount: float) -> float:
+    if isinstance(discount, bool) or not isinstance(discount, (int, float, np.number)) or not 0 <= discount < 1:
+        raise UsageError(f"discount: {discount!r} given; a number of at least 0 and below 1 is needed")
+    return float(discount)
 
 
 def policy_values(rewards: np.ndarray, policies: np.ndarray, horizon: int) -> np.ndarray:

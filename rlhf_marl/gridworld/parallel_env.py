@@ -26,7 +26,8 @@ from rlhf_marl.gridworld.spread import (
 class SpreadEnv(ParallelEnv):
     """Agents see all agents' coordinates, their own first, then the landmarks'; each coordinate scaled to 0 .. 1.
 
-    An episode is truncated after `episode` steps. `infos` carry the team reward.
+    An episode is truncated after `episode` steps, or, with a discount γ, after every step with probability 1 - γ (the
+    restart kernel of section 3.1). `infos` carry the team reward.
     """
 
     metadata = {"name": "rlhf_marl_spread_v0", "render_modes": ["ansi"], "is_parallelizable": True}  # noqa: RUF012
@@ -37,17 +38,25 @@ class SpreadEnv(ParallelEnv):
         landmarks: list[tuple[int, int]] | None = None,
         split: str = "shared",
         episode: int = EPISODE,
+        discount: float | None = None,
         render_mode: str | None = None,
     ) -> None:
         """
         Args:
             landmarks: (x, y) of each; drawn at every seeded reset, and at the first one, if not given.
             split: how the team reward is divided, see spread.SPLITS.
+            episode: steps; without a discount.
+            discount: γ of the restart kernel.
+
+        Raises:
+            UsageError: impossible sizes. ValueError: an unknown split.
         """
         if n_agents < 1:
             raise UsageError(f"agents: {n_agents} given; at least one is needed")
         if episode < 1:
             raise UsageError(f"episode: {episode} given; at least one step is needed")
+        if discount is not None and not 0 <= discount < 1:
+            raise UsageError(f"discount: {discount} given; at least 0 and below 1 is needed")
         self._given = None if landmarks is None else cells_of(landmarks)
         if self._given is None and n_agents > N_CELLS:
             raise UsageError(f"landmarks: {n_agents} do not fit on the board's {N_CELLS} cells; choose 1 to {N_CELLS}")
@@ -55,7 +64,7 @@ class SpreadEnv(ParallelEnv):
         self.possible_agents = [f"agent_{i}" for i in range(n_agents)]
         self.agents: list[str] = []
         self.render_mode = render_mode
-        self._split, self._episode, self._age = split, episode, 0
+        self._split, self._episode, self._discount, self._age = split, episode, discount, 0
         self._generator = np.random.default_rng()
         self._landmarks = self._given
         self._positions = np.zeros(n_agents, dtype=int)
@@ -70,25 +79,32 @@ class SpreadEnv(ParallelEnv):
         return self._action_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Redraw positions; with a seed also the landmarks, unless given. options: {"positions": cells}."""
+        """Redraw positions; with a seed also the landmarks, unless given.
+
+        Args:
+            options: {"positions": cells}, a cell 5 x + y for each agent.
+
+        Raises:
+            UsageError: positions that are no such cells.
+        """
         if seed is not None:
             self._generator = np.random.default_rng(seed)
         if self._given is None and (seed is not None or self._landmarks is None):
             self._landmarks = random_landmarks(len(self.possible_agents), self._generator)
         drawn = self._generator.integers(N_CELLS, size=len(self.possible_agents))
-        self._positions = np.array((options or {}).get("positions", drawn))
+        self._positions = _cells((options or {}).get("positions", drawn), len(drawn))
         self._age = 0
         self.agents = list(self.possible_agents)
         return self._observations(), {agent: {} for agent in self.agents}
 
     def step(self, actions: dict[str, int]) -> tuple[dict, dict, dict, dict, dict]:
-        moves = np.array([int(actions[agent]) for agent in self.agents])
+        moves = np.array([self._action(agent, actions) for agent in self.agents])
         self._positions = NEXT_CELL[self._positions, moves]
         self._age += 1
         assert self._landmarks is not None
         rewards = local_rewards(self._split, self._positions, self._landmarks)
         team = float(team_reward(self._positions, self._landmarks))
-        over = self._age >= self._episode
+        over = self._over()
         result = (
             self._observations(),
             {agent: float(r) for agent, r in zip(self.agents, rewards, strict=True)},
@@ -99,6 +115,17 @@ class SpreadEnv(ParallelEnv):
         if over:
             self.agents = []
         return result
+
+    def _action(self, agent: str, actions: dict[str, int]) -> int:
+        if agent not in actions or not self._action_space.contains(actions[agent]):
+            given = repr(actions[agent]) if agent in actions else "nothing"
+            raise UsageError(f"actions: {given} given for {agent}; a whole number from 0 to {N_ACTIONS - 1} is needed")
+        return int(actions[agent])
+
+    def _over(self) -> bool:
+        if self._discount is None:
+            return self._age >= self._episode
+        return bool(self._generator.random() >= self._discount)
 
     def state(self) -> np.ndarray:
         """All coordinates in the agents' own order: the global state."""
@@ -127,3 +154,13 @@ class SpreadEnv(ParallelEnv):
     def _scaled(self, positions: np.ndarray) -> np.ndarray:
         cells = np.concatenate([positions, self._landmarks])
         return (COORDINATES[cells] / (WIDTH - 1, HEIGHT - 1)).astype(np.float32).ravel()
+
+
+def _cells(positions: Any, n_agents: int) -> np.ndarray:
+    try:
+        cells = np.asarray(positions)
+    except ValueError:  # ragged
+        cells = np.empty(0)
+    if cells.shape != (n_agents,) or cells.dtype.kind not in "iu" or cells.min() < 0 or cells.max() >= N_CELLS:
+        raise UsageError(f"positions: {positions!r} given; {n_agents} cells from 0 to {N_CELLS - 1} are needed")
+    return cells.astype(int)

@@ -26,7 +26,7 @@ from rlhf_marl.algorithm import (
 )
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS, NEXT_CELL, local_rewards, team_reward
+from rlhf_marl.gridworld.spread import N_ACTIONS, Spread
 from rlhf_marl.gridworld.world import World
 
 
@@ -113,8 +113,9 @@ class Reference:
         s = self.setting = setting
         self.world, self.dtype = world, dtype
         self.actors = Actors(world, s, dtype)
-        self.positions = world.positions.copy()
-        self.ages = np.zeros(len(self.positions), dtype=int)
+        discount = s.discount if s.reset == "restart_kernel" else None
+        self.board = Spread(world.landmarks, s.n_agents, s.split, discount)
+        self.board.reset(world.positions)
         self.iteration = 0
         self.trace = Trace()
         power = consensus_power(torch.as_tensor(world.matrix), s.gossip_rounds)
@@ -159,20 +160,16 @@ class Reference:
     def _step(self, uniforms: np.ndarray, redrawn: np.ndarray) -> Sample:
         """One step of the environment. uniforms: (S, 2 N + 1) for actions, next actions, restart; redrawn: (S, N)."""
         s, n = self.setting, self.setting.n_agents
-        cells = self.positions
+        cells = self.board.positions
         actions = self.actors.draw(cells, uniforms[:, :n])
-        reached = NEXT_CELL[cells, actions]
-        self.ages += 1
-        over = uniforms[:, 2 * n] >= s.discount if s.reset == "restart_kernel" else self.ages >= EPISODE
-        self.ages[over] = 0
-        self.positions = np.where(over[:, None], redrawn, reached)
-        next_cells = self.positions if s.bootstrap == "redrawn" else reached
-        reward = local_rewards(s.split, reached, self.world.landmarks)
+        reached, reward, team, over = self.board.step(actions, uniforms[:, 2 * n])
+        positions = self.board.reset(redrawn, where=over)
+        next_cells = positions if s.bootstrap == "redrawn" else reached
         return Sample(
             cells=cells,
             actions=actions,
             reward=(reward + s.reward_shift) * s.reward_scale,
-            team=team_reward(reached, self.world.landmarks),
+            team=team,
             next_cells=next_cells,
             next_actions=self.actors.draw(next_cells, uniforms[:, n : 2 * n]),
             discount=np.where(over & (s.bootstrap == "none"), 0.0, s.discount),

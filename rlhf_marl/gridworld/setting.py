@@ -1,8 +1,8 @@
 """One experiment of the grid-world study in numbers: what Algorithm 1 is run with."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from rlhf_marl.config import (
     Fraction,
@@ -15,6 +15,11 @@ from rlhf_marl.config import (
 from rlhf_marl.gridworld.spread import N_CELLS
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _tuples(value: Any) -> Any:
+    """YAML's lists as what can be hashed: settings are keys."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class Setting(Section):
@@ -68,8 +73,12 @@ class Setting(Section):
     """periodic: new positions every 10 steps; restart_kernel: with probability 1 - γ at each step (section 3.1)."""
     bootstrap: Literal["reached", "redrawn", "none"] = "redrawn"
     """Where positions are redrawn, the TD target's next state is the one reached, the redrawn one, or there is none."""
-    graph: Literal["complete", "ring", "star", "grid", "exponential", "random"] = "complete"
-    matrix: Literal["sinkhorn", "metropolis_hastings", "uniform"] = "sinkhorn"
+    graph: Literal["complete", "ring", "star", "grid", "exponential", "random", "explicit"] = "complete"
+    edges: Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...] | None, BeforeValidator(_tuples)] = None
+    """Pairs of agents, for graph explicit."""
+    matrix: Literal["sinkhorn", "metropolis_hastings", "uniform", "given"] = "sinkhorn"
+    weights: Annotated[tuple[tuple[Finite, ...], ...] | None, BeforeValidator(_tuples)] = None
+    """The consensus matrix itself, for matrix given."""
     laziness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the identity mixed into the consensus matrix."""
     edge_probability: Fraction = 0.5

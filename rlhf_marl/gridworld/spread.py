@@ -68,7 +68,7 @@ def cells_of(landmarks: Sequence[tuple[int, int]], where: str = "landmarks") -> 
     """Cells of (x, y) pairs; raises UsageError if there are none, one is off the board or two are the same."""
     try:
         places = [(int(x), int(y)) for x, y in landmarks if int(x) == x and int(y) == y]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         places = []
     if not places or len(places) != len(landmarks):
         raise UsageError(f"{where}: {landmarks!r} is not a list of (x, y) with whole numbers, at least one")
@@ -95,29 +95,42 @@ class Spread:
 
     Attributes:
         positions: (n_boards, n_agents) cells.
-        age: steps since the positions were last drawn; the same on all boards.
+        ages: steps since the positions were last drawn, (n_boards,).
     """
 
-    def __init__(self, landmarks: np.ndarray, n_agents: int, split: str = "shared") -> None:
-        """landmarks: (n_boards, n_landmarks) cells."""
+    def __init__(
+        self, landmarks: np.ndarray, n_agents: int, split: str = "shared", discount: float | None = None
+    ) -> None:
+        """
+        Args:
+            landmarks: (n_boards, n_landmarks) cells.
+            discount: γ of the restart kernel (section 3.1): an episode is over with probability 1 - γ after every step;
+                None: after EPISODE steps.
+        """
         if n_agents < 1:
             raise UsageError(f"agents: {n_agents} given; at least one is needed")
-        self.landmarks, self.n_agents, self.split = landmarks, n_agents, split
+        self.landmarks, self.n_agents, self.split, self.discount = landmarks, n_agents, split, discount
         self.positions = np.zeros((len(landmarks), n_agents), dtype=int)
-        self.age = 0
+        self.ages = np.zeros(len(landmarks), dtype=int)
 
-    def reset(self, positions: np.ndarray) -> np.ndarray:
-        """Put the agents on these cells, (n_boards, n_agents), and return them."""
-        self.positions, self.age = positions.copy(), 0
+    def reset(self, positions: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+        """Put the agents on these cells, (n_boards, n_agents), on all boards or `where` it is true; returns theirs."""
+        chosen = np.ones(len(self.ages), dtype=bool) if where is None else where
+        self.positions = np.where(chosen[:, None], positions, self.positions)
+        self.ages = np.where(chosen, 0, self.ages)
         return self.positions
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """Move everyone at once; actions: (n_boards, n_agents).
+    def step(
+        self, actions: np.ndarray, chance: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Move everyone at once; actions: (n_boards, n_agents). chance: (n_boards,) uniform numbers, with a discount.
 
         Returns:
-            positions reached, local rewards and team reward of the state reached, and whether the episode is over.
+            positions reached, local rewards and team reward of the state reached, and which episodes are over:
+            these boards want a `reset`.
         """
         self.positions = NEXT_CELL[self.positions, actions]
-        self.age += 1
+        self.ages = self.ages + 1
         rewards = local_rewards(self.split, self.positions, self.landmarks)
-        return self.positions, rewards, team_reward(self.positions, self.landmarks), self.age >= EPISODE
+        over = self.ages >= EPISODE if self.discount is None else np.asarray(chance) >= self.discount
+        return self.positions, rewards, team_reward(self.positions, self.landmarks), over

@@ -59,7 +59,8 @@ class History:
         reward: mean team reward per step since the point before.
         value: mean |Q| (or |V|). positive: share of positive actor signals. entropy: of the policies, nats.
         projected: share of layers projected onto the ball. skipped: steps left out because they were not finite.
-        dead: share of the critics' last hidden units that are off on a sample of states.
+        dead: share of the critics' last hidden units that are off on a sample of states. dead_actors: share of the
+            actors whose last hidden units are all off on all of them: uniform policies with a gradient of zero in b.
         disagreement_before, disagreement_after: of the agents' critics around the last gossip (0 for Algorithm 3).
         distance: between the mean decentralised critic and Algorithm 3 on the same samples; NaN without a yardstick.
         policies: snapshots at the points. critics: at the end.
@@ -73,6 +74,7 @@ class History:
     projected: np.ndarray
     skipped: np.ndarray
     dead: np.ndarray
+    dead_actors: np.ndarray
     disagreement_before: np.ndarray
     disagreement_after: np.ndarray
     distance: np.ndarray
@@ -250,6 +252,7 @@ def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> 
         "projected": statistics[:, layout.PROJECTED] / iterations,
         "skipped": statistics[:, layout.SKIPPED],
         "dead": _dead(s, state),
+        "dead_actors": _dead_actors(s, state),
         "disagreement_before": _disagreement(before),
         "disagreement_after": _disagreement(flat[:, :n]),
         "distance": distance,
@@ -268,12 +271,22 @@ def _dead(s: Setting, state: _State) -> np.ndarray:
     """Share of each critic's last hidden units that are off on 64 random states (and actions), mean over critics."""
     if s.critic == "linear":
         return np.zeros(len(state.positions))
-    generator = np.random.default_rng(0)
-    positions = generator.integers(N_CELLS, size=(64, s.n_agents))
-    actions = generator.integers(N_ACTIONS, size=(64, s.n_agents)) if s.signal != "td_v" else None
+    positions = _some_states(s)
+    actions = np.random.default_rng(1).integers(N_ACTIONS, size=positions.shape) if s.signal != "td_v" else None
     x0 = encode_critic(positions, actions).astype(state.dtype) @ state.critic_h  # (S, 64, m)
     hidden = _hidden(np.swapaxes(state.critics[:, 0], -1, -2), x0[:, None], s.width)
     return (hidden[..., : s.width] <= 0).all(-2).mean((-2, -1))
+
+
+def _dead_actors(s: Setting, state: _State) -> np.ndarray:
+    """Share of the actors whose last hidden units are off on all of 64 random states."""
+    x = np.stack([encode_actor(_some_states(s), i) for i in range(s.n_agents)]).astype(state.dtype)
+    hidden = _hidden(np.swapaxes(state.actor_w, -1, -2), x @ state.actor_h, s.width)  # (S, N, 64, m)
+    return (hidden <= 0).all((-2, -1)).mean(-1)
+
+
+def _some_states(s: Setting) -> np.ndarray:
+    return np.random.default_rng(0).integers(N_CELLS, size=(64, s.n_agents))
 
 
 def _hidden(w: np.ndarray, x0: np.ndarray, width: int) -> np.ndarray:

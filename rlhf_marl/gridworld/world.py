@@ -77,7 +77,7 @@ def _draw(s: Setting, master: int, seed: int) -> World:
     actors = [generator(_ACTOR, i) for i in range(s.n_agents)]
     return World(
         landmarks=random_landmarks(s.n_agents, generator(_LANDMARKS)),
-        matrix=_matrix(s, int(generator(_TOPOLOGY).integers(2**62))),
+        matrix=draw_matrix(s, master, seed),
         critic_h=normal(critic, d, m),
         critic_w=normal(critic, s.depth, m, m),
         critic_b=s.critic_output_scale * normal(critic, m, variance=1.0),
@@ -88,10 +88,16 @@ def _draw(s: Setting, master: int, seed: int) -> World:
     )
 
 
-def _matrix(s: Setting, seed: int) -> np.ndarray:
-    torch_generator = torch.Generator().manual_seed(seed)
+def draw_matrix(s: Setting, master: int, seed: int) -> np.ndarray:
+    """A seed's consensus matrix, (N, N); raises UsageError for a graph or matrix that breaks Assumption 5.1."""
+    number = int(np.random.default_rng([master, seed, _TOPOLOGY]).integers(2**62))
+    torch_generator = torch.Generator().manual_seed(number)
     try:
-        graph = adjacency(s.graph, s.n_agents, edge_probability=s.edge_probability, generator=torch_generator)
-        return consensus_matrix(s.matrix, graph, laziness=s.laziness, generator=torch_generator).numpy()
+        graph = adjacency(
+            s.graph, s.n_agents, edges=s.edges, edge_probability=s.edge_probability, generator=torch_generator
+        )
+        return consensus_matrix(
+            s.matrix, graph, laziness=s.laziness, given=s.weights, generator=torch_generator
+        ).numpy()
     except ValueError as error:
         raise UsageError(f"topology: {error}") from None

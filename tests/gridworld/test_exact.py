@@ -9,6 +9,8 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.exact import (
     constant_policies,
     constant_value,
+    discounted_constant_values,
+    discounted_optimal_values,
     discounted_values,
     optimal_value,
     policy_value,
@@ -63,7 +65,7 @@ def test_a_policy_by_simulation():
     cells = env.reset(generator.integers(N_CELLS, size=(n, 2)))
     returns = np.zeros(n)
     over = False
-    while not over:
+    while not np.any(over):
         cumulated = np.stack([policies[0, cells[:, 0], cells[:, 1]], policies[1, cells[:, 1], cells[:, 0]]], 1).cumsum(
             -1
         )
@@ -99,6 +101,28 @@ def test_discounted_value_solves_bellmans_equation():
     assert values[own, other] == pytest.approx(expected, abs=1e-8)
 
 
+def test_the_discounted_optimum_solves_bellmans_optimality_equation():
+    """In every state the best of the 25 joint actions; no policy is better anywhere."""
+    discount = 0.5
+    best = discounted_optimal_values(LANDMARKS, discount)
+    own, other = all_positions().T
+    targets = []
+    for a, b in product(range(N_ACTIONS), repeat=2):
+        reached = NEXT_CELL[own, a], NEXT_CELL[other, b]
+        targets.append(team_reward(np.stack(reached, axis=-1), cells_of(LANDMARKS)) + discount * best[reached])
+    np.testing.assert_allclose(best.ravel(), np.max(targets, axis=0), atol=1e-8)
+    constant = discounted_constant_values(LANDMARKS, discount)
+    assert constant.mean() > discounted_values(LANDMARKS, constant_policies(STAY, STAY), discount).mean()
+    for values in (
+        constant,
+        *(discounted_values(LANDMARKS, p, discount) for p in (uniform_policies(), random_policies())),
+    ):
+        assert (best >= values - 1e-8).all()
+        assert best.mean() > values.mean() + 0.5
+    one_step = discounted_optimal_values(LANDMARKS, 0.0).mean()
+    assert one_step == pytest.approx(optimal_value(LANDMARKS, 1), abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -106,6 +130,12 @@ def test_discounted_value_solves_bellmans_equation():
         (lambda: policy_value(LANDMARKS, 2 * uniform_policies()), "not all rows are probabilities"),
         (lambda: policy_value(LANDMARKS, np.full((2, 65, 65, 5), np.nan)), "not all rows are probabilities"),
         (lambda: optimal_value(LANDMARKS, 0), "horizon: 0 given"),
+        (lambda: optimal_value(LANDMARKS, 2.5), "horizon: 2.5 given; a whole number"),
+        (lambda: optimal_value(LANDMARKS, "x"), "horizon: 'x' given; a whole number"),
+        (lambda: discounted_values(LANDMARKS, uniform_policies(), 1.0), "discount: 1.0 given; a number of at least 0"),
+        (lambda: discounted_optimal_values(LANDMARKS, "x"), "discount: 'x' given"),
+        (lambda: policy_value(LANDMARKS, [[1], [2, 3]]), "policies: not an array of numbers"),
+        (lambda: random_value([(float("inf"), 1)]), "not a list of"),
         (lambda: random_value([(2, 1), (2, 1)]), "names a cell twice"),
         (lambda: constant_value([(2, 9)]), "off the board"),
     ],

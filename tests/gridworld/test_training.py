@@ -107,6 +107,16 @@ def test_a_diverging_critic_is_counted_not_hidden():
     assert np.isfinite(history.policies[-1].w).all()
 
 
+def test_dead_actors_are_counted_and_stay_dead():
+    """Agent 0's hidden layers are put to zero: no unit is on anywhere, and no gradient brings one back."""
+    world = draw_world(TINY, 0, range(2))
+    world.actor_w[:, 0] = 0
+    history = train(TINY, 0, range(2), [1, 100], world=world)
+    np.testing.assert_array_equal(history.dead_actors, 0.5)
+    np.testing.assert_array_equal(history.policies[-1].w[:, 0], 0)
+    assert policy_table(history.policies[-1])[:, 0] == pytest.approx(0.2)
+
+
 def test_when_decentralised_critics_equal_algorithm_3():
     """Where all are paid the same; and for K = 1 wherever gossip averages exactly: the gradient is linear in r."""
     quick = TINY.model_copy(update={"yardstick": True, "start": "warm", "critic_step_size": 0.01})

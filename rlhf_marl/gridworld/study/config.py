@@ -3,17 +3,21 @@
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from rlhf_marl.config import NonNegativeInt, Section, apply_overrides
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
+from rlhf_marl.gridworld.study.experiments import ALIASES, EXPERIMENTS
 from rlhf_marl.paths import find_data
 from rlhf_marl.validation import explain
 from rlhf_marl.yaml_io import load_yaml
 
 _QUICK_SEEDS, _QUICK_SHARE = 20, 0.1
+
+
+def _without_aliases(names: list[str]) -> list[str]:
+    return list(dict.fromkeys(ALIASES.get(name, name) for name in names))
 
 
 class StudyConfig(Section):
@@ -27,8 +31,8 @@ class StudyConfig(Section):
     """Where along a run rewards are logged and policies evaluated."""
     regimes: dict[str, dict[str, Any]] = Field({"literal": {}}, min_length=1)
     """Name to settings that differ from the paper's letter; each experiment varies one of these."""
-    experiments: list[str] = Field(list(EXPERIMENTS), min_length=1)
-    """Names of experiments."""
+    experiments: Annotated[list[str], AfterValidator(_without_aliases)] = Field(list(EXPERIMENTS), min_length=1)
+    """Names of experiments; fig10 is fig2."""
     iterations_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Every setting runs this share of its iterations."""
 
@@ -64,19 +68,27 @@ def settings(config: StudyConfig, regime: str, experiment: str, source: str = "s
     Raises:
         UsageError: a regime's or arm's keys are no setting.
     """
-    base = config.regimes[regime]
+    base = _setting(config.regimes[regime], f"{source}: regimes.{regime}")
+    # Shortened first: what an arm makes of the iterations, such as α, then fits those that are run.
+    base = base.model_copy(update={"iterations": max(config.points, round(base.iterations * config.iterations_share))})
     result = {}
     for label, change in EXPERIMENTS[experiment].arms.items():
-        content = base | change(base)
-        try:
-            setting = Setting.model_validate(content)
-        except ValidationError as error:
-            where = f"{source}: regimes.{regime}" + (f" ({experiment}: {label})" if change(base) else "")
-            keys = Setting.model_json_schema()["properties"]
-            raise UsageError(explain(error, where, content, keys)) from None
-        shorter = max(config.points, round(setting.iterations * config.iterations_share))
-        result[label] = setting.model_copy(update={"iterations": shorter})
+        where = f"{source}: {place(regime, experiment, label)}"
+        setting = _setting(base.model_dump() | change(base), where)
+        result[label] = setting.model_copy(update={"iterations": max(config.points, setting.iterations)})
     return result
+
+
+def place(regime: str, experiment: str, arm: str) -> str:
+    """How an arm is named in messages."""
+    return f"regimes.{regime} ({experiment}: {arm})"
+
+
+def _setting(content: dict[str, Any], where: str) -> Setting:
+    try:
+        return Setting.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(explain(error, where, content, Setting.model_json_schema()["properties"])) from None
 
 
 def points(config: StudyConfig, setting: Setting) -> list[int]:

@@ -1,23 +1,27 @@
 """The paper's ablations, and ours: which settings each one compares.
 
-An arm is a function of the regime's own settings, so that "five critic steps" can mean five times the regime's.
+An arm is a function of the regime's own setting, so that "five critic steps" can mean five times the regime's.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-Base = Mapping[str, Any]
-Arm = Callable[[Base], dict[str, Any]]
+from rlhf_marl.gridworld.setting import Setting
+
+Arm = Callable[[Setting], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """title: of the figure. source: where the paper has it. arms: label to what differs from the regime."""
+    """title: of the figure. source: where the paper has it. arms: label to what differs from the regime. shown: the
+    curve that is drawn: value (exact for two agents), or the sampled reward, for which all numbers of agents are alike.
+    """
 
     title: str
     source: str
     arms: dict[str, Arm]
+    shown: Literal["value", "reward"] = "value"
 
 
 def _set(**changes: Any) -> Arm:
@@ -27,21 +31,28 @@ def _set(**changes: Any) -> Arm:
 def _times(critic: int, actor: int, *, equal_samples: bool = False) -> Arm:
     """K and M multiplied; with equal samples, fewer iterations for the same number of the environment's steps."""
 
-    def arm(base: Base) -> dict[str, Any]:
-        k, m = base.get("critic_steps", 1), base.get("actor_samples", 1)
-        changes = {"critic_steps": critic * k, "actor_samples": actor * m}
+    def arm(base: Setting) -> dict[str, Any]:
+        k, m = critic * base.critic_steps, actor * base.actor_samples
+        changes = {"critic_steps": k, "actor_samples": m}
         if equal_samples:
-            steps = base.get("iterations", 20_000) * (k + m - 1)
-            changes["iterations"] = max(1, steps // (critic * k + actor * m - 1))
+            changes["iterations"] = max(1, base.iterations * base.steps_per_iteration // (k + m - 1))
         return changes
 
     return arm
 
 
-def _inverse(base: Base) -> dict[str, Any]:
-    """α_t = α / t with the regime's constant step reached after a twentieth of the run."""
-    alpha, iterations = base.get("actor_step_size", 0.005), base.get("iterations", 20_000)
-    return {"actor_schedule": "inverse", "actor_step_size": alpha * iterations / 20}
+def _inverse(share: int) -> Arm:
+    """α_t = α / t; a whole α reaches the regime's constant step after a twentieth of the run."""
+
+    def arm(base: Setting) -> dict[str, Any]:
+        alpha = base.actor_step_size * base.iterations / 20
+        return {"actor_schedule": "inverse", "actor_step_size": alpha / share}
+
+    return arm
+
+
+def _offset(shift: float, **changes: Any) -> Arm:
+    return lambda base: changes | {"reward_shift": base.reward_shift + shift}
 
 
 _SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95, "split": "closest"}
@@ -57,7 +68,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "fig6": Experiment("Width m", "Figure 6", {f"m = {m}": _set(width=m) for m in (10, 20, 40)}),
     "fig7": Experiment("Depth D", "Figure 7", {f"D = {d}": _set(depth=d) for d in (5, 20, 40)}),
-    "fig8": Experiment("Number of agents N", "Figure 8", {f"N = {n}": _set(n_agents=n) for n in (2, 3, 4)}),
+    "fig8": Experiment("Number of agents N", "Figure 8", {f"N = {n}": _set(n_agents=n) for n in (2, 3, 4)}, "reward"),
     "fig9": Experiment(
         "Critic steps K and actor samples M",
         "Figure 9",
@@ -74,7 +85,24 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Remark 1",
         {name: _set(signal=name) for name in ("td_q_literal", "td_q", "td_v", "q_value", "counterfactual")},
     ),
-    "rate": Experiment("Step sizes α/t", "Theorem 5.10 (1)", {"constant": _set(), "α / t": _inverse}),
+    "offset": Experiment(
+        "A constant added to the rewards",
+        "Assumption 5.3",
+        {
+            f"{name}, {reward}": _offset(shift, **changes)
+            for name, changes in (
+                ("δ", {"signal": "td_q_literal"}),
+                ("-δ", {"signal": "td_q"}),
+                ("Q, warm critic", {"signal": "q_value", "start": "warm"}),
+            )
+            for reward, shift in (("r", 0.0), ("r + 24", 24.0))
+        },
+    ),
+    "rate": Experiment(
+        "Step sizes α/t",
+        "Theorem 5.10 (1)",
+        {"constant": _set(), "α / t": _inverse(1), "α / 3t": _inverse(3), "α / 10t": _inverse(10)},
+    ),
     "slow_graph": Experiment(
         "Gossip on a slow graph: a lazy ring of four",
         "Theorem 5.10 (5)",
@@ -91,3 +119,5 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
     ),
 }
+
+ALIASES = {"fig10": "fig2"}  # the same curves, printed twice

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from rlhf_marl.gridworld.study.experiments import Experiment
-from rlhf_marl.gridworld.study.measure import decay, interval
+from rlhf_marl.gridworld.study.measure import decay, interval, paired
 from rlhf_marl.gridworld.study.results import Result
 
 # Distinct without colour: dashes, markers, and colours of different lightness.
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v")
-_COLOURS = ("#0b3c5d", "#d1603d", "#6a994e", "#7b2d8b", "#b8860b")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "x")
+_COLOURS = ("#0b3c5d", "#d1603d", "#6a994e", "#7b2d8b", "#b8860b", "#5b8fb9")
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rlhf_marl",  # the same picture is the same file
@@ -37,7 +37,7 @@ def draw(experiment: Experiment, regime: str, arms: Mapping[str, Result], path: 
     with pyplot.rc_context(_STYLE):
         extra = _EXTRA.get(experiment.title)
         figure, axes = pyplot.subplots(1, 2 if extra else 1, figsize=(10 if extra else 5.6, 3.6), squeeze=False)
-        _curves(axes[0, 0], arms)
+        _curves(axes[0, 0], arms, experiment.shown)
         if extra:
             extra(axes[0, 1], arms)
         figure.suptitle(f"{experiment.title} ({experiment.source}; {regime})", fontsize=10)
@@ -47,26 +47,40 @@ def draw(experiment: Experiment, regime: str, arms: Mapping[str, Result], path: 
         pyplot.close(figure)
 
 
-def _curves(axes: Any, arms: Mapping[str, Result]) -> None:
-    """Value against environment steps; baselines as thin lines."""
+def _curves(axes: Any, arms: Mapping[str, Result], shown: str) -> None:
+    """Value, or sampled reward, against environment steps; baselines as thin lines."""
     for i, (label, result) in enumerate(arms.items()):
         steps = result.arrays["points"] * result.setting.steps_per_iteration
-        mean, low, high = np.array([interval(column) for column in result.arrays["value"].T]).T
-        _line(axes, i, steps, mean, label)
-        axes.fill_between(steps, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
-    first = next(iter(arms.values()))
-    same = all(result.setting.n_agents == first.setting.n_agents for result in arms.values())
-    for name, shown in (("optimum", "best policy"), ("constant", "best constant action"), ("random", "random")):
-        if same and name in first.arrays:
-            shown = "bound of the best" if name == "optimum" and first.setting.n_agents != 2 else shown
-            axes.axhline(first.arrays[name].mean(), color="0.35", linewidth=0.8, linestyle=(0, (1, 2)))
-            axes.annotate(
-                shown, (1, first.arrays[name].mean()), xycoords=("axes fraction", "data"), fontsize=7, color="0.25",
-                ha="right", va="bottom",
-            )  # fmt: skip
+        _band(axes, i, steps, paired(result.arrays[shown], result.arrays), label)
+    for name, words in (("optimum", "best policy"), ("constant", "best constant action"), ("random", "random")):
+        _baseline(axes, arms, name, words)
+    exact = shown == "value" and all(result.setting.n_agents == 2 for result in arms.values())
     axes.set_xlabel("environment steps")
-    axes.set_ylabel("team reward per step")
-    axes.legend(fontsize=7, frameon=False, loc="best")
+    axes.set_ylabel(f"{'exact' if exact else 'sampled'} team reward per step\n(95% bands: paired with random)")
+    axes.legend(fontsize=7, edgecolor="none", framealpha=0.8, loc="best")
+
+
+def _baseline(axes: Any, arms: Mapping[str, Result], name: str, words: str) -> None:
+    """One grey line where all arms have the same; else a line per number of agents, in its arm's colour."""
+    levels: dict[int, tuple[int, str, float]] = {}
+    for i, (label, result) in enumerate(arms.items()):
+        if name in result.arrays:
+            levels.setdefault(result.setting.n_agents, (i, label, float(result.arrays[name].mean())))
+    for place, (n_agents, (i, label, level)) in enumerate(levels.items()):
+        colour, suffix = ("0.35", "") if len(levels) == 1 else (_COLOURS[i % len(_COLOURS)], f" ({label})")
+        shown = words if name != "optimum" or n_agents == 2 else "bound of the best"
+        axes.axhline(level, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.annotate(
+            shown + suffix, (1 - 0.33 * place, level), xycoords=("axes fraction", "data"), fontsize=7, color=colour,
+            ha="right", va="bottom",
+        )  # fmt: skip
+
+
+def _band(axes: Any, i: int, x: np.ndarray, curves: np.ndarray, label: str) -> None:
+    """Mean over seeds with its 95% interval; curves: (S, P)."""
+    mean, low, high = np.array([interval(column) for column in curves.T]).T
+    _line(axes, i, x, mean, label)
+    axes.fill_between(x, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
 
 
 def _line(axes: Any, i: int, x: np.ndarray, y: np.ndarray, label: str) -> None:
@@ -81,10 +95,8 @@ def _gap(axes: Any, arms: Mapping[str, Result]) -> None:
     for i, (label, result) in enumerate(arms.items()):
         gaps = result.arrays["optimum"][:, None] - result.arrays["value"]
         t = result.arrays["points"]
-        gap, low, high = np.array([interval(column) for column in gaps.T]).T
-        _line(axes, i, t, gap, f"{label}: t^{-interval(decay(gaps, t))[0]:.2f} at the end")
-        axes.fill_between(t, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
-    axes.plot(t, gap[0] * t[0] / t, color="0.4", linewidth=0.8, label="1 / t")
+        _band(axes, i, t, gaps, f"{label}: t^{-interval(decay(gaps, t))[0]:.2f} at the end")
+    axes.plot(t, gaps[:, 0].mean() * t[0] / t, color="0.4", linewidth=0.8, label="1 / t")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("iteration t")
@@ -97,10 +109,10 @@ def _consensus(axes: Any, arms: Mapping[str, Result]) -> None:
     result = list(arms.values())[-1]
     error = result.arrays["consensus"]
     rounds = np.arange(error.shape[1])
-    _line(axes, 0, rounds, np.nanmean(error, axis=0), "measured")
-    _line(axes, 1, rounds, ((1 - result.arrays["gap"][:, None]) ** rounds).mean(0), "λ₂ᵗ")
+    _band(axes, 0, rounds, error, "measured")
+    _band(axes, 1, rounds, (1 - result.arrays["gap"][:, None]) ** rounds, "λ₂ᵗ")
     bound = (1 - result.arrays["eta"][:, None] ** (result.setting.n_agents - 1)) ** rounds
-    _line(axes, 2, rounds, bound.mean(0), "(1 - ηᴺ⁻¹)ᵗ")
+    _band(axes, 2, rounds, bound, "(1 - ηᴺ⁻¹)ᵗ")
     axes.set_yscale("log")
     axes.set_xlabel("gossip rounds t")
     axes.set_ylabel("disagreement, relative")
@@ -115,8 +127,9 @@ def _distance(axes: Any, arms: Mapping[str, Result]) -> None:
         (("distance", "mean critic to Algorithm 3"), ("disagreement_before", "among agents before gossip"),
          ("disagreement_after", "among agents after gossip"))
     ):  # fmt: skip
-        _line(axes, i, steps, result.arrays[name].mean(0), label)
+        _band(axes, i, steps, result.arrays[name], label)
     axes.set_yscale("symlog", linthresh=1e-6)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("environment steps")
     axes.set_ylabel("Frobenius norm of weights")
     axes.legend(fontsize=7, frameon=False)

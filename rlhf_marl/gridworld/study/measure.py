@@ -1,24 +1,20 @@
 """What a run is worth: exact values of its policies for two agents, sampled rewards for more, and the baselines."""
 
+from collections.abc import Mapping
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 from scipy.stats import t
 
-from rlhf_marl.gridworld.exact import (
-    constant_policies,
-    optimal_values,
-    policy_values,
-    reward_table,
-    uniform_policies,
-)
+from rlhf_marl.gridworld.blind import MOST_AGENTS, bounds, constant_values, random_values
+from rlhf_marl.gridworld.exact import optimal_values, policy_values, reward_table
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.spread import DISTANCE, EPISODE, N_ACTIONS, N_CELLS, NEXT_CELL, team_reward
-from rlhf_marl.gridworld.training import Policies, policy_table
+from rlhf_marl.gridworld.spread import EPISODE
+from rlhf_marl.gridworld.training import Policies, policy_table, train
 from rlhf_marl.gridworld.world import draw_world
 
-_SAMPLES = 20_000  # positions that baselines of more than two agents are averaged over
+_EXACT = (2,)  # numbers of agents that dynamic programming is for
+_ROLLED = 200  # episodes that the start of more agents than two is sampled over
 
 
 def exact_values(landmarks: np.ndarray, policies: Policies) -> np.ndarray:
@@ -29,14 +25,12 @@ def exact_values(landmarks: np.ndarray, policies: Policies) -> np.ndarray:
 def baselines(setting: Setting, seed: int, seeds: int) -> dict[str, np.ndarray]:
     """What a setting's curves are held against, for a study's seeds, (S,); kept, since most settings share it.
 
-    random: the uniform policy. bound: an upper bound of the best policy (`relaxed_optimum`). For two agents also
-    constant: the best constant joint action, optimum: the best policy, and start: the setting's initial policies, all
-    exact; for more agents the bound stands for the optimum.
+    random: the uniform policy. constant: the best constant joint action, up to MOST_AGENTS agents. bound: above any
+    policy. optimum: the best policy for two agents, else the bound. All these are exact. start: the setting's initial
+    policies, exact for two agents, else sampled.
     """
-    found = _baselines(setting.n_agents, seed, seeds)
-    if setting.n_agents == 2:
-        found = found | {"start": _start(setting.width, setting.depth, setting.actor_output_scale, seed, seeds)}
-    return found
+    start = _start(setting.n_agents, setting.width, setting.depth, setting.actor_output_scale, seed, seeds)
+    return _baselines(setting.n_agents, seed, seeds) | {"start": start}
 
 
 @lru_cache
@@ -45,54 +39,41 @@ def _baselines(n_agents: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
 
 
 @lru_cache
-def _start(width: int, depth: int, output_scale: float, seed: int, seeds: int) -> np.ndarray:
-    setting = Setting(width=width, depth=depth, actor_output_scale=output_scale)
+def _start(n_agents: int, width: int, depth: int, output_scale: float, seed: int, seeds: int) -> np.ndarray:
+    setting = Setting(
+        n_agents=n_agents,
+        width=width,
+        depth=depth,
+        actor_output_scale=output_scale,
+        actor_step_size=0.0,
+        critic="linear",
+        iterations=_ROLLED * EPISODE,
+    )
     world = draw_world(setting, seed, range(seeds))
+    if n_agents not in _EXACT:
+        return train(setting, seed, range(seeds), [setting.iterations], world=world).reward[:, 0]
     policies = Policies(*(a.astype(np.float32) for a in (world.actor_h, world.actor_w, world.actor_b)))
     return exact_values(world.landmarks, policies)
 
 
 def baselines_of(landmarks: np.ndarray) -> dict[str, np.ndarray]:
     """The baselines that landmarks alone decide; (S, N) cells."""
-    bound = relaxed_optimum(landmarks)
-    if landmarks.shape[-1] != 2:
-        return {"random": _sampled_random(landmarks), "optimum": bound, "bound": bound}
-    rewards = reward_table(landmarks)
-
-    def value(policies: np.ndarray) -> np.ndarray:
-        return policy_values(rewards, np.broadcast_to(policies, (len(landmarks), *policies.shape)), EPISODE)
-
-    constant = [value(constant_policies(a, b)) for a, b in product(range(N_ACTIONS), repeat=2)]
-    return {
-        "random": value(uniform_policies()),
-        "constant": np.max(constant, axis=0),
-        "optimum": optimal_values(rewards, EPISODE),
-        "bound": bound,
-    }
+    n_agents, bound = landmarks.shape[-1], bounds(landmarks)
+    found = {"random": random_values(landmarks), "bound": bound, "optimum": bound}
+    if n_agents <= MOST_AGENTS:
+        found["constant"] = constant_values(landmarks)
+    if n_agents == 2:
+        found["optimum"] = optimal_values(reward_table(landmarks), EPISODE)
+    return found
 
 
-def _sampled_random(landmarks: np.ndarray) -> np.ndarray:
-    """The uniform policy from uniform positions keeps every agent's cell near uniform: mean over simulated episodes."""
-    generator = np.random.default_rng(0)
-    positions = generator.integers(N_CELLS, size=(_SAMPLES // EPISODE, landmarks.shape[-1]))
-    total = np.zeros(len(landmarks))
-    for _ in range(EPISODE):
-        positions = NEXT_CELL[positions, generator.integers(N_ACTIONS, size=positions.shape)]
-        total += np.stack([team_reward(positions, row).mean() for row in landmarks])
-    return total / EPISODE
+def paired(curve: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """A reward curve with each seed's random policy as its zero, put back to the mean of the random policies.
 
-
-def relaxed_optimum(landmarks: np.ndarray) -> np.ndarray:
-    """An upper bound of the best policy's value: every landmark is approached from the start by its closest agent at
-    full speed, whatever else that agent has to do. (S, N) cells -> (S,)."""
-    generator = np.random.default_rng(0)
-    positions = generator.integers(N_CELLS, size=(_SAMPLES, landmarks.shape[-1]))
-    left = np.arange(1, EPISODE + 1)
-    values = []
-    for row in landmarks:
-        closest = DISTANCE[positions[:, :, None], row].min(1)  # (samples, landmarks)
-        values.append(-np.maximum(closest[..., None] - left, 0).sum(1).mean())
-    return np.array(values)
+    The mean is the curve's, but seeds with easy and hard landmarks no longer differ for that: intervals are those of
+    the difference to random policies. (S, P) -> (S, P).
+    """
+    return curve - arrays["random"][:, None] + arrays["random"].mean()
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

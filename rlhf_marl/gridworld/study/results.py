@@ -16,7 +16,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.setting import Setting
 
 _log = logging.getLogger("rlhf_marl")
-VERSION = 1  # of the files; raised when the same setting would give other numbers
+VERSION = 2  # of the files; raised when the same setting would give other numbers
 
 
 @final
@@ -60,28 +60,42 @@ def save(path: Path, result: Result) -> None:
 
 
 def load(path: Path, setting: Setting) -> Result | None:
-    """What `save` wrote, or None if there is nothing whole (a damaged file is told, and its setting run again).
-
-    Raises:
-        UsageError: written by another version.
-    """
+    """What `save` wrote, or None if there is nothing whole (a damaged file is told, and its setting run again)."""
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            version = metadata.get("version", "?")
-            if version != str(VERSION):
-                raise UsageError(
-                    f"--out: {path} holds results of version {version}, this is {VERSION}; choose another folder"
-                )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             digest = _digest(arrays)
-            if metadata.get("sha256", digest) != digest:  # the first files had none
+            if metadata.get("sha256") != digest:
                 raise ValueError("its numbers are not those that were written")
             return Result(setting, arrays, float(metadata["seconds"]))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         _log.warning("%s is damaged (%s); its setting is run again", path, error)
+        return None
+
+
+def check_version(folder: Path) -> None:
+    """Raises UsageError if a study's folder has results of another version, whatever settings they are of.
+
+    What cannot be read is left to `load`.
+    """
+    for path in (folder / "results.json", *sorted((folder / "settings").glob("*.safetensors"))):
+        version = _version(path)
+        if version not in (None, str(VERSION)):
+            raise UsageError(
+                f"--out: {path} holds results of version {version}, this is {VERSION}; choose another folder"
+            )
+
+
+def _version(path: Path) -> str | None:
+    try:
+        if path.suffix == ".json":
+            return str(json.loads(path.read_text("utf-8"))["version"])
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("version")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
 
 

@@ -20,16 +20,19 @@ from rlhf_marl.gridworld.diagnostics import communication, diagnose
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import judge
-from rlhf_marl.gridworld.study.config import StudyConfig, points, settings
+from rlhf_marl.gridworld.study.config import StudyConfig, place, points, settings
 from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
 from rlhf_marl.gridworld.study.figures import draw
-from rlhf_marl.gridworld.study.measure import baselines, exact_values, interval
+from rlhf_marl.gridworld.study.health import warnings_in_words
+from rlhf_marl.gridworld.study.measure import baselines, exact_values
 from rlhf_marl.gridworld.study.results import Result
-from rlhf_marl.gridworld.study.tables import write_tables
+from rlhf_marl.gridworld.study.summary import summary
+from rlhf_marl.gridworld.study.tables import tables
 from rlhf_marl.gridworld.training import History, Policies, train
-from rlhf_marl.gridworld.world import World, draw_world
+from rlhf_marl.gridworld.world import World, draw_matrix, draw_world
 
 Results = dict[str, dict[str, dict[str, Result]]]  # regime, experiment, arm
+Place = tuple[str, str, str]  # the same three
 _ROUNDS = 31  # of gossip in the consensus error's curve
 _DIAGNOSED = 10  # at most so many seeds' critics and directions are compared with exact ones, and a fifth of all
 
@@ -37,22 +40,27 @@ _DIAGNOSED = 10  # at most so many seeds' critics and directions are compared wi
 def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
     """Run what is not there yet, then write results.json, claims.md and the figures to `out`; returns it.
 
+    These are of this run alone: figures that an earlier one left and this one does not draw are removed.
+
     Raises:
-        UsageError: `out` holds something else, or results of another version; or another process writes there.
+        UsageError: a setting's consensus matrix breaks Assumption 5.1; `out` holds something else, or results of
+            another version; or another process writes there.
         RunStopped: the disk is full.
     """
-    _check_folder(out)
-    with locked(out, "--out"):
-        return _run(config, out, report)
-
-
-def _run(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
     wanted = {
         (regime, name, arm): setting
         for regime in config.regimes
         for name in config.experiments
         for arm, setting in settings(config, regime, name).items()
     }
+    _check_matrices(config, wanted)
+    _check_folder(out)
+    with locked(out, "--out"):
+        results.check_version(out)
+        return _run(config, wanted, out, report)
+
+
+def _run(config: StudyConfig, wanted: dict[Place, Setting], out: Path, report: Callable[[str], None]) -> Path:
     files = {
         setting: out
         / "settings"
@@ -60,7 +68,10 @@ def _run(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
         for setting in wanted.values()
     }
     found = {setting: results.load(path, setting) for setting, path in files.items()}
-    missing = [setting for setting, result in found.items() if result is None]
+    missing: dict[Setting, Place] = {}
+    for where, setting in wanted.items():
+        if found[setting] is None:
+            missing.setdefault(setting, where)
     report(f"{len(files)} settings of {config.seeds} seeds, {len(missing)} to run; writing to {out}")
     _run_missing(config, missing, files, found)
     by_experiment: Results = {}
@@ -69,25 +80,39 @@ def _run(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
         assert result is not None
         result.arrays.update(baselines(setting, config.seed, config.seeds))
         by_experiment.setdefault(regime, {}).setdefault(name, {})[arm] = result
+    _draw(by_experiment, out / "figures")
+    verdicts = judge(by_experiment)
+    write_text(out / "claims.md", tables(verdicts, by_experiment, config))
+    write_text(out / "results.json", json.dumps(summary(config, verdicts, by_experiment), indent=1) + "\n")
+    for line in warnings_in_words(by_experiment):
+        report(f"warning: {line}")
+    return out
+
+
+def _check_matrices(config: StudyConfig, wanted: dict[Place, Setting]) -> None:
+    """Every seed's consensus matrix is drawn before the first run, so that mistakes are told at once."""
+    checked = set()
+    for where, setting in wanted.items():
+        kind = (setting.n_agents, setting.graph, setting.edges, setting.matrix, setting.weights, setting.laziness)
+        if (kind, setting.edge_probability) in checked:
+            continue
+        checked.add((kind, setting.edge_probability))
+        for seed in range(config.seeds):
+            try:
+                draw_matrix(setting, config.seed, seed)
+            except UsageError as error:
+                raise UsageError(f"study: {place(*where)}: {error}") from None
+
+
+def _draw(by_experiment: Results, folder: Path) -> None:
+    drawn = set()
     for regime, experiments in by_experiment.items():
         for name, arms in experiments.items():
-            draw(EXPERIMENTS[name], regime, arms, out / "figures" / f"{regime}_{name}")
-    verdicts = judge(by_experiment)
-    write_tables(verdicts, by_experiment, config, out / "claims.md")
-    summary = {
-        "version": results.VERSION,
-        "config": config.model_dump(mode="json"),
-        "seconds": sum(result.seconds for result in found.values() if result is not None),
-        "claims": [verdict.as_json() for verdict in verdicts],
-        "experiments": {
-            regime: {
-                name: {arm: _summary(result) for arm, result in arms.items()} for name, arms in experiments.items()
-            }
-            for regime, experiments in by_experiment.items()
-        },
-    }
-    write_text(out / "results.json", json.dumps(summary, indent=1) + "\n")
-    return out
+            draw(EXPERIMENTS[name], regime, arms, folder / f"{regime}_{name}")
+            drawn.add(f"{regime}_{name}")
+    for path in folder.iterdir():
+        if path.suffix in (".svg", ".png") and path.stem not in drawn:
+            path.unlink()
 
 
 def _check_folder(out: Path) -> None:
@@ -103,14 +128,18 @@ def _check_folder(out: Path) -> None:
 
 
 def _run_missing(
-    config: StudyConfig, missing: list[Setting], files: dict[Setting, Path], found: dict[Setting, Result | None]
+    config: StudyConfig,
+    missing: dict[Setting, Place],
+    files: dict[Setting, Path],
+    found: dict[Setting, Result | None],
 ) -> None:
+    """missing: each with the first place that wants it."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%"))
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("starting", total=sum(_cost(setting) * setting.iterations for setting in missing))
-        for number, setting in enumerate(missing, 1):
-            progress.update(task, description=f"setting {number}/{len(missing)}")
+        for number, (setting, (regime, name, arm)) in enumerate(missing.items(), 1):
+            progress.update(task, description=f"{number}/{len(missing)} {regime} {name}: {arm}")
             cost = _cost(setting)
 
             def advance(iterations: int, cost: float = cost) -> None:
@@ -136,8 +165,8 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
         "eta": np.array([smallest_weight(torch.as_tensor(matrix)) for matrix in world.matrix]),
         **communication(setting, world),
     }
-    logged = ("reward", "value", "positive", "entropy", "projected", "skipped", "dead", "disagreement_before")
-    for name in (*logged, "disagreement_after", "distance", "points"):
+    logged = ("reward", "value", "positive", "entropy", "projected", "skipped", "dead", "dead_actors")
+    for name in (*logged, "disagreement_before", "disagreement_after", "distance", "points"):
         arrays["critic_value" if name == "value" else name] = getattr(history, name)
     if setting.n_agents == 2:
         last = history.policies[-1]
@@ -167,26 +196,3 @@ def _consensus(setting: Setting, world: World, history: History) -> np.ndarray:
         weights = world.matrix @ weights
     first = np.where(errors[0] > 0, errors[0], np.nan)
     return np.stack(errors, axis=1) / first[:, None]
-
-
-def _summary(result: Result) -> dict:
-    """Curves with intervals, and the baselines."""
-    arrays = result.arrays
-    curve = [interval(column) for column in arrays["value"].T]
-    diagnosed = ("critic_error", "critic_correlation", "msbe", "cosine", "messages", "bytes")
-    return {
-        "setting": result.setting.model_dump(mode="json"),
-        "seconds": round(result.seconds, 1),
-        "iterations": arrays["points"].astype(int).tolist(),
-        "value": {key: [round(row[i], 5) for row in curve] for i, key in enumerate(("mean", "low", "high"))},
-        "baselines": {
-            name: round(float(arrays[name].mean()), 5)
-            for name in ("random", "start", "constant", "optimum", "bound")
-            if name in arrays
-        },
-        "health": {
-            name: [round(float(x), 6) for x in arrays[name].mean(0)]
-            for name in ("critic_value", "positive", "entropy", "projected", "skipped", "dead")
-        },
-        "diagnostics": {name: [round(x, 5) for x in interval(arrays[name])] for name in diagnosed if name in arrays},
-    }

@@ -1,7 +1,6 @@
 """claims.md: the claims, how far each signal gets, and what critics and actors got right."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -9,15 +8,13 @@ from rlhf_marl.gridworld.study.claims import Arms, Verdict, outcome
 from rlhf_marl.gridworld.study.config import StudyConfig
 from rlhf_marl.gridworld.study.measure import interval
 
-_DIAGNOSED = ("critic_correlation", "msbe", "cosine", "messages", "bytes")
+_DIAGNOSED = ("critic_error", "critic_correlation", "msbe", "cosine", "messages", "bytes")
 
 
-def write_tables(
-    verdicts: Sequence[Verdict], results: Mapping[str, Mapping[str, Arms]], config: StudyConfig, path: Path
-) -> None:
-    """Write the tables as Markdown; results are regime, experiment, arm."""
-    tables = (claims_table(verdicts, config), signals_table(results), diagnostics_table(results))
-    path.write_text("\n\n".join("\n".join(lines) for lines in tables if lines) + "\n", "utf-8")
+def tables(verdicts: Sequence[Verdict], results: Mapping[str, Mapping[str, Arms]], config: StudyConfig) -> str:
+    """The tables as Markdown; results are regime, experiment, arm."""
+    found = (claims_table(verdicts, config), signals_table(results), offset_table(results), diagnostics_table(results))
+    return "\n\n".join("\n".join(lines) for lines in found if lines) + "\n"
 
 
 def claims_table(verdicts: Sequence[Verdict], config: StudyConfig) -> list[str]:
@@ -49,12 +46,14 @@ def signals_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
     if not regimes:
         return []
     first = next(iter(next(iter(regimes.values())).values())).arrays
-    constant = _way(float(first["constant"].mean()), first)
+    constant = ""
+    if "constant" in first:
+        share = _way(float(first["constant"].mean()), first)
+        constant = f"; the best constant joint action gets {share:.2f}"
     lines = [
         "## How far each signal gets",
         "",
-        "Of the way from the random to the best policy, mean over seeds, last fifth of the run; the best constant "
-        f"joint action gets {constant:.2f}.",
+        f"Of the way from the random to the best policy, mean over seeds, last fifth of the run{constant}.",
         "",
         "| signal | " + " | ".join(regimes) + " |",
         "| --- |" + " --- |" * len(regimes),
@@ -62,6 +61,35 @@ def signals_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
     for arm in next(iter(regimes.values())):
         shares = [_way(float(outcome(arms[arm]).mean()), arms[arm].arrays) for arms in regimes.values()]
         lines.append(f"| `{arm}` | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    return lines
+
+
+def offset_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
+    """What a constant added to the rewards does to signals and policies."""
+    regimes = {regime: arms["offset"] for regime, arms in results.items() if "offset" in arms}
+    if not regimes:
+        return []
+    lines = [
+        "## What a constant added to the rewards does",
+        "",
+        "In the run's last tenth: the share of actor signals that are positive, the policies' entropy (uniform: 1.61 "
+        "nats), the share of dead actors (no unit of the last layer on: uniform for ever), mean |Q|, and the way from "
+        "the random to the best policy (last fifth).",
+        "",
+        "| regime | signal, rewards | positive | entropy | dead actors | mean abs. Q | of the way |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for regime, arms in regimes.items():
+        for arm, result in arms.items():
+            last = [
+                interval(result.arrays[name][:, -1])[0]
+                for name in ("positive", "entropy", "dead_actors", "critic_value")
+            ]
+            mean, low, high = interval(_ways(outcome(result), result.arrays))
+            lines.append(
+                f"| {regime} | {arm} | {last[0]:.3f} | {last[1]:.2f} | {last[2]:.2f} | {last[3]:.3g}"
+                f" | {mean:.2f} [{low:.2f}, {high:.2f}] |"
+            )
     return lines
 
 
@@ -75,7 +103,8 @@ def diagnostics_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
             mean = {name: interval(array)[0] for name, array in result.arrays.items() if name in _DIAGNOSED}
             if len(mean) == len(_DIAGNOSED):
                 rows.append(
-                    f"| {regime} | {arm} | {mean['critic_correlation']:.2f} | {mean['msbe']:.3g} | {mean['cosine']:.2f}"
+                    f"| {regime} | {arm} | {mean['critic_error']:.3g} | {mean['critic_correlation']:.2f}"
+                    f" | {mean['msbe']:.3g} | {mean['cosine']:.2f}"
                     f" | {mean['messages']:,.0f} | {mean['bytes'] / 1e6:,.0f} MB |"
                 )
     if not rows:
@@ -84,14 +113,20 @@ def diagnostics_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
         "## What critics and actors got right",
         "",
         "At the end of the runs, against exact values of the policies of that moment (mean over the first few seeds): "
-        "the correlation of the critic with the exact Q or V, the Bellman error MSBE of Eq. (6), and the cosine "
-        "between the actors' mean direction (line 16) and the exact gradient of J. A message is one agent's values to "
-        "one neighbour (Corollary 5.11).",
+        "the critic's root mean square error and correlation with the exact Q or V, in the rewards that the agents "
+        "learn from; the Bellman error MSBE of Eq. (6); and the cosine between the exact gradient of J and E[d], the "
+        "mean of line 16's direction before line 17 normalises it. A message is one agent's values to one neighbour "
+        "(Corollary 5.11).",
         "",
-        "| regime | arm | correlation | MSBE | cosine | messages | bytes |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| regime | arm | error | correlation | MSBE | cosine | messages | bytes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *rows,
     ]
+
+
+def _ways(values: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Per seed, as a share of the mean way."""
+    return (values - arrays["random"]) / (arrays["optimum"].mean() - arrays["random"].mean())
 
 
 def _way(value: float, arrays: Mapping[str, np.ndarray]) -> float:

@@ -11,19 +11,21 @@ from rlhf_marl.cli import main
 from rlhf_marl.durable import locked
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.spread import N_CELLS
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import CLAIMS, judge, outcome, verdict
 from rlhf_marl.gridworld.study.config import load_study, points, settings
 from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
-from rlhf_marl.gridworld.study.measure import baselines_of, exact_values, interval
+from rlhf_marl.gridworld.study.health import symptoms, warnings_in_words
+from rlhf_marl.gridworld.study.measure import _start, baselines, exact_values, interval, paired
 from rlhf_marl.gridworld.study.results import Result
 from rlhf_marl.gridworld.study.run import run_setting, run_study
 from rlhf_marl.gridworld.training import train
 from rlhf_marl.gridworld.world import draw_world
 
 TINY = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005"]
+ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
 FEW = [*TINY, "--experiments", "[fig2, slow_graph, centralised, rate]"]
+SMALL = ["--regimes", "{literal: {width: 4, depth: 2}}"]
 
 
 @pytest.fixture
@@ -39,25 +41,49 @@ def study(tmp_path, monkeypatch):
 
 
 def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
-    study(*FEW, "--out", "out")
+    study(*FEW, *SMALL, "--out", "out")
     printed = capsys.readouterr()
     assert "| Figure 2, 10 | with the TD error agents learn" in printed.out
-    assert "29 settings of 3 seeds, 29 to run" in printed.err
-    summary = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert set(summary["experiments"]) == {"literal", "signed", "working"}
-    arm = summary["experiments"]["working"]["fig2"]["TD error"]
-    assert len(arm["value"]["mean"]) == len(arm["iterations"]) == 4
-    assert arm["baselines"]["random"] < arm["baselines"]["constant"] < arm["baselines"]["optimum"]
-    for regime in summary["experiments"]:
-        for name in ("fig2", "slow_graph", "centralised", "rate"):
-            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.svg").stat().st_size > 1000
-            assert (tmp_path / "out" / "figures" / f"{regime}_{name}.png").stat().st_size > 1000
-    before = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")}
-    victim = sorted((tmp_path / "out" / "settings").iterdir())[0]
+    assert "12 settings of 3 seeds, 12 to run" in printed.err
+    assert "12/12 literal rate: α / 10t" in printed.err
+    assert "warning: literal (fig2: TD error;" in printed.err
+    experiments = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]["literal"]
+    for name in ("fig2", "slow_graph", "centralised", "rate"):
+        assert (tmp_path / "out" / "figures" / f"literal_{name}.svg").stat().st_size > 1000
+        assert (tmp_path / "out" / "figures" / f"literal_{name}.png").stat().st_size > 1000
+    arm = experiments["fig2"]["TD error"]
+    assert len(arm["value"]["mean"]) == len(arm["reward"]["low"]) == len(arm["iterations"]) == 4
+    levels = arm["baselines"]
+    assert levels["random"] < levels["constant"] < levels["optimum"]
+    np.testing.assert_allclose(arm["gap"]["mean"], levels["optimum"] - np.array(arm["value"]["mean"]), atol=1e-4)
+    assert len(arm["gap"]["power_of_1_over_t"]) == 3
+    assert len(experiments["slow_graph"]["10 rounds"]["consensus"]["mean"]) == 31
+    assert 0 < arm["eta"][0] < 0.5 < arm["spectral_gap"][0] < 1
+    assert arm["critics"].keys() == {"disagreement_before", "disagreement_after"}
+    assert "distance" in experiments["centralised"]["decentralised"]["critics"]
+    assert arm["diagnostics"]["critic_error"][0] > 0
+    assert any("nearly all actor signals have the same sign" in words for words in arm["warnings"])
+
+    before = (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes()
+    config = load_study("configs/study.yaml", [*FEW, *SMALL])
+    setting = settings(config, "literal", "fig2")["Q value"]
+    name = results.fingerprint(setting, config.seed, config.seeds, config.points)
+    victim = tmp_path / "out" / "settings" / f"{name}.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])  # torn: run again, to the same numbers
-    study(*FEW, "--out", "out")
-    assert "29 settings of 3 seeds, 1 to run" in capsys.readouterr().err
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.svg")} == before
+    study(
+        *FEW,
+        *SMALL,
+        "--experiments",
+        "[fig2]",
+        "--regimes.signed",
+        "{width: 4, depth: 2, signal: td_q}",
+        "--out",
+        "out",
+    )
+    printed = capsys.readouterr()
+    assert "3 settings of 3 seeds, 2 to run" in printed.err  # both regimes have the Q value's
+    assert "| source | claim | literal | signed |" in printed.out
+    assert (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -68,6 +94,22 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
         (["--regimes.literal.n_agents", "70"], "regimes.literal: n_agents: 70 given; input should be less than"),
         (["--regimes.signed.signal", "td"], "regimes.signed: signal: 'td' is not allowed; choose 'td_q_literal'"),
         (["--regimes.working.gossip", "3"], "regimes.working: gossip: unknown key"),
+        (
+            ["--regimes.working.critic_steps", "null"],
+            "regimes.working: critic_steps: None given; input should be a valid",
+        ),
+        (
+            ["--regimes.literal.graph", "random", "--regimes.literal.edge_probability", "0.0"],
+            "study: regimes.literal (fig2: TD error): topology: edge_probability: 0.0 gave no connected graph of 2",
+        ),
+        (
+            ["--regimes.literal", "{matrix: given, weights: [[0.5, 0.5], [0.5, 0.4]]}"],
+            "regimes.literal (fig2: TD error): topology: matrix: not doubly stochastic: row 1 sums to 0.9",
+        ),
+        (
+            ["--regimes.literal", "{matrix: given, weights: [[0.5, 0.5], [0.5, 0.5]]}"],
+            "regimes.literal (fig8: N = 3): topology: weights: 3 rows of 3 numbers are needed for 3 agents",
+        ),
         (["--sedes", "3"], "sedes: unknown key (value 3); did you mean 'seeds'?"),
     ],
 )
@@ -87,11 +129,55 @@ def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys,
     with pytest.raises(SystemExit):
         study(*FEW, "--out", "full")
     assert "--out: 'full' holds something else than a study; choose another folder" in capsys.readouterr().err
-    config = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
-    run_study(config, tmp_path / "old", lambda line: None)
-    monkeypatch.setattr(results, "VERSION", 2)
-    with pytest.raises(UsageError, match=r"holds results of version 1, this is 2; choose another folder"):
-        run_study(config, tmp_path / "old", lambda line: None)
+    run_study(ONE, tmp_path / "old", lambda line: None)
+    other = ONE.model_copy(update={"points": 3})  # so that no file of the folder is wanted
+    monkeypatch.setattr(results, "VERSION", 3)
+    with pytest.raises(UsageError, match=r"old/results.json holds results of version 2, this is 3; choose another"):
+        run_study(other, tmp_path / "old", lambda line: None)
+    (tmp_path / "old" / "results.json").write_text("torn")
+    with pytest.raises(UsageError, match=r"safetensors holds results of version 2, this is 3; choose another folder"):
+        run_study(other, tmp_path / "old", lambda line: None)
+
+
+def test_figures_of_an_earlier_run_do_not_stay(tmp_path):
+    run_study(ONE, tmp_path / "out", lambda line: None)
+    other = load_study("configs/study.yaml", [*TINY, "--experiments", "[critic]", "--regimes", "{literal: {}}"])
+    run_study(other, tmp_path / "out", lambda line: None)
+    assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
+        "literal_critic.png",
+        "literal_critic.svg",
+    ]
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert summary["experiments"]["literal"].keys() == {"critic"}
+
+
+def test_missing_extras_are_told_first(study, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rlhf_marl.cli.find_spec", lambda name: None if name == "matplotlib" else name)
+    with pytest.raises(SystemExit):
+        study(*FEW, "--out", "out")
+    assert capsys.readouterr().err == "error: study: needs numba and matplotlib: pip install 'rlhf-marl[study]'\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_than_two_agents_in_a_regime(tmp_path):
+    """Claims against the start and against constant actions are judged too, and the table of signals is there."""
+    regimes = ["--regimes", "{three: {n_agents: 3, width: 4, depth: 2}}"]
+    config = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2, signals]", *regimes])
+    run_study(config, tmp_path / "out", lambda line: None)
+    summary = json.loads((tmp_path / "out" / "results.json").read_text())
+    statements = {claim["statement"] for claim in summary["claims"]}
+    assert {claim.statement for claim in CLAIMS if claim.experiment == "fig2"} <= statements
+    levels = summary["experiments"]["three"]["fig2"]["TD error"]["baselines"]
+    assert levels["random"] < levels["constant"] < levels["bound"] == levels["optimum"]
+    assert abs(levels["start"] - levels["random"]) < 3
+    assert "the best constant joint action gets" in (tmp_path / "out" / "claims.md").read_text()
+
+
+def test_a_claim_without_its_baseline_is_left_out():
+    """Of more agents than all constant joint actions are tried for."""
+    arms = {name: made_up(Setting(), np.zeros((3, 5))) for name in ("TD error", "Q value")}
+    del arms["TD error"].arrays["constant"]
+    assert len(judge({"r": {"fig2": arms}})) == len([c for c in CLAIMS if c.experiment == "fig2"]) - 1
 
 
 def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypatch):
@@ -126,6 +212,20 @@ def test_quick_is_smaller():
     setting = settings(config.quick(), "literal", "fig2")["TD error"]
     assert setting.iterations == 2000
     assert points(config.quick(), setting)[-1] == 2000
+
+
+def test_step_sizes_fit_the_iterations_that_are_run():
+    """α / t reaches the regime's own step after a twentieth of the run, of a short one too."""
+    for config in (load_study("configs/study.yaml"), load_study("configs/study.yaml").quick()):
+        for regime in ("literal", "working"):
+            arms = settings(config, regime, "rate")
+            twentieth = arms["constant"].iterations / 20
+            assert arms["α / t"].actor_step_size / twentieth == pytest.approx(arms["constant"].actor_step_size)
+            assert arms["α / 10t"].actor_step_size == pytest.approx(arms["α / t"].actor_step_size / 10)
+
+
+def test_figure_10_is_figure_2():
+    assert load_study("configs/study.yaml", ["--experiments", "[fig10, fig2, fig5]"]).experiments == ["fig2", "fig5"]
 
 
 def test_arms_are_relative_to_the_regime():
@@ -163,6 +263,10 @@ def made_up(setting, value):
     arrays = {"value": value, "points": np.arange(1, n_points + 1) * 100.0, "eta": np.full(seeds, 0.1)}
     baseline = {"random": -8.0, "start": -8.0, "constant": -7.0, "optimum": -2.0, "bound": -1.5}
     arrays |= {"reward": value, **{name: np.full(seeds, level) for name, level in baseline.items()}}
+    for name in ("skipped", "dead", "dead_actors"):
+        arrays[name] = np.zeros(value.shape)
+    for name in ("positive", "entropy", "critic_value"):
+        arrays[name] = np.full(value.shape, 0.5)
     return Result(setting, arrays | {"consensus": np.full((seeds, 31), 0.01)}, 1.0)
 
 
@@ -208,11 +312,11 @@ def test_rate_of_a_made_up_gap():
     t = np.arange(1, 21) * 100.0
     gap = (5 + np.random.default_rng(0).normal(0, 0.5, (40, 1))) * t**-0.5
     result = made_up(Setting(), -2 - gap)
-    found = verdicts("rate", **{"constant": result, "α / t": result})
+    found = verdicts("rate", **dict.fromkeys(("constant", "α / t", "α / 3t", "α / 10t"), result))
     falls = found["with α/t the gap J* - J falls"]
     assert falls.mean == pytest.approx(0.5, abs=1e-6)
     assert falls.verdict == "holds"
-    assert found["... at least as fast as 1/t"].verdict == "does not hold"
+    assert found["... at least as fast as 1/t, step sizes α / 10t"].verdict == "does not hold"
 
 
 def test_interval_by_hand():
@@ -220,16 +324,33 @@ def test_interval_by_hand():
     assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
 
 
-def test_the_bound_for_more_agents_is_one():
-    """Computed for two agents too, the relaxation is above the exact optimum, and not by much."""
-    from rlhf_marl.gridworld.study.measure import _sampled_random, relaxed_optimum
+def test_paired_curves_leave_the_landmarks_out():
+    """Two seeds that differ in nothing but how good random policies are: no interval is left, and the mean is kept."""
+    random = np.array([-9.0, -3.0])
+    found = paired(random[:, None] + np.array([[1.0, 2.0]]), {"random": random})
+    assert found.tolist() == [[-5, -4], [-5, -4]]
 
-    landmarks = np.random.default_rng(0).permuted(np.tile(np.arange(N_CELLS), (5, 1)), axis=1)[:, :2]
-    exact = baselines_of(landmarks)
-    gap = relaxed_optimum(landmarks) - exact["optimum"]
-    assert (gap > -0.05).all()
-    assert (gap < 1.0).all()
-    np.testing.assert_allclose(_sampled_random(landmarks), exact["random"], atol=0.25)
+
+def test_the_start_of_more_agents_is_sampled(monkeypatch):
+    """The same rollout for two agents, against exact values."""
+    exact = baselines(Setting(width=6, depth=1), 0, 4)["start"]
+    monkeypatch.setattr("rlhf_marl.gridworld.study.measure._EXACT", ())
+    _start.cache_clear()
+    sampled = baselines(Setting(width=6, depth=1), 0, 4)["start"]
+    _start.cache_clear()
+    np.testing.assert_allclose(sampled, exact, atol=1.0)
+    assert (sampled != exact).all()
+
+
+def test_warnings_name_the_arms():
+    result = made_up(Setting(), np.zeros((3, 5)))
+    assert list(symptoms(result)) == []
+    result.arrays["positive"][:] = 0.999
+    result.arrays["dead_actors"][:, -1] = 0.5
+    result.arrays["skipped"][0, 2] = 1
+    assert [kind for kind, _ in symptoms(result)] == ["skipped", "dead_actors", "one_sided"]
+    (first, *_) = warnings_in_words({"r": {"fig6": {f"m = {m}": result for m in range(5)}}})
+    assert first.startswith("r (fig6: m = 0; fig6: m = 1; fig6: m = 2 and 2 more): steps that were not finite")
 
 
 def test_exact_values_are_what_the_environment_pays():
