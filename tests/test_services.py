@@ -45,7 +45,7 @@ def world(tiny_content, tmp_path, monkeypatch):
         serving(troubles["judge"]) as judge,
         serving(troubles["controller"]) as controller,
     ):
-        patience = {"timeout": 0.5, "max_retries": 1}
+        patience = {"timeout": 2.0, "max_retries": 1}
         cards = {
             "scorer": {"kind": "http", "url": scorer.url, "batch_size": 1},
             "judge": {"kind": "judge", "model": "m", "base_url": f"{judge.url}/v1"},
@@ -146,7 +146,7 @@ def test_a_run_goes_on_with_services_that_have_moved(world, run, tmp_path):
         serving(troubles["controller"]) as other,
     ):
         (tmp_path / "scorer.yaml").write_text(yaml.safe_dump(scorer | {"url": f"{moved.url}/new", "max_retries": 2}))
-        moving = ["--controller.base_url", f"{other.url}/v2", "--controller.timeout", "2"]
+        moving = ["--controller.base_url", f"{other.url}/v2", "--controller.timeout", "3"]
         code, _, errors = run("train", "c.yaml", "--run-dir", "run", "--resume", *moving)
         assert code == 0, errors
         assert {request.path for request in other.requests} == {"/v2/chat/completions"}

@@ -123,7 +123,7 @@ def server(monkeypatch):
 
 
 def ask(server, *texts, max_retries=2):
-    options = {"api_key_env": "CHAT_KEY", "base_url": f"{server.url}/v1", "timeout": 0.5, "max_retries": max_retries}
+    options = {"api_key_env": "CHAT_KEY", "base_url": f"{server.url}/v1", "timeout": 1.0, "max_retries": max_retries}
     chat = endpoint_chat(Endpoint("controller", "m", **options))
     return chat([[Message(role="user", content=text)] for text in texts], 9)
 
@@ -137,12 +137,12 @@ def ask(server, *texts, max_retries=2):
         DROPPED,
         TORN,
         HUNG,
-        Reply(500, "x" * 100, dripping=0.1),
+        Reply(500, "x" * 100, dripping=0.3),
         Reply(body="<html>"),
         Reply(body="[]"),
         Reply(body={"choices": "abc"}),
         Reply(body={"choices": [{}]}),
-        Reply(body={"choices": []}, dripping=0.1),
+        Reply(body={"choices": []}, dripping=0.3),
     ],
 )
 def test_an_endpoint_in_trouble_is_asked_again(server, trouble):

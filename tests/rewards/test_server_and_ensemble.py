@@ -48,7 +48,7 @@ def test_scores_in_batches_in_order(server):
 )
 def test_a_server_in_trouble_is_asked_again(server, trouble):
     server.script = [trouble, trouble]
-    assert build_reward_model(card(server, timeout=0.2)).score(["p"], ["abc"]) == [3]
+    assert build_reward_model(card(server, timeout=0.5)).score(["p"], ["abc"]) == [3]
     assert len(server.requests) == 3
 
 
@@ -57,7 +57,7 @@ def test_a_server_in_trouble_is_asked_again(server, trouble):
     [
         (Reply(500), 3, "failed after 2 retries: HTTP 500"),
         (Reply(429), 3, "failed after 2 retries: HTTP 429"),
-        (HUNG, 3, "failed after 2 retries: no whole answer in 0.2 s"),
+        (HUNG, 3, "failed after 2 retries: no whole answer in 0.5 s"),
         (DROPPED, 3, "failed after 2 retries: ConnectionError"),
         (TORN, 3, "failed after 2 retries: ProtocolError"),
         (Reply(404), 1, "refuses: HTTP 404"),
@@ -72,7 +72,7 @@ def test_a_server_in_trouble_is_asked_again(server, trouble):
 def test_a_server_that_cannot_score_stops_the_run_with_one_line(server, reply, asked, message):
     server.script = [reply] * 9
     with pytest.raises(RunStopped, match=f"reward model 'remote': {server.url} {message}") as caught:
-        build_reward_model(card(server, timeout=0.2)).score(["p"], ["abc"])
+        build_reward_model(card(server, timeout=0.5)).score(["p"], ["abc"])
     assert "\n" not in str(caught.value)
     assert len(server.requests) == asked
 
