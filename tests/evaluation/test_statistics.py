@@ -10,7 +10,7 @@ from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.statistics import direction, interval, paired
 
 SPEC = importlib.util.spec_from_file_location(
-    "coverage_benchmark", Path(__file__).parents[2] / "benchmarks/coverage.py"
+    "coverage_benchmark", Path(__file__).parents[2] / "benchmarks/intervals.py"
 )
 benchmark = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(benchmark)

@@ -1,6 +1,6 @@
 """How often a 95% interval of `rlhf-marl evaluate` holds the true difference, in simulated evaluations.
 
-python benchmarks/coverage.py [--evaluations N] [--json FILE]
+python benchmarks/intervals.py [--evaluations N] [--json FILE]
 """
 
 import json
