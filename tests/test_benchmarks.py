@@ -1,5 +1,6 @@
 """The benchmark of the dialogue system runs, and says what it measured beside what is wanted; the grid's is fair."""
 
+import importlib.machinery
 import importlib.util
 import json
 from pathlib import Path
@@ -95,3 +96,9 @@ def test_an_unknown_part_is_one_line(benchmark):
     done = CliRunner().invoke(benchmark.main, ["--only", "speed"])
     assert done.exit_code == 2
     assert "--only: 'speed' is no part; choose from decode, generation" in done.output
+
+
+@pytest.mark.parametrize("script", sorted(FOLDER.glob("*.py")), ids=lambda script: script.stem)
+def test_a_scripts_name_hides_no_module(script):
+    """A script's folder comes first where Python looks for modules: numba once found our coverage.py."""
+    assert importlib.machinery.PathFinder.find_spec(script.stem) is None
