@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Scorer(BaseHTTPRequestHandler):
 
 @contextmanager
 def reward_server() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Scorer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scorer)  # a kept connection must not keep it from ending
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
