@@ -7,15 +7,19 @@ Ways are measured in turn (A B C A B C ...) and compared by the median of the re
 """
 
 import json
+import multiprocessing
 import resource
 import statistics
 import subprocess
 import sys
 import time
+import unittest.mock
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -291,25 +295,13 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
         with stopwatch(system.model.device) as watch:
             return seconds(lambda: run_iteration(played, iteration, iteration, watch), system.model.device) / turns
 
-    trl = {
-        checkpointing: [
-            peers.trl_step(model, system, agent, question, checkpointing=checkpointing)
-            for agent, model in enumerate(peers.copies(system))
-        ]
-        for checkpointing in (True, False)
-    }
     steps: dict[str, Callable[[], float]] = {
         "ours": lambda: whole(1),
         "ours, without a controller model": lambda: whole(1, first_answer),
         "ours, a turn of three": lambda: whole(3),
-        "three TRL RLOO runs": lambda: sum(step() for step in trl[True]),
-        "the same, no checkpointing": lambda: sum(step() for step in trl[False]),
     }
-    try:
-        steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(peers.copies(system), system, question)
-    except ImportError as error:
-        click.echo(f"\nCoMLRL is left out: {error}")
-    times = repeated(steps, repeats)
+    with peers_elsewhere(system.config) as theirs:
+        times = repeated(steps | theirs, repeats)
     show("Update of all agents from one turn", times, "ours")
     comlrl = "CoMLRL MAREINFORCE" in times
     return {
@@ -321,6 +313,53 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
         "turn_of_three_speedup_over_trl": ratio(times, "three TRL RLOO runs", "ours, a turn of three"),
         "iteration_speedup_over_comlrl": ratio(times, "CoMLRL MAREINFORCE", "ours") if comlrl else None,
     }
+
+
+@contextmanager
+def peers_elsewhere(config: Config) -> Iterator[dict[str, Callable[[], float]]]:
+    """A step of each peer, in a process of its own: ours changes how its process gets memory (rlhf_marl/heap.py)."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=serve_peers, args=(theirs, config), daemon=True)
+    process.start()
+    theirs.close()
+
+    def step(name: str) -> float:
+        ours.send(name)
+        return ours.recv()
+
+    try:
+        yield {name: partial(step, name) for name in ours.recv()}
+    finally:
+        ours.close()
+        process.join()
+
+
+def serve_peers(connection: Connection, config: Config) -> None:
+    """Send the names of the peers; then, for each name that comes, run its step and send the seconds."""
+    warnings.filterwarnings("ignore")
+    with unittest.mock.patch("rlhf_marl.dialogue.build.keep_freed_memory"):
+        system = prepared(config)
+    question = system.questions.texts[0]
+    trl = {
+        checkpointing: [
+            peers.trl_step(model, system, agent, question, checkpointing=checkpointing)
+            for agent, model in enumerate(peers.copies(system))
+        ]
+        for checkpointing in (True, False)
+    }
+    steps: dict[str, Callable[[], float]] = {
+        "three TRL RLOO runs": lambda: sum(step() for step in trl[True]),
+        "the same, no checkpointing": lambda: sum(step() for step in trl[False]),
+    }
+    try:
+        steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(peers.copies(system), system, question)
+    except ImportError as error:
+        click.echo(f"\nCoMLRL is left out: {error}")
+    connection.send(list(steps))
+    with suppress(EOFError):
+        while True:
+            connection.send(steps[connection.recv()]())
 
 
 def measure_growth(config: Config, repeats: int) -> Numbers:

@@ -29,6 +29,7 @@ from rlhf_marl.dialogue.prompts import Questions, load_questions
 from rlhf_marl.dialogue.system import DialogueSystem, Topology
 from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.heap import keep_freed_memory
 from rlhf_marl.instructions import render
 from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.models import Source, dtype_for, load_causal_lm, load_tokenizer
@@ -56,6 +57,7 @@ def build(
     Raises:
         UsageError: one line: source, key, what was given, what is allowed.
     """
+    keep_freed_memory()
     try:
         return _build(config, source, device, cards, journal)
     except (MemoryError, RuntimeError) as error:  # torch tells in words alone that memory was the problem

@@ -16,7 +16,7 @@ from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_t
 # Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
 # rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
 # agents. Gradients add up over the parts.
-TOKENS_PER_PASS = 384
+TOKENS_PER_PASS = 512
 POSITIONS = 64  # of a pass, whose distributions over the vocabulary are held at once beside the logits
 
 
