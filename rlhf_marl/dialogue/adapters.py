@@ -90,12 +90,12 @@ class _StackedProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low_rank = ctx.saved_tensors
         g = gradients[0].reshape(a.shape[0], -1, weight.shape[0])
-        through = torch.bmm(g, b.mT).mul_(ctx.scaling)  # scaling g B^T, (n_agents, rows, rank)
-        of_a = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).mT, through)
+        through = torch.bmm(b, g.mT).mul_(ctx.scaling)  # (scaling g B^T)^T, (n_agents, rank, rows): faster as this
+        of_a = torch.bmm(through, x.reshape(a.shape[0], -1, x.shape[-1])).mT
         of_b = torch.bmm(low_rank.mT, g).mul_(ctx.scaling)
         if not ctx.needs_input_grad[0]:
             return None, None, None, of_a, of_b, None
-        of_x = torch.matmul(g, weight).baddbmm_(through, a.mT)
+        of_x = torch.matmul(g, weight).baddbmm_(through.mT, a.mT)
         return of_x.view_as(x), None, None, of_a, of_b, None
 
 

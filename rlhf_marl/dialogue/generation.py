@@ -20,6 +20,8 @@ from rlhf_marl.chat import left_pad, positions
 
 # Rows that have ended leave the batch when at most this share stays: moving the cache costs about a step.
 _WORTH_LEAVING = 0.75
+# More tokens than this must be saved for what all prompts begin with to be read in a pass of its own.
+_WORTH_READING = 64
 _BLOCK = 256  # tokens, in sampling
 
 
@@ -53,9 +55,12 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tenso
     """
     if uniforms is None:
         return logits.argmax(-1)
-    logits = logits.to(uniforms.device).float() / temperature
-    padding = -logits.shape[-1] % _BLOCK
-    weights = torch.softmax(nn.functional.pad(logits, (0, padding), value=-torch.inf), -1).unflatten(-1, (-1, _BLOCK))
+    logits = logits.to(uniforms.device).float()
+    if temperature != 1.0:
+        logits = logits / temperature
+    if padding := -logits.shape[-1] % _BLOCK:
+        logits = nn.functional.pad(logits, (0, padding), value=-torch.inf)
+    weights = torch.softmax(logits, -1).unflatten(-1, (-1, _BLOCK))
     blocks = weights.sum(-1, dtype=torch.float64).cumsum(-1)
     target = uniforms.unsqueeze(-1) * blocks[:, -1:]
     block = torch.searchsorted(blocks, target, right=True).clamp_max(blocks.shape[-1] - 1)
@@ -78,17 +83,20 @@ class Memory:
 
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache:
-        """A cache of one row that holds these tokens, to be extended at will."""
+        """A cache of one row that holds these tokens, for `generate` to go on from."""
         key = tuple(tokens)
-        cache = self._caches.pop(key, None)
-        if cache is None:
-            cache = DynamicCache(config=model.config)
-            ids = torch.tensor([list(key)], device=model.device)
-            model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = self._caches.pop(key, None) or _read(model, key, DynamicCache(config=model.config))
         self._caches[key] = cache  # the newest is the last
         if len(self._caches) > self._most:
             del self._caches[next(iter(self._caches))]
-        return copy.deepcopy(cache)
+        return cache
+
+
+def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
+    """Extend the cache by these tokens, which every policy reads; no logits are computed."""
+    ids = torch.tensor([list(tokens)] * n_policies, device=model.device)
+    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
 
 
 def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
@@ -99,44 +107,46 @@ def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def read_beginning(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int, remembered: DynamicCache | None = None
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
 ) -> tuple[DynamicCache, int]:
     """Read what all prompts begin with, once per policy: a cache of n_policies rows, and how many tokens it holds.
 
-    At least one token of every prompt is left. Gradients flow through the cache. `remembered` holds the first tokens of
-    all prompts already, in one row; only one policy can have it.
+    At least one token of every prompt is left. Gradients flow through the cache.
     """
-    cache = remembered or DynamicCache(config=model.config)
-    before = cache.get_seq_length()
-    shared = shared_tokens(prompts)
-    if shared > before:
-        beginning = torch.tensor([list(prompts[0][before:shared])] * n_policies, device=model.device)
-        model(input_ids=beginning, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return cache, shared
+    cache, shared = DynamicCache(config=model.config), shared_tokens(prompts)
+    return (_read(model, prompts[0][:shared], cache, n_policies) if shared else cache), shared
 
 
+@torch.inference_mode()
 def read_prompts(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     n_policies: int,
     pad: int,
+    *,
+    room: int = 0,
     remembered: DynamicCache | None = None,
 ) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Read each distinct prompt once per policy, and what all begin with once per policy.
+    """Read each distinct prompt once per policy, and what all begin with once per policy if it is worth a pass.
+
+    Args:
+        room: how many tokens will follow.
+        remembered: the first tokens of all prompts, in one row, if they were read before (`Memory`); it stays as it is.
 
     Returns:
         Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt) of
         n_policies * len(prompts) rows, policy by policy; padding is on the left, after what all begin with.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
-    if len(distinct) == 1:  # one pass over all of it: a pass over its last token alone would cost a decode step
-        cache = remembered or DynamicCache(config=model.config)
-        shared = cache.get_seq_length()
-    else:
-        cache, shared = read_beginning(model, distinct, n_policies, remembered)
-    if shared:
-        cache.batch_repeat_interleave(len(distinct))
+    cache = remembered or DynamicCache(config=model.config)
+    shared, more = cache.get_seq_length(), shared_tokens(distinct)
+    if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
+        if shared:
+            cache = _with_room(cache, 1, more - shared)
+        cache, shared = _read(model, distinct[0][shared:more], cache, n_policies), more
     ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
+    if shared:
+        cache = _with_room(cache, len(distinct), ids.shape[1] + room)
     mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
     logits = model(
         input_ids=ids,
@@ -151,18 +161,37 @@ def read_prompts(
         rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
         cache.batch_select_indices(rows)
         logits, mask = logits[rows], mask[rows]
-    return logits, cache, mask
+    return logits, cache if shared else _with_room(cache, 1, room), mask
+
+
+def _with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
+    """A copy with every row `repeats` times in a row, and with room for so many more tokens."""
+    result = copy.copy(cache)
+    result.layers = [
+        _RoomyLayer(layer, repeats, room) if isinstance(layer, _RoomyLayer) or type(layer) is DynamicLayer else layer
+        for layer in cache.layers
+    ]
+    for i, layer in enumerate(result.layers):
+        if layer is cache.layers[i]:  # of another kind, such as a sliding window
+            result.layers[i] = copy.deepcopy(layer)
+            result.layers[i].batch_repeat_interleave(repeats)
+    return result
 
 
 @final
 class _RoomyLayer(DynamicLayer):
-    """One layer's keys and values with room for the tokens to come: a step writes its own and moves nothing."""
+    """A copy of one layer's keys and values with room for the tokens to come: a pass writes its own, moves nothing."""
 
-    def __init__(self, layer: DynamicLayer, room: int) -> None:
+    def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        self._all = [nn.functional.pad(states, (0, 0, 0, room)) for states in (layer.keys, layer.values)]
-        self._show(layer.keys.shape[-2])
+        self._all = []
+        for states in (layer.keys, layer.values):
+            rows, heads, length, width = states.shape
+            copied = states.new_empty(rows, repeats, heads, length + room, width)
+            copied[:, :, :, :length] = states.unsqueeze(1)
+            self._all.append(copied.flatten(0, 1))
+        self._show(length)
 
     def _show(self, length: int) -> None:
         self.keys, self.values = (states[:, :, :length] for states in self._all)
@@ -202,7 +231,7 @@ def generate(
     Args:
         prompts: token ids; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
-        remembered: what all prompts begin with, if it was read before (`Memory`); it is extended in place.
+        remembered: what all prompts begin with, if it was read before (`Memory`).
 
     Returns:
         Token ids per row, ending with an end token or at the limit.
@@ -211,8 +240,9 @@ def generate(
     ends = torch.tensor(end_tokens, device=device)
     if uniforms is not None and device.type != "mps":  # Apple's GPU has no float64: there the CPU samples
         uniforms = uniforms.to(device)
-    logits, cache, mask = read_prompts(model, prompts, n_policies, end_tokens[0], remembered)
-    cache.layers = [_RoomyLayer(x, max_new_tokens - 1) if type(x) is DynamicLayer else x for x in cache.layers]
+    logits, cache, mask = read_prompts(
+        model, prompts, n_policies, end_tokens[0], room=max_new_tokens - 1, remembered=remembered
+    )
     position_ids = mask.sum(-1, keepdim=True) - 1
     rows = torch.arange(len(mask), device=device)
     ended = torch.zeros(len(mask), dtype=torch.bool, device=device)

@@ -58,15 +58,16 @@ def evaluate_responses(
     first_agent = agents.start or 0
     shape = (n_agents, n_dialogues)
     result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
-    longest = max(len(r) for row in responses for r in row) + max(map(len, states))
+    most = max(len(r) for row in responses for r in row)
+    longest = most + max(map(len, states))
     beginning: Beginning | None = None
     shared = shared_tokens(states)
-    with torch.no_grad(), adapters.use(None):
-        reading = BaseReading(model, states, pad)
+    with torch.inference_mode(), adapters.use(None):
+        reading = BaseReading(model, states, pad, room=most)
     for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
-        with torch.no_grad(), adapters.use(None):
+        with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
@@ -94,7 +95,7 @@ def evaluate_responses(
     return result
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def base_entropy(
     model: PreTrainedModel,
     adapters: StackedAdapters,
@@ -107,9 +108,10 @@ def base_entropy(
     """Mean entropy, in nats, of the base model along responses[agent][dialogue]: (n_agents, n_dialogues)."""
     n_agents, n_dialogues = len(responses), len(states)
     result = torch.zeros(n_agents, n_dialogues, device=model.device)
-    longest = max(len(r) for row in responses for r in row) + max(map(len, states))
+    most = max(len(r) for row in responses for r in row)
+    longest = most + max(map(len, states))
     with adapters.use(None):
-        reading = BaseReading(model, states, pad)
+        reading = BaseReading(model, states, pad, room=most)
         for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
             tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
             logits = reading.logits(model, columns, tokens, mask)
@@ -210,8 +212,15 @@ def response_logits(
 class BaseReading:
     """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
 
-    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int) -> None:
-        self._first, self._cache, self._mask = read_prompts(model, states, 1, pad)
+    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, room: int) -> None:
+        """`room`: how many tokens a response has at most."""
+        read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
+        self._cache = DynamicCache(config=model.config)
+        self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
+        if all(read):
+            _, self._cache, self._mask = read_prompts(model, read, 1, pad, room=room)
+        rest = [state[-1:] for state in states] if all(read) else states
+        self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
     def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
         """As `response_logits`, of the base model and without gradients.
@@ -220,24 +229,21 @@ class BaseReading:
         """
         which = torch.arange(len(self._mask), device=tokens.device)[columns]
         rows = which.repeat(len(tokens) // len(which))
-        first = self._first[rows].unsqueeze(1)
-        if tokens.shape[1] == 1:
-            return first
-        attention = torch.cat([self._mask[rows], mask[:, :-1]], dim=-1)
+        attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         cache.batch_select_indices(rows)
-        rest = model(
-            input_ids=tokens[:, :-1],
+        return model(
+            input_ids=torch.cat([self._rest[rows], tokens[:, :-1]], dim=-1),
             attention_mask=attention,
             position_ids=positions(attention)[:, self._mask.shape[1] :],
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=tokens.shape[1],
         ).logits
-        return torch.cat([first, rest], dim=1)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def _token_statistics(
     logits: Tensor,
     base: Tensor,
