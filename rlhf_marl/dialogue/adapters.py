@@ -58,7 +58,7 @@ class StackedLinear(nn.Module):
         if agents != _ALL:
             a, b = a[agents], b[agents]
         if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
-            return _StackedProduct.apply(x, self.base.weight, self.base.bias, a, b, self.scaling)
+            return _StackedProduct.apply(x, self.base, a, b, self.scaling)
         y = self.base(x)
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
         if y.dtype == b.dtype:
@@ -75,13 +75,11 @@ class _StackedProduct(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
-    ) -> Tensor:
-        y = nn.functional.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        y = base(x)  # without gradients, in here
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a)
         y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=scaling)
-        ctx.save_for_backward(x, weight, a, b, low_rank)
+        ctx.save_for_backward(x, base.weight, a, b, low_rank)
         ctx.scaling = scaling
         return y
 
@@ -94,9 +92,9 @@ class _StackedProduct(torch.autograd.Function):
         of_a = torch.bmm(through, x.reshape(a.shape[0], -1, x.shape[-1])).mT
         of_b = torch.bmm(low_rank.mT, g).mul_(ctx.scaling)
         if not ctx.needs_input_grad[0]:
-            return None, None, None, of_a, of_b, None
+            return None, None, of_a, of_b, None
         of_x = torch.matmul(g, weight).baddbmm_(through.mT, a.mT)
-        return of_x.view_as(x), None, None, of_a, of_b, None
+        return of_x.view_as(x), None, of_a, of_b, None
 
 
 @final

@@ -1,22 +1,24 @@
-"""Linear layers that are fast for a few rows: decoding multiplies every weight by only n_agents * n_dialogues rows.
+"""Linear layers of a frozen model that are fast on a CPU, above all for few rows.
 
-On a CPU, MKL multiplies by a weight that was reordered once into its own layout 1.1 to 2 times as fast, at 12 and at 4
-rows, as by a plain matrix (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
+Decoding multiplies every weight by only n_agents * n_dialogues rows. MKL multiplies by a weight that was reordered once
+into its own layout up to twice as fast as by a plain matrix: at 4 and 12 rows 1.1 to 2 times, at 100 rows 1.15 times,
+from 512 rows on no faster (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
 missing, or on another device, layers stay plain. The price is a second copy of the weights in memory.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-# From here on the plain product is as fast, and prompts and training take it.
-MOST_ROWS = 64
+MOST_ROWS = 512
+_PACKED_FOR = 128  # rows that the layout is made for; it serves all from 1 to MOST_ROWS
 
 
 @final
 class PackedLinear(nn.Linear):
-    """A frozen linear layer with the weight of `linear`; in inference mode few rows take the packed copy of it."""
+    """A frozen linear layer with the weight of `linear`, and a packed copy of it that up to MOST_ROWS rows take."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -27,11 +29,33 @@ class PackedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         rows = x.numel() // self.in_features
-        if not torch.is_inference_mode_enabled() or not 0 < rows <= MOST_ROWS:
+        if not 0 < rows <= MOST_ROWS:
             return nn.functional.linear(x, self.weight, self.bias)
         if self._packed is None:
-            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), MOST_ROWS)
-        return torch.ops.mkl._mkl_linear.default(x, self._packed, self.weight, self.bias, rows)
+            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), _PACKED_FOR)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return _PackedProduct.apply(x, self._packed, self.weight, self.bias)
+        return _product(x, self._packed, self.weight, self.bias)
+
+
+def _product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # The last number says for how many rows the weight was packed. Told another one than x has, the operator falls back
+    # to the plain weight; the layout is the same for all.
+    return torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, x.numel() // x.shape[-1])
+
+
+class _PackedProduct(torch.autograd.Function):
+    """x W^T + bias by the packed W, with the gradient of x alone: W and the bias are frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _product(x, packed, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.matmul(gradients[0], ctx.weight), None, None, None
 
 
 def pack_linears(model: nn.Module) -> None:
