@@ -13,7 +13,13 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from rlhf_marl.cli import main
 from rlhf_marl.config import Config, check_config
@@ -53,6 +59,26 @@ def tiny_llama(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
         initializer_range=0.2,  # logits far enough apart that sampled tokens do not hang on rounding
     )
     return LlamaForCausalLM(config).eval()
+
+
+def tiny_mistral() -> MistralForCausalLM:
+    """A model whose layers see no further than four tokens."""
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        sliding_window=4,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.2,
+    )
+    return MistralForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="session")

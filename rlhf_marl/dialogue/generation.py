@@ -82,8 +82,11 @@ class Memory:
         self._caches: dict[tuple[int, ...], DynamicCache] = {}
 
     @torch.inference_mode()
-    def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache:
-        """A cache of one row that holds these tokens, for `generate` to go on from."""
+    def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
+        """A cache of one row that holds these tokens, for `generate` to go on from; None for a model that `_sees_all`
+        is not true of."""
+        if not _sees_all(model):
+            return None
         key = tuple(tokens)
         cache = self._caches.pop(key, None) or _read(model, key, DynamicCache(config=model.config))
         self._caches[key] = cache  # the newest is the last
@@ -99,8 +102,19 @@ def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_
     return cache
 
 
-def shared_tokens(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at least one of each left out."""
+def _sees_all(model: PreTrainedModel) -> bool:
+    """Whether every layer sees all earlier tokens.
+
+    Where one sees a window of the last ones (or keeps a state), padding between a shared beginning and what follows it
+    would count as tokens, so there nothing is shared.
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one of each left out; 0 unless the model `_sees_all`."""
+    if not _sees_all(model):
+        return 0
     columns = zip(*prompts, strict=False)
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return min(alike, min(map(len, prompts)) - 1)
@@ -113,7 +127,7 @@ def read_beginning(
 
     At least one token of every prompt is left. Gradients flow through the cache.
     """
-    cache, shared = DynamicCache(config=model.config), shared_tokens(prompts)
+    cache, shared = DynamicCache(config=model.config), shared_tokens(model, prompts)
     return (_read(model, prompts[0][:shared], cache, n_policies) if shared else cache), shared
 
 
@@ -139,7 +153,7 @@ def read_prompts(
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     cache = remembered or DynamicCache(config=model.config)
-    shared, more = cache.get_seq_length(), shared_tokens(distinct)
+    shared, more = cache.get_seq_length(), shared_tokens(model, distinct)
     if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
         if shared:
             cache = _with_room(cache, 1, more - shared)
@@ -161,20 +175,15 @@ def read_prompts(
         rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
         cache.batch_select_indices(rows)
         logits, mask = logits[rows], mask[rows]
-    return logits, cache if shared else _with_room(cache, 1, room), mask
+    if not shared and _sees_all(model):
+        cache = _with_room(cache, 1, room)
+    return logits, cache, mask
 
 
 def _with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
     """A copy with every row `repeats` times in a row, and with room for so many more tokens."""
     result = copy.copy(cache)
-    result.layers = [
-        _RoomyLayer(layer, repeats, room) if isinstance(layer, _RoomyLayer) or type(layer) is DynamicLayer else layer
-        for layer in cache.layers
-    ]
-    for i, layer in enumerate(result.layers):
-        if layer is cache.layers[i]:  # of another kind, such as a sliding window
-            result.layers[i] = copy.deepcopy(layer)
-            result.layers[i].batch_repeat_interleave(repeats)
+    result.layers = [_RoomyLayer(layer, repeats, room) for layer in cache.layers]
     return result
 
 

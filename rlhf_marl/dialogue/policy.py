@@ -61,7 +61,7 @@ def evaluate_responses(
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
     beginning: Beginning | None = None
-    shared = shared_tokens(states)
+    shared = shared_tokens(model, states)
     with torch.inference_mode(), adapters.use(None):
         reading = BaseReading(model, states, pad, room=most)
     for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):

@@ -1,16 +1,27 @@
+import pytest
 import torch
 
+from rlhf_marl.dialogue import generation
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.generation import Memory, generate, sample, sampling_uniforms
-from tests.conftest import tiny_llama
+from tests.conftest import tiny_llama, tiny_mistral
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
 
 
-def test_greedy_equals_transformers_own_generate():
-    model = tiny_llama()
-    ours = generate(model, PROMPTS, max_new_tokens=8, end_tokens=[2])
-    for prompt, tokens in zip(PROMPTS, ours, strict=True):
+@pytest.fixture(params=[0, 64])
+def worth_reading(request, monkeypatch):
+    """What prompts begin with is always read apart, or never where prompts are as short as here."""
+    monkeypatch.setattr(generation, "_WORTH_READING", request.param)
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [[9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4, 3, 2]]])
+@pytest.mark.parametrize("architecture", [tiny_llama, tiny_mistral])
+@pytest.mark.usefixtures("worth_reading")
+def test_greedy_equals_transformers_own_generate(architecture, prompts):
+    model = architecture()
+    ours = generate(model, prompts, max_new_tokens=8, end_tokens=[2])
+    for prompt, tokens in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
         reference = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, eos_token_id=2, pad_token_id=0
@@ -29,6 +40,7 @@ def test_rows_do_not_depend_on_their_batch():
     assert together == alone
 
 
+@pytest.mark.usefixtures("worth_reading")
 def test_a_shared_beginning_changes_nothing():
     """Prompts that begin alike, or are alike: with one read of the beginning per policy, the same tokens."""
     model = tiny_llama()
@@ -113,16 +125,26 @@ def test_alike_prompts_of_a_policy_are_read_once():
     ]
 
 
+@pytest.mark.usefixtures("worth_reading")
 def test_what_is_remembered_is_read_once_and_changes_nothing():
     model = tiny_llama()
     memory, sizes, reads = Memory(most=2), [], []
-    hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
+    hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
     for earlier in ([5, 6], [7], [5, 6], [8], [5, 6], [7]):
         sizes.clear()
         remembered = memory.read(model, earlier)
         reads.append(len(sizes))
-        prompts = [[*earlier, 3, 4], [*earlier, 3, 9, 1], [*earlier, 4]]
-        ours = generate(model, prompts, max_new_tokens=5, end_tokens=[2], remembered=remembered)
-        assert ours == generate(model, prompts, max_new_tokens=5, end_tokens=[2])
+        for ends in ([[3, 4], [3, 9, 1], [4]], [[3, 4], [3, 9, 1]], [[3, 4]]):
+            prompts = [[*earlier, *end] for end in ends]
+            ours = generate(model, prompts, max_new_tokens=5, end_tokens=[2], remembered=remembered)
+            assert ours == generate(model, prompts, max_new_tokens=5, end_tokens=[2])
+        assert remembered.get_seq_length() == len(earlier)
     hook.remove()
     assert reads == [1, 1, 0, 1, 0, 1]  # [7] was forgotten for [8]
+
+
+def test_nothing_is_shared_or_remembered_where_layers_see_a_window():
+    """Padding after a shared beginning would count as tokens of the window."""
+    model = tiny_mistral()
+    assert Memory().read(model, [5, 6]) is None
+    assert generation.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0

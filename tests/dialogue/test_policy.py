@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rlhf_marl.dialogue import policy
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.policy import blocks, evaluate_responses
-from tests.conftest import tiny_llama
+from tests.conftest import tiny_llama, tiny_mistral
 
 STATES = [[5, 6, 7], [9, 8, 7, 6, 5]]
 RESPONSES = [[[20, 21, 2], [30, 31, 32, 33]], [[40, 2], [50, 51, 52, 2]], [[60, 61, 62], [70, 2]]]
@@ -37,10 +37,10 @@ def plain(model, adapters, agent: int, state: list[int], response: list[int]):
     return log_probability, own.entropy().mean(), kl
 
 
-@pytest.mark.parametrize("states", [STATES, [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 9, 8]]])
+@pytest.mark.parametrize("states", [STATES, [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 9, 8]], [[5], [6, 7]]])
 @pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
 def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass, states):
-    """Whatever the split into passes and chunks, and whether states differ, are alike or begin alike."""
+    """Whatever the split into passes and chunks, and whether states differ, are alike, begin alike or are one token."""
     model, adapters = system
     monkeypatch.setattr(policy, "POSITIONS", 3)
     monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
@@ -58,6 +58,20 @@ def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch
             torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
             (0.7 * kl - signal[agent, dialogue] * log_probability).backward()
     torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+
+
+def test_layers_that_see_a_window_change_nothing():
+    model = tiny_mistral()
+    adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
+    adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
+    states = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 11]]
+    result = evaluate_responses(model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0)
+    for agent in range(3):
+        for dialogue in range(2):
+            log_probability, entropy, kl = plain(model, adapters, agent, states[dialogue], RESPONSES[agent][dialogue])
+            torch.testing.assert_close(result.log_probability[agent, dialogue], log_probability, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_signal_no_gradient_is_touched(system):
@@ -93,10 +107,10 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     def count(_, args, kwargs, output):
         read[torch.is_grad_enabled()] += kwargs["input_ids"].numel()
 
-    hook = model.register_forward_hook(count, with_kwargs=True)
+    hook = model.base_model.register_forward_hook(count, with_kwargs=True)
     responses = [[[20, 21]] * 4, [[30, 31]] * 4, [[40, 41]] * 4]
     signal = torch.ones(3, 4)
     evaluate_responses(model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal)
     hook.remove()
     assert read[True] == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
-    assert read[False] == 4 + 12  # the state; a response token per row
+    assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row
