@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,10 +21,10 @@ from torch import Tensor
 
 from rlhf_marl.durable import unwritable, write_text, writing_folder
 from rlhf_marl.errors import UsageError
+from rlhf_marl.numbered import numbered, numbered_name
 
 VERSION = 2  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
-_NAME = re.compile(r"iteration_[0-9]{5,}")  # what else stands there, such as a copy by hand, is left alone
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors of a disk may pass: no damage
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 _log = logging.getLogger("rlhf_marl")
@@ -56,7 +55,7 @@ class Checkpoints:
         Raises:
             RunStopped: the disk refuses; the checkpoints before stay as they are.
         """
-        folder = self._folder / f"iteration_{iteration:05d}"
+        folder = self._folder / numbered_name(iteration)
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
         try:
             with writing_folder(folder) as temporary:
@@ -81,7 +80,7 @@ class Checkpoints:
             finished = self._finished()
         except OSError as error:
             raise _unreadable(self._folder, error) from None
-        for folder in reversed(finished):
+        for _, folder in reversed(finished):
             if (state := _read_unless_damaged(folder, "trying the one before")) is not None:
                 return state
         if finished:
@@ -90,7 +89,7 @@ class Checkpoints:
 
     def best(self) -> State | None:
         """The checkpoint of highest score (the earliest of equals), or None if no whole one has a score."""
-        scored = {folder: score for folder in self._finished() if (score := _score(folder)) is not None}
+        scored = {folder: score for _, folder in self._finished() if (score := _score(folder)) is not None}
         while scored:
             folder = max(scored, key=scored.__getitem__)
             if (state := _read_unless_damaged(folder, "trying the next best")) is not None:
@@ -100,8 +99,8 @@ class Checkpoints:
 
     def forget_after(self, iteration: int) -> None:
         """Remove checkpoints of later iterations."""
-        for folder in self._finished():
-            if _number(folder) > iteration:
+        for number, folder in self._finished():
+            if number > iteration:
                 shutil.rmtree(folder)
 
     def tidy(self, keep: int) -> int:
@@ -112,25 +111,19 @@ class Checkpoints:
         for left in self._folder.glob("*.tmp"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         finished = self._finished()
-        scored = {folder: score for folder in finished if (score := _score(folder)) is not None}
+        scored = {folder: score for _, folder in finished if (score := _score(folder)) is not None}
         best = max(scored, key=scored.__getitem__) if scored else None
         if best is not None:
             write_text(self._folder / "best.json", json.dumps({"folder": best.name, "score": scored[best]}) + "\n")
         else:
             (self._folder / "best.json").unlink(missing_ok=True)
-        for old in finished[:-keep]:
+        for _, old in finished[:-keep]:
             if old != best:
                 shutil.rmtree(old)
-        return _number(finished[-keep:][0]) if finished else 0
+        return finished[-keep:][0][0] if finished else 0
 
-    def _finished(self) -> list[Path]:
-        if not self._folder.exists():
-            return []
-        return sorted((p for p in self._folder.iterdir() if _NAME.fullmatch(p.name) and p.is_dir()), key=_number)
-
-
-def _number(folder: Path) -> int:
-    return int(folder.name.removeprefix("iteration_"))
+    def _finished(self) -> list[tuple[int, Path]]:
+        return [(number, folder) for number, folder in numbered(self._folder) if folder.is_dir()]
 
 
 def _score(folder: Path) -> float | None:

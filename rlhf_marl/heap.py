@@ -12,7 +12,7 @@ def keep_freed_memory() -> None:
 
     A pass needs the same megabytes as the one before. glibc gives them back to the system as soon as they are free, and
     the system clears them anew, page by page: a quarter of an update's time (docs/performance.md). Other C libraries
-    stay as they are. The process keeps at most its peak; blocks above a gigabyte, such as models', still go back.
+    stay as they are. The process keeps at most its peak, and gives back single blocks of more than a gigabyte.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

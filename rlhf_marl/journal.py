@@ -9,7 +9,6 @@ run goes on bit for bit.
 import hashlib
 import json
 import logging
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from rlhf_marl.durable import flush, unwritable
+from rlhf_marl.numbered import numbered, numbered_name
 
 _log = logging.getLogger("rlhf_marl")
-_NAME = re.compile(r"iteration_([0-9]{5,})\.jsonl")
 Answer = TypeVar("Answer")  # plain data, as JSON keeps it
 
 
@@ -38,7 +37,7 @@ class Journal:
         """From here on requests belong to this iteration; what was answered in it before is at hand."""
         if self._folder is None:
             return
-        self._file = self._folder / f"iteration_{iteration:05d}.jsonl"
+        self._file = self._folder / f"{numbered_name(iteration)}.jsonl"
         self._asked.clear()
         self._answers = _read(self._file) if self._file.is_file() else {}
 
@@ -65,8 +64,8 @@ class Journal:
     def forget_before(self, iteration: int) -> None:
         """Remove answers of earlier iterations: no checkpoint is left from which they would be asked again."""
         if self._folder is not None:
-            for file in self._folder.glob("iteration_*.jsonl"):
-                if (name := _NAME.fullmatch(file.name)) and int(name[1]) < iteration:
+            for number, file in numbered(self._folder, ".jsonl"):
+                if number < iteration:
                     file.unlink()
 
 

@@ -83,8 +83,8 @@ class Memory:
 
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
-        """A cache of one row that holds these tokens, for `generate` to go on from; None for a model that `_sees_all`
-        is not true of."""
+        """A cache of one row that holds these tokens, for `generate` to go on from; None where a layer does not see
+        all earlier tokens."""
         if not _sees_all(model):
             return None
         key = tuple(tokens)
@@ -103,16 +103,15 @@ def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_
 
 
 def _sees_all(model: PreTrainedModel) -> bool:
-    """Whether every layer sees all earlier tokens.
+    """Whether every layer sees all earlier tokens; only then is anything shared or remembered.
 
-    Where one sees a window of the last ones (or keeps a state), padding between a shared beginning and what follows it
-    would count as tokens, so there nothing is shared.
+    Padding between a beginning and what follows it would count as tokens of a layer's window (or state).
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at least one of each left out; 0 unless the model `_sees_all`."""
+    """How many tokens all prompts begin with, at least one of each left out; 0 where a layer does not see all."""
     if not _sees_all(model):
         return 0
     columns = zip(*prompts, strict=False)

@@ -117,8 +117,8 @@ def base_entropy(
             logits = reading.logits(model, columns, tokens, mask)
             entropy = torch.cat(
                 [
-                    torch.distributions.Categorical(logits=part.float() / temperature, validate_args=False).entropy()
-                    for part in logits.flatten(0, 1).split(POSITIONS)
+                    _entropy(log_p.exp(), log_p)
+                    for log_p in (_log_softmax(x, temperature) for x in logits.flatten(0, 1).split(POSITIONS))
                 ]
             )
             result[rows, columns] = _token_mean(entropy.view(mask.shape), mask).view(rows.stop - rows.start, -1)
@@ -272,7 +272,7 @@ def _token_statistics(
         divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)  # log π - log base
         kl = torch.linalg.vecdot(policy, divergence)
         result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
-        result[1, part] = -torch.linalg.vecdot(policy, log_policy)
+        result[1, part] = _entropy(policy, log_policy)
         result[2, part] = kl
         if weight is not None:
             w = weight[part].unsqueeze(-1)
@@ -285,6 +285,10 @@ def _token_statistics(
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(logits.float() if temperature == 1.0 else logits.float() / temperature, dim=-1)
+
+
+def _entropy(probabilities: Tensor, logarithms: Tensor) -> Tensor:
+    return -torch.linalg.vecdot(probabilities, logarithms)
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.prompts import load_questions
 from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import newest_checkpoint
+from rlhf_marl.numbered import newest_checkpoint, numbered_name
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 
@@ -52,7 +52,7 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
         if torch.equal(tensors["adapters"], parameters.cpu()):
             return "adapters"
         newest = newest_checkpoint(run.path)
-        if newest is not None and newest.name != f"iteration_{values['iteration']:05d}":
+        if newest is not None and newest.name != numbered_name(values["iteration"]):
             notes.append(f"checkpoint {newest.name} is damaged: whether adapters/ is as new as it is not known")
             return "adapters"
         reason = "the run has trained on since it wrote them"

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.numbered import newest_checkpoint
 from rlhf_marl.sources import read_rows
 from rlhf_marl.validation import explain
 
@@ -167,16 +168,6 @@ def agents_fingerprint(path: Path) -> dict[str, str | None]:
     newest = newest_checkpoint(path)
     manifest = [file for file in [newest / "manifest.json"] if file.is_file()] if newest else []
     return {"adapters_sha256": _sha256(path, adapters), "checkpoint_sha256": _sha256(path, manifest)}
-
-
-def newest_checkpoint(path: Path) -> Path | None:
-    """The folder of the newest checkpoint, whole or not."""
-    numbered = [
-        (int(number), folder)
-        for folder in path.glob("checkpoints/iteration_*")
-        if (number := folder.name.removeprefix("iteration_")).isdecimal()
-    ]
-    return max(numbered)[1] if numbered else None
 
 
 def is_current(settings: Mapping[str, Any], path: Path) -> bool:
