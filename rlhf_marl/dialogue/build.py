@@ -110,6 +110,7 @@ def _build(
         controller=_controller(config, templates, model, tokenizer, ends, adapters, device, source, journal),
         questions=questions,
         journal=journal,
+        memory=Memory(),
     )
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import read_beginning, read_prompts, shared_tokens
+from rlhf_marl.dialogue.generation import Memory, read_beginning, read_prompts, shared_tokens
 
 # Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
 # rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
@@ -47,8 +47,12 @@ def evaluate_responses(
     signal: Tensor | None = None,
     kl_coefficient: float = 0.0,
     agents: slice = slice(None),
+    memory: Memory | None = None,
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal also adds the actors' gradients.
+
+    With a memory, a state that all dialogues share is read by the base model only if it has not been read lately: the
+    same question is answered in many iterations.
 
     With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [signal_ib log π_i(a_ib | s_b) - kl_coefficient KL_ib]
     is added to `adapters.parameters.grad`: row i holds minus agent i's direction of Algorithm 1, line 16, before the
@@ -63,7 +67,7 @@ def evaluate_responses(
     beginning: Beginning | None = None
     shared = shared_tokens(model, states)
     with torch.inference_mode(), adapters.use(None):
-        reading = BaseReading(model, states, pad, room=most)
+        reading = BaseReading(model, states, pad, room=most, memory=memory or Memory())
     for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
@@ -111,7 +115,7 @@ def base_entropy(
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
     with adapters.use(None):
-        reading = BaseReading(model, states, pad, room=most)
+        reading = BaseReading(model, states, pad, room=most, memory=Memory())
         for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
             tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
             logits = reading.logits(model, columns, tokens, mask)
@@ -212,12 +216,20 @@ def response_logits(
 class BaseReading:
     """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
 
-    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, memory: Memory
+    ) -> None:
         """`room`: how many tokens a response has at most."""
         read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
-        self._cache = DynamicCache(config=model.config)
+        alike = len(set(map(tuple, read))) == 1
+        self._places = torch.arange(len(states), device=model.device)  # rows of the cache
         self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
-        if all(read):
+        if not all(read):
+            self._cache = DynamicCache(config=model.config)
+        elif alike and (remembered := memory.read(model, read[0])) is not None:
+            self._cache, self._places = remembered, torch.zeros_like(self._places)
+            self._mask = self._mask.new_ones(len(states), len(read[0]))
+        else:
             _, self._cache, self._mask = read_prompts(model, read, 1, pad, room=room)
         rest = [state[-1:] for state in states] if all(read) else states
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
@@ -232,7 +244,7 @@ class BaseReading:
         attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        cache.batch_select_indices(rows)
+        cache.batch_select_indices(self._places[rows])
         return model(
             input_ids=torch.cat([self._rest[rows], tokens[:, :-1]], dim=-1),
             attention_mask=attention,

@@ -12,6 +12,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.adapters import StackedAdapters
 from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.dialogue.features import CriticFeatures
+from rlhf_marl.dialogue.generation import Memory
 from rlhf_marl.dialogue.prompts import Questions
 from rlhf_marl.journal import Journal
 from rlhf_marl.rewards import Card, RewardModel
@@ -43,3 +44,4 @@ class DialogueSystem:
     controller: Controller
     questions: Questions
     journal: Journal
+    memory: Memory  # of questions that the base model has read

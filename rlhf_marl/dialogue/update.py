@@ -95,6 +95,7 @@ def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
                 pad=system.end_tokens[0],
                 signal=signal,
                 kl_coefficient=config.actor.kl_coefficient,
+                memory=system.memory,
             )
             for step, signal in zip(steps, signals, strict=True)
         ]

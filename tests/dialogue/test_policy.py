@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from rlhf_marl.dialogue import policy
 from rlhf_marl.dialogue.adapters import StackedAdapters
+from rlhf_marl.dialogue.generation import Memory
 from rlhf_marl.dialogue.policy import blocks, evaluate_responses
 from tests.conftest import tiny_llama, tiny_mistral
 
@@ -114,3 +115,19 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     hook.remove()
     assert read[True] == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
     assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row
+
+
+def test_the_base_model_remembers_a_state_that_all_dialogues_share(system):
+    """The same numbers, and the second time without reading it; states that differ are not remembered."""
+    model, adapters = system
+    sizes = []
+    hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
+    memory, passes = Memory(), []
+    for states in ([[5, 6, 7]] * 2, [[5, 6, 7]] * 2, STATES, STATES):
+        sizes.clear()
+        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, memory=memory)
+        passes.append(len(sizes))
+        again = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0)
+        torch.testing.assert_close(ours.kl, again.kl, atol=0, rtol=0)
+    hook.remove()
+    assert passes == [4, 3, 3, 3]  # (base: question) base: responses, agents: beginning and rest
