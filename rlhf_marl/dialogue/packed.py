@@ -1,9 +1,10 @@
 """Linear layers of a frozen model that are fast on a CPU, above all for few rows.
 
 Decoding multiplies every weight by only n_agents * n_dialogues rows. MKL multiplies by a weight that was reordered once
-into its own layout up to twice as fast as by a plain matrix: at 4 and 12 rows 1.1 to 2 times, at 100 rows 1.15 times,
-from 512 rows on no faster (benchmarks/README.md). torch's own compiler calls the same two operators; where they are
-missing, or on another device, layers stay plain. The price is a second copy of the weights in memory.
+into its own layout faster than by a plain matrix: up to twice at 4 and 12 rows, 1.15 times at 100 rows, no faster from
+512 rows on; a whole decode step takes three quarters of the time (benchmarks/README.md). torch's own compiler calls the
+same two operators; where they are missing, or on another device, layers stay plain. The price is a second copy of the
+weights in memory.
 """
 
 from typing import Any, final
