@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rlhf_marl.durable import unwritable, write_text, writing_folder
 from rlhf_marl.errors import UsageError
-from rlhf_marl.numbered import numbered, numbered_name
+from rlhf_marl.numbered import numbered_folders, numbered_name
 
 VERSION = 2  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
@@ -77,7 +77,7 @@ class Checkpoints:
                 give now.
         """
         try:
-            finished = self._finished()
+            finished = numbered_folders(self._folder)
         except OSError as error:
             raise _unreadable(self._folder, error) from None
         for _, folder in reversed(finished):
@@ -89,7 +89,7 @@ class Checkpoints:
 
     def best(self) -> State | None:
         """The checkpoint of highest score (the earliest of equals), or None if no whole one has a score."""
-        scored = {folder: score for _, folder in self._finished() if (score := _score(folder)) is not None}
+        scored = _scored(numbered_folders(self._folder))
         while scored:
             folder = max(scored, key=scored.__getitem__)
             if (state := _read_unless_damaged(folder, "trying the next best")) is not None:
@@ -99,7 +99,7 @@ class Checkpoints:
 
     def forget_after(self, iteration: int) -> None:
         """Remove checkpoints of later iterations."""
-        for number, folder in self._finished():
+        for number, folder in numbered_folders(self._folder):
             if number > iteration:
                 shutil.rmtree(folder)
 
@@ -110,8 +110,8 @@ class Checkpoints:
         """
         for left in self._folder.glob("*.tmp"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        finished = self._finished()
-        scored = {folder: score for _, folder in finished if (score := _score(folder)) is not None}
+        finished = numbered_folders(self._folder)
+        scored = _scored(finished)
         best = max(scored, key=scored.__getitem__) if scored else None
         if best is not None:
             write_text(self._folder / "best.json", json.dumps({"folder": best.name, "score": scored[best]}) + "\n")
@@ -122,8 +122,9 @@ class Checkpoints:
                 shutil.rmtree(old)
         return finished[-keep:][0][0] if finished else 0
 
-    def _finished(self) -> list[tuple[int, Path]]:
-        return [(number, folder) for number, folder in numbered(self._folder) if folder.is_dir()]
+
+def _scored(finished: Sequence[tuple[int, Path]]) -> dict[Path, float]:
+    return {folder: score for _, folder in finished if (score := _score(folder)) is not None}
 
 
 def _score(folder: Path) -> float | None:

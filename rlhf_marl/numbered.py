@@ -20,7 +20,12 @@ def numbered(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:
     return sorted((int(name[1]), path) for name, path in names if name)
 
 
+def numbered_folders(folder: Path) -> list[tuple[int, Path]]:
+    """Those that are folders, such as checkpoints, whole or not."""
+    return [(number, path) for number, path in numbered(folder) if path.is_dir()]
+
+
 def newest_checkpoint(run: Path) -> Path | None:
     """The folder of a run directory's newest checkpoint, whole or not."""
-    checkpoints = [path for _, path in numbered(run / "checkpoints") if path.is_dir()]
-    return checkpoints[-1] if checkpoints else None
+    checkpoints = numbered_folders(run / "checkpoints")
+    return checkpoints[-1][1] if checkpoints else None

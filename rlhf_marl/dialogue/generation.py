@@ -46,6 +46,11 @@ def sampling_uniforms(seed: int, agent: int, dialogue: int, turn: int, n_tokens:
     return torch.from_numpy(draws)
 
 
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """logits / temperature in float32, without a copy where that is what they are."""
+    return logits.float() if temperature == 1.0 else logits.float() / temperature
+
+
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tensor:
     """Inverse-CDF sampling of softmax(logits / temperature); greedy where uniforms is None.
 
@@ -55,9 +60,7 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> Tenso
     """
     if uniforms is None:
         return logits.argmax(-1)
-    logits = logits.to(uniforms.device).float()
-    if temperature != 1.0:
-        logits = logits / temperature
+    logits = tempered(logits.to(uniforms.device), temperature)
     if padding := -logits.shape[-1] % _BLOCK:
         logits = nn.functional.pad(logits, (0, padding), value=-torch.inf)
     weights = torch.softmax(logits, -1).unflatten(-1, (-1, _BLOCK))
@@ -155,11 +158,11 @@ def read_prompts(
     shared, more = cache.get_seq_length(), shared_tokens(model, distinct)
     if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
         if shared:
-            cache = _with_room(cache, 1, more - shared)
+            cache = with_room(cache, 1, more - shared)
         cache, shared = _read(model, distinct[0][shared:more], cache, n_policies), more
     ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
     if shared:
-        cache = _with_room(cache, len(distinct), ids.shape[1] + room)
+        cache = with_room(cache, len(distinct), ids.shape[1] + room)
     mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
     logits = model(
         input_ids=ids,
@@ -175,11 +178,11 @@ def read_prompts(
         cache.batch_select_indices(rows)
         logits, mask = logits[rows], mask[rows]
     if not shared and _sees_all(model):
-        cache = _with_room(cache, 1, room)
+        cache = with_room(cache, 1, room)
     return logits, cache, mask
 
 
-def _with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
+def with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
     """A copy with every row `repeats` times in a row, and with room for so many more tokens."""
     result = copy.copy(cache)
     result.layers = [_RoomyLayer(layer, repeats, room) for layer in cache.layers]

@@ -11,7 +11,14 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.chat import left_pad, positions
 from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.generation import Memory, read_beginning, read_prompts, shared_tokens
+from rlhf_marl.dialogue.generation import (
+    Memory,
+    read_beginning,
+    read_prompts,
+    shared_tokens,
+    tempered,
+    with_room,
+)
 
 # Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
 # rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
@@ -222,16 +229,15 @@ class BaseReading:
         """`room`: how many tokens a response has at most."""
         read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
         alike = len(set(map(tuple, read))) == 1
-        self._places = torch.arange(len(states), device=model.device)  # rows of the cache
+        rest = [state[-1:] for state in states]
         self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
-        if not all(read):
-            self._cache = DynamicCache(config=model.config)
+        if not all(read):  # a state of one token
+            self._cache, rest = DynamicCache(config=model.config), list(states)
         elif alike and (remembered := memory.read(model, read[0])) is not None:
-            self._cache, self._places = remembered, torch.zeros_like(self._places)
+            self._cache = with_room(remembered, len(states), room)
             self._mask = self._mask.new_ones(len(states), len(read[0]))
         else:
             _, self._cache, self._mask = read_prompts(model, read, 1, pad, room=room)
-        rest = [state[-1:] for state in states] if all(read) else states
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
     def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -244,7 +250,7 @@ class BaseReading:
         attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
-        cache.batch_select_indices(self._places[rows])
+        cache.batch_select_indices(rows)
         return model(
             input_ids=torch.cat([self._rest[rows], tokens[:, :-1]], dim=-1),
             attention_mask=attention,
@@ -296,7 +302,7 @@ def _token_statistics(
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
-    return torch.log_softmax(logits.float() if temperature == 1.0 else logits.float() / temperature, dim=-1)
+    return torch.log_softmax(tempered(logits, temperature), dim=-1)
 
 
 def _entropy(probabilities: Tensor, logarithms: Tensor) -> Tensor:

@@ -16,12 +16,15 @@ RESPONSES = [[[20, 21, 2], [30, 31, 32, 33]], [[40, 2], [50, 51, 52, 2]], [[60, 
 TEMPERATURE = 0.8
 
 
-@pytest.fixture
-def system():
-    model = tiny_llama()
+def adapted(model):
     adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
     return model, adapters
+
+
+@pytest.fixture
+def system():
+    return adapted(tiny_llama())
 
 
 def plain(model, adapters, agent: int, state: list[int], response: list[int]):
@@ -38,11 +41,22 @@ def plain(model, adapters, agent: int, state: list[int], response: list[int]):
     return log_probability, own.entropy().mean(), kl
 
 
-@pytest.mark.parametrize("states", [STATES, [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 9, 8]], [[5], [6, 7]]])
+@pytest.mark.parametrize("architecture", [tiny_llama, tiny_mistral])
+@pytest.mark.parametrize(
+    "states",
+    [
+        STATES,
+        [[5, 6, 7], [5, 6, 7]],
+        [[5, 6], [5, 6, 9, 8]],
+        [[5], [6, 7]],
+        [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 11]],
+    ],
+)
 @pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
-def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch, tokens_per_pass, states):
-    """Whatever the split into passes and chunks, and whether states differ, are alike, begin alike or are one token."""
-    model, adapters = system
+def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens_per_pass, states, architecture):
+    """Whatever the split into passes and chunks, whether states differ, are alike, begin alike or are one token, and
+    whether layers see all tokens or a window."""
+    model, adapters = adapted(architecture())
     monkeypatch.setattr(policy, "POSITIONS", 3)
     monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
@@ -59,20 +73,6 @@ def test_statistics_and_gradient_equal_the_plain_computation(system, monkeypatch
             torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
             (0.7 * kl - signal[agent, dialogue] * log_probability).backward()
     torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
-
-
-def test_layers_that_see_a_window_change_nothing():
-    model = tiny_mistral()
-    adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
-    adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
-    states = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 11]]
-    result = evaluate_responses(model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0)
-    for agent in range(3):
-        for dialogue in range(2):
-            log_probability, entropy, kl = plain(model, adapters, agent, states[dialogue], RESPONSES[agent][dialogue])
-            torch.testing.assert_close(result.log_probability[agent, dialogue], log_probability, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_signal_no_gradient_is_touched(system):
