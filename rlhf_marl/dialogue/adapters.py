@@ -46,6 +46,8 @@ class StackedLinear(nn.Module):
         self.base = base
         self.active = active
         self.scaling = scaling
+        # A decode step calls hundreds of packed layers; they have no hooks, so nn.Module's way to forward is left out.
+        self._multiply = base.forward if type(base) is PackedLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
         self.b: Tensor  # (n_agents, rank, out), likewise
 
@@ -53,17 +55,18 @@ class StackedLinear(nn.Module):
         """x: (n_active * rows, ..., in) -> (n_active * rows, ..., out)."""
         agents = self.active.agents
         if agents is None:
-            return self.base(x)
+            return self._multiply(x)
         a, b = self.a, self.b
         if agents != _ALL:
             a, b = a[agents], b[agents]
         if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
             return _StackedProduct.apply(x, self.base, a, b, self.scaling)
-        y = self.base(x)
-        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
-        if y.dtype == b.dtype:
+        y, by_agent = self._multiply(x), x.reshape(a.shape[0], -1, x.shape[-1])
+        if y.dtype == a.dtype:
+            low_rank = torch.bmm(by_agent, a)
             y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is nobody else's
             return y
+        low_rank = torch.bmm(by_agent.to(a.dtype), a)
         return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
 
 

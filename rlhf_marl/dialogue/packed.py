@@ -2,7 +2,7 @@
 
 Decoding multiplies every weight by only n_agents * n_dialogues rows. MKL multiplies by a weight that was reordered once
 into its own layout faster than by a plain matrix: up to twice at 4 and 12 rows, 1.15 times at 100 rows, no faster from
-512 rows on; a whole decode step takes three quarters of the time (benchmarks/README.md). torch's own compiler calls the
+768 rows on; a whole decode step takes three quarters of the time (benchmarks/README.md). torch's own compiler calls the
 same two operators; where they are missing, or on another device, layers stay plain. The price is a second copy of the
 weights in memory.
 """
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-MOST_ROWS = 512
+MOST_ROWS = 768
 _PACKED_FOR = 128  # rows that the layout is made for; it serves all from 1 to MOST_ROWS
 
 
@@ -25,18 +25,19 @@ class PackedLinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
-        self._packed: Tensor | None = None
+        self._operands: tuple[Tensor, Tensor, Tensor | None] | None = None  # packed weight, weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
         rows = x.numel() // self.in_features
         if not 0 < rows <= MOST_ROWS:
             return nn.functional.linear(x, self.weight, self.bias)
-        if self._packed is None:
-            self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), _PACKED_FOR)
+        if self._operands is None:
+            packed = torch.ops.mkl._mkl_reorder_linear_weight(self.weight.detach(), _PACKED_FOR)
+            self._operands = packed, self.weight, self.bias
         if torch.is_grad_enabled() and x.requires_grad:
-            return _PackedProduct.apply(x, self._packed, self.weight, self.bias)
-        return _product(x, self._packed, self.weight, self.bias)
+            return _PackedProduct.apply(x, *self._operands)
+        return _product(x, *self._operands)
 
 
 def _product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
