@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
@@ -30,6 +31,7 @@ from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience
+_MEMBER = re.compile(r"(?<=\.)members\.\d+\.card\.")  # in the key of a member's card
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
 _MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
 _BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
@@ -155,7 +157,7 @@ class RunDirectory:
         except UsageError as error:
             raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
         for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
-            if key.partition(".")[2] not in _OF_A_SERVICE:
+            if _MEMBER.sub("", key).partition(".")[2] not in _OF_A_SERVICE:
                 raise UsageError(
                     f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
                     "use a new run"

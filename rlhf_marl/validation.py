@@ -50,7 +50,7 @@ def explain(error: ValidationError, source: str, content: Any, allowed: Iterable
 
 
 def _line(detail: Any, source: str, content: Any, allowed: list[str]) -> str:
-    key = ".".join(_keys(detail["loc"], content))
+    key = ".".join(_keys(detail, content))
     where = f"{source}: {key}" if key else source
     given = "a value" if _SECRET.search(key) else _shorten(detail["input"])
     match detail["type"]:
@@ -76,13 +76,13 @@ def _hint(detail: Any, allowed: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else "; `rlhf-marl schema` lists the keys"
 
 
-def _keys(location: tuple[int | str, ...], content: Any) -> list[str]:
+def _keys(detail: Any, content: Any) -> list[str]:
     keys = []
-    for place, part in enumerate(location):
+    for place, part in enumerate(detail["loc"], 1):
         try:
             content = content[part]
         except (KeyError, IndexError, TypeError):
-            if place < len(location) - 1:
+            if place < len(detail["loc"]) or detail["type"] != "missing":
                 continue
         keys.append(str(part))
     return keys

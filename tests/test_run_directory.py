@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from filelock import FileLock
 
 import rlhf_marl
@@ -16,6 +17,7 @@ from rlhf_marl import checkpoints
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
+from tests.servers import scores_of_lengths, serving
 
 
 @pytest.fixture
@@ -51,6 +53,31 @@ def test_a_changed_reward_card_is_refused_with_the_difference(tiny_content, tmp_
     card.write_text(card.read_text().replace("scale: 1.0", "scale: 2.0"))
     with pytest.raises(UsageError, match=r"was started with reward model 1.scale = 1.0, now it is 2.0; use a new run"):
         rlhf_marl.train(tiny_content, run_dir=tmp_path / "run", resume=True)
+
+
+@pytest.fixture
+def ensemble_content(tiny_content, tmp_path) -> tuple[dict, Path, Path]:
+    """A config whose second agent's reward model is an ensemble of a function and a server; the members' files."""
+    served = tmp_path / "served.yaml"
+    served.write_text(yaml.safe_dump({"name": "served", "kind": "http", "url": "http://127.0.0.1:1", "max_retries": 0}))
+    vowels = write_card(tmp_path, "member", "tests.conftest:count_vowels")
+    both = tmp_path / "both.yaml"
+    both.write_text(f"name: both\nkind: ensemble\nmembers: [{{card: {vowels.name}}}, {{card: {served.name}}}]\n")
+    agents = [tiny_content["agents"][0], tiny_content["agents"][1] | {"reward_model": str(both)}]
+    return tiny_content | {"agents": agents, "iterations": 1}, vowels, served
+
+
+def test_a_changed_member_of_an_ensemble_is_refused_and_a_served_one_may_move(ensemble_content, tmp_path):
+    content, vowels, served = ensemble_content
+    with serving(scores_of_lengths) as server:
+        served.write_text(served.read_text().replace("http://127.0.0.1:1", server.url))
+        rlhf_marl.train(content, run_dir=tmp_path / "run")
+    with serving(scores_of_lengths) as moved:
+        served.write_text(served.read_text().replace(server.url, moved.url))
+        rlhf_marl.train(content | {"iterations": 2}, run_dir=tmp_path / "run", resume=True)
+    vowels.write_text(vowels.read_text().replace("offset: 0.0", "offset: 1.0"))
+    with pytest.raises(UsageError, match=r"reward model 1.members.0.card.offset = 0.0, now it is 1.0; use a new run"):
+        rlhf_marl.train(content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(run, monkeypatch):

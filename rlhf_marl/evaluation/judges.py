@@ -100,8 +100,7 @@ def _contents(card: Card) -> set[str]:
 
 
 def _members(card: Card) -> list[Card]:
-    members = card.members if isinstance(card, EnsembleCard) else []
-    return [load_card(member.card, f"card {card.name}: members") for member in members]
+    return card.member_cards() if isinstance(card, EnsembleCard) else []
 
 
 def card_digest(card: Card) -> str:

@@ -87,14 +87,19 @@ def build_reward_model(card: Card, base: ChatModel | None = None, journal: Journ
         case EnsembleCard():
             from rlhf_marl.rewards.ensemble import Ensemble
 
-            members = [finished_card(load_card(m.card, f"card {card.name}: members")) for m in card.members]
+            members = [finished_card(member) for member in card.member_cards()]
             return Ensemble(card, [(member, build_reward_model(member, base, journal)) for member in members])
         case TrainedCard():
             return build_reward_model(finished_card(card), base, journal)
 
 
 def finished_card(card: Card) -> Card:
-    """The card that can score: itself, or for a `trained` one that of its model, trained now if not in the cache."""
+    """The card that can score: itself, or for a `trained` one that of its model, trained now if not in the cache.
+
+    An ensemble's holds its finished members.
+    """
+    if isinstance(card, EnsembleCard):
+        return card.with_cards([finished_card(member) for member in card.member_cards()])
     if not isinstance(card, TrainedCard):
         return card
     from rlhf_marl.rewards.training import cached_folder, train_reward_model

@@ -1,9 +1,19 @@
 """A reward model's card: which scorer, with which inputs, on which scale."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import find_data
@@ -108,8 +118,15 @@ class ServerCard(_CardBase):
 class Member(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
 
-    card: Text
-    """Path of the member's card."""
+    card: Annotated[
+        Annotated[Text, Tag("path")] | Annotated["Card", Field(discriminator="kind"), Tag("card")],
+        Discriminator(
+            lambda value: "path" if isinstance(value, str) else "card" if isinstance(value, dict | BaseModel) else None,
+            custom_error_type="path_or_card",
+            custom_error_message="Input should be a card's path or a card",
+        ),
+    ]
+    """Path of the member's card, or the card itself."""
     weight: Finite = 1.0
 
 
@@ -126,6 +143,16 @@ class EnsembleCard(_CardBase):
         if self.combine == "mean" and sum(member.weight for member in self.members) == 0:
             raise ValueError("members: the weights sum to 0, which has no mean; use combine: sum")
         return self
+
+    def member_cards(self, within: tuple[Path, ...] = ()) -> list["Card"]:
+        """The members' cards; those that are named by a path are read, as `load_card` does."""
+        where = f"card {self.name}: members"
+        return [load_card(m.card, where, within) if isinstance(m.card, str) else m.card for m in self.members]
+
+    def with_cards(self, cards: Sequence["Card"]) -> "EnsembleCard":
+        """The same with these members' cards in place of their paths."""
+        pairs = zip(self.members, cards, strict=True)
+        return self.model_copy(update={"members": [member.model_copy(update={"card": card}) for member, card in pairs]})
 
 
 class JudgeCard(_CardBase):
@@ -163,6 +190,8 @@ class CallableCard(_CardBase):
 
 
 Card = SequenceClassifierCard | TrainedCard | PrototypeCard | CallableCard | ServerCard | JudgeCard | EnsembleCard
+for _model in (Member, EnsembleCard):
+    _model.model_rebuild()  # now that there is Card
 _ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="kind")])
 
 
@@ -170,17 +199,23 @@ _ADAPTER: TypeAdapter[Card] = TypeAdapter(Annotated[Card, Field(discriminator="k
 _PATHS = ("adapter", "base", "data", "model", "rubric")
 
 
-def load_card(reference: str, where: str) -> Card:
-    """Read a card; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
+def load_card(reference: str, where: str, within: tuple[Path, ...] = ()) -> Card:
+    """Read a card, and an ensemble's members; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
 
     Files that the card names are looked up beside it first; then, when they are read, from the working folder and among
     the shipped ones.
 
+    Args:
+        within: files of the ensembles that the card is a member of.
+
     Raises:
-        UsageError: missing file, or one line per mistake in it.
+        UsageError: missing file, one line per mistake in it, or an ensemble within itself.
     """
     path = find_data(reference, where)
-    return _with_paths(check_card(load_yaml(path), reference), path.parent)
+    if path.resolve() in within:
+        raise UsageError(f"{where}: {reference}: the ensemble is a member of itself")
+    card = _with_paths(check_card(load_yaml(path), reference), path.parent)
+    return _with_members(card, (*within, path.resolve()))
 
 
 def check_card(content: Any, where: str) -> Card:
@@ -191,6 +226,13 @@ def check_card(content: Any, where: str) -> Card:
         raise UsageError(explain(error, where, content)) from None
 
 
+def _with_members(card: Card, within: tuple[Path, ...]) -> Card:
+    """The card with its members' cards in place of their paths."""
+    if not isinstance(card, EnsembleCard):
+        return card
+    return card.with_cards([_with_members(member, within) for member in card.member_cards(within)])
+
+
 def _with_paths(card: Card, folder: Path) -> Card:
     """The card with what stands beside it named by absolute paths."""
 
@@ -198,7 +240,8 @@ def _with_paths(card: Card, folder: Path) -> Card:
         return str((folder / name).resolve()) if (folder / name).exists() else name
 
     if isinstance(card, EnsembleCard):
-        members = [member.model_copy(update={"card": absolute(member.card)}) for member in card.members]
+        found = [absolute(m.card) if isinstance(m.card, str) else _with_paths(m.card, folder) for m in card.members]
+        members = [member.model_copy(update={"card": card}) for member, card in zip(card.members, found, strict=True)]
         return card.model_copy(update={"members": members})
     if isinstance(card, CallableCard):
         file, _, name = card.function.rpartition(":")

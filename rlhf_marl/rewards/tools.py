@@ -11,7 +11,16 @@ from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import DATA_ROOT
-from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, finished_card, load_card, score_all
+from rlhf_marl.rewards import (
+    Card,
+    EnsembleCard,
+    RewardModel,
+    TrainedCard,
+    build_reward_model,
+    finished_card,
+    load_card,
+    score_all,
+)
 from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
 from rlhf_marl.run_directory import RunDirectory, read_jsonl
@@ -64,7 +73,7 @@ def _scorer(card: Card) -> str:
     for attribute in ("model", "function", "url", "data"):
         if hasattr(card, attribute):
             return str(getattr(card, attribute))
-    return ", ".join(member.card for member in getattr(card, "members", []))
+    return ", ".join(member.name for member in card.member_cards()) if isinstance(card, EnsembleCard) else ""
 
 
 def _here(card: Card) -> str:

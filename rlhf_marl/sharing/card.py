@@ -26,6 +26,7 @@ from rlhf_marl.rewards import (
     ServerCard,
     TrainedCard,
 )
+from rlhf_marl.rewards.card import Member
 from rlhf_marl.sharing.base import Base
 from rlhf_marl.sharing.results import Interval, hub_results, measured, training_rewards
 
@@ -181,7 +182,7 @@ def _reward_model(agent: int, card: Card) -> dict[str, Any]:
         case ServerCard():
             scorer = "a scoring server"
         case EnsembleCard():
-            scorer = f"{card.combine} of {', '.join(Path(member.card).stem for member in card.members)}"
+            scorer = f"{card.combine} of {', '.join(_member(member) for member in card.members)}"
         case TrainedCard():
             scorer = "a classifier trained from preference pairs"
     return {
@@ -191,6 +192,10 @@ def _reward_model(agent: int, card: Card) -> dict[str, Any]:
         "description": card.description,
         "licence": card.licence,
     }
+
+
+def _member(member: Member) -> str:
+    return Path(member.card).stem if isinstance(member.card, str) else member.card.name
 
 
 def _name(reference: str) -> str:

@@ -35,6 +35,17 @@ def test_fresh_adapters_leave_the_base_unchanged_and_off_means_off():
         assert (model(ROWS).logits - base).abs().max() > 0.1
 
 
+def test_hooks_of_the_base_layers_run_on_and_off():
+    """Where a model is spread over devices, hooks on its layers move the activations."""
+    model, adapters = stacked()
+    layer, calls = model.get_submodule("model.layers.0.self_attn.q_proj").base, []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    for agents in (None, slice(None)):
+        with torch.inference_mode(), adapters.use(agents):
+            model(ROWS)
+    assert len(calls) == 2
+
+
 def test_forward_and_gradients_equal_peft(tmp_path: Path):
     """Each agent's rows, through PEFT's own layers loaded from our files: same logits, same gradients."""
     model, adapters = stacked()

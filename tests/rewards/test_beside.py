@@ -9,6 +9,7 @@ import yaml
 from rlhf_marl.errors import UsageError
 from rlhf_marl.paths import DATA_ROOT
 from rlhf_marl.rewards import build_reward_model, load_card
+from rlhf_marl.rewards.card import check_card
 from rlhf_marl.rewards.training import cached_folder, train_reward_model
 from tests.rewards.test_sequence_classifier import saved
 
@@ -39,6 +40,29 @@ def test_a_function_in_a_file(cards):
     assert score(write(cards / "a.yaml", kind="callable", function="short.py:f")) == [4.0]
     write(cards / "both.yaml", kind="ensemble", combine="sum", members=[{"card": "a.yaml"}, {"card": "a.yaml"}])
     assert score(str(cards / "both.yaml")) == [8.0]
+
+
+def test_members_are_kept_with_the_ensemble(cards):
+    """A loaded ensemble scores as before when its members' files are gone; so does one with the members written in."""
+    (cards / "short.py").write_text("def f(prompts, responses):\n    return [float(len(r)) for r in responses]\n")
+    member = {"name": "a", "kind": "callable", "function": "short.py:f", "offset": 1.0}
+    write(cards / "a.yaml", **member)
+
+    def both(card):
+        members = [{"card": card, "weight": 2.0}]
+        return load_card(write(cards / "both.yaml", kind="ensemble", combine="sum", members=members), "x")
+
+    loaded = both("a.yaml")
+    (cards / "a.yaml").unlink()
+    kept = check_card(json.loads(loaded.model_dump_json()), "x")
+    assert kept == loaded == both(member)
+    assert build_reward_model(kept).score(["p"], ["four"]) == [10.0]
+
+
+def test_an_ensemble_of_itself_is_refused(cards):
+    write(cards / "a.yaml", kind="ensemble", members=[{"card": "b.yaml"}])
+    with pytest.raises(UsageError, match=r"the ensemble is a member of itself"):
+        load_card(write(cards / "b.yaml", kind="ensemble", members=[{"card": "a.yaml"}]), "x")
 
 
 def test_the_working_folder_comes_after(cards):

@@ -133,6 +133,15 @@ def test_long_hostile_text_is_shown_bounded_and_escaped():
         ("kind: callable\nname: a\nfunction: m:f\nnope: 1\n", r": nope: unknown key"),
         ("kind: prototype\nname: a\ngood: []\n", r"good: \[\] given"),
         ("kind: callable\nname: ../a\nfunction: m:f\n", r"name: '../a' given"),
+        ("kind: ensemble\nname: a\nmembers: [{card: {kind: oracle}}]\n", r": members.0.card.kind: 'oracle' is not"),
+        (
+            "kind: ensemble\nname: a\nmembers: [{card: 3}]\n",
+            r": members.0.card: 3 given; input should be a card's path or a card",
+        ),
+        (
+            "kind: ensemble\nname: a\nmembers: [{card: {kind: callable, name: b, function: m:f, scale: 0.0}}]\n",
+            r": members.0.card.scale: 0.0 given; input should be greater than 0",
+        ),
     ],
 )
 def test_card_mistakes_are_one_line(tmp_path: Path, text, message):
