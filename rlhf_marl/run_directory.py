@@ -26,7 +26,7 @@ from rlhf_marl.checkpoints import Checkpoints, State
 from rlhf_marl.config import Config, check_config, dump_config
 from rlhf_marl.durable import FULL, flush, locked, unwritable, write_text
 from rlhf_marl.errors import UsageError, first_line
-from rlhf_marl.rewards.card import Card, check_card
+from rlhf_marl.rewards.card import Card, check_card, with_members
 from rlhf_marl.yaml_io import load_yaml
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
@@ -145,7 +145,8 @@ class RunDirectory:
             raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
         if not isinstance(content, list):
             raise UsageError(f"{self._reward_models}: is no list of cards")
-        return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
+        cards = [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
+        return [with_members(card) for card in cards]  # runs of earlier versions kept the members' paths alone
 
     def check_cards(self, cards: Sequence[Card]) -> None:
         """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""

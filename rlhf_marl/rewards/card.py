@@ -215,7 +215,7 @@ def load_card(reference: str, where: str, within: tuple[Path, ...] = ()) -> Card
     if path.resolve() in within:
         raise UsageError(f"{where}: {reference}: the ensemble is a member of itself")
     card = _with_paths(check_card(load_yaml(path), reference), path.parent)
-    return _with_members(card, (*within, path.resolve()))
+    return with_members(card, (*within, path.resolve()))
 
 
 def check_card(content: Any, where: str) -> Card:
@@ -226,11 +226,11 @@ def check_card(content: Any, where: str) -> Card:
         raise UsageError(explain(error, where, content)) from None
 
 
-def _with_members(card: Card, within: tuple[Path, ...]) -> Card:
+def with_members(card: Card, within: tuple[Path, ...] = ()) -> Card:
     """The card with its members' cards in place of their paths."""
     if not isinstance(card, EnsembleCard):
         return card
-    return card.with_cards([_with_members(member, within) for member in card.member_cards(within)])
+    return card.with_cards([with_members(member, within) for member in card.member_cards(within)])
 
 
 def _with_paths(card: Card, folder: Path) -> Card:
