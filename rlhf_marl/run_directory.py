@@ -145,8 +145,7 @@ class RunDirectory:
             raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
         if not isinstance(content, list):
             raise UsageError(f"{self._reward_models}: is no list of cards")
-        cards = [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
-        return [with_members(card) for card in cards]  # runs of earlier versions kept the members' paths alone
+        return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
 
     def check_cards(self, cards: Sequence[Card]) -> None:
         """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""
@@ -154,7 +153,8 @@ class RunDirectory:
             _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
             return
         try:
-            before = json.loads(_dump_cards(self.cards()))
+            # Runs of earlier versions kept the paths of an ensemble's members alone.
+            before = json.loads(_dump_cards([with_members(card) for card in self.cards()]))
         except UsageError as error:
             raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
         for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
