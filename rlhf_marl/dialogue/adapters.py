@@ -61,12 +61,11 @@ class StackedLinear(nn.Module):
             a, b = a[agents], b[agents]
         if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
             return _StackedProduct.apply(x, self.base, a, b, self.scaling)
-        y, by_agent = self._multiply(x), x.reshape(a.shape[0], -1, x.shape[-1])
-        if y.dtype == a.dtype:
-            low_rank = torch.bmm(by_agent, a)
+        y = self._multiply(x)
+        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
+        if y.dtype == b.dtype:
             y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is nobody else's
             return y
-        low_rank = torch.bmm(by_agent.to(a.dtype), a)
         return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
 
 

@@ -149,8 +149,8 @@ class EnsembleCard(_CardBase):
         where = f"card {self.name}: members"
         return [load_card(m.card, where, within) if isinstance(m.card, str) else m.card for m in self.members]
 
-    def with_cards(self, cards: Sequence["Card"]) -> "EnsembleCard":
-        """The same with these members' cards in place of their paths."""
+    def with_cards(self, cards: Sequence["str | Card"]) -> "EnsembleCard":
+        """The same with these as its members' cards, or paths of them."""
         pairs = zip(self.members, cards, strict=True)
         return self.model_copy(update={"members": [member.model_copy(update={"card": card}) for member, card in pairs]})
 
@@ -240,9 +240,9 @@ def _with_paths(card: Card, folder: Path) -> Card:
         return str((folder / name).resolve()) if (folder / name).exists() else name
 
     if isinstance(card, EnsembleCard):
-        found = [absolute(m.card) if isinstance(m.card, str) else _with_paths(m.card, folder) for m in card.members]
-        members = [member.model_copy(update={"card": card}) for member, card in zip(card.members, found, strict=True)]
-        return card.model_copy(update={"members": members})
+        return card.with_cards(
+            [absolute(m.card) if isinstance(m.card, str) else _with_paths(m.card, folder) for m in card.members]
+        )
     if isinstance(card, CallableCard):
         file, _, name = card.function.rpartition(":")
         return card.model_copy(update={"function": f"{absolute(file)}:{name}"}) if file.endswith(".py") else card
