@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 from rlhf_marl.api import load_run
-from rlhf_marl.progress import first_and_last_fifth
-from rlhf_marl.run_directory import read_jsonl
+from rlhf_marl.reporting.terminal import first_and_last_fifth
+from rlhf_marl.runs.directory import read_jsonl
 
 VARIANTS = {
     "default": [],

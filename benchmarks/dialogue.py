@@ -30,18 +30,18 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
 
-from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.config import Config, check_config, load_config
-from rlhf_marl.dialogue.build import build
 from rlhf_marl.dialogue.controller import Controller, ScriptedController
-from rlhf_marl.dialogue.generation import generate
-from rlhf_marl.dialogue.policy import Beginning, response_logits
-from rlhf_marl.dialogue.system import DialogueSystem
-from rlhf_marl.dialogue.train import run_iteration
 from rlhf_marl.evaluation.questions import SHIPPED, load_questions
-from rlhf_marl.models import default_device
-from rlhf_marl.paths import find_data
-from rlhf_marl.stopwatch import stopwatch
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.perf.stopwatch import stopwatch
+from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.generation import generate
+from rlhf_marl.policy.loading import default_device
+from rlhf_marl.policy.log_probabilities import Beginning, response_logits
+from rlhf_marl.training.build import build
+from rlhf_marl.training.loop import run_iteration
+from rlhf_marl.training.system import DialogueSystem
 
 PARTS = ("decode", "generation", "backward", "iteration", "memory", "growth")
 AGENTS = (1, 3, 8)
@@ -317,7 +317,7 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
 
 @contextmanager
 def peers_elsewhere(config: Config) -> Iterator[dict[str, Callable[[], float]]]:
-    """A step of each peer, in a process of its own: ours changes how its process gets memory (rlhf_marl/heap.py)."""
+    """A step of each peer, in a process of its own: ours changes how its process gets memory (rlhf_marl/perf/memory.py)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve_peers, args=(theirs, config), daemon=True)
@@ -338,7 +338,7 @@ def peers_elsewhere(config: Config) -> Iterator[dict[str, Callable[[], float]]]:
 def serve_peers(connection: Connection, config: Config) -> None:
     """Send the names of the peers; then, for each name that comes, run its step and send the seconds."""
     warnings.filterwarnings("ignore")
-    with unittest.mock.patch("rlhf_marl.dialogue.build.keep_freed_memory"):
+    with unittest.mock.patch("rlhf_marl.training.build.keep_freed_memory"):
         system = prepared(config)
     question = system.questions.texts[0]
     trl = {

@@ -14,15 +14,15 @@ from pathlib import Path
 import click
 from scipy.stats import binomtest
 
-from rlhf_marl.chat import Message
 from rlhf_marl.config import load_config
-from rlhf_marl.dialogue.build import load_model, local_chat
 from rlhf_marl.dialogue.controller import ChatController, Exchange, load_templates
-from rlhf_marl.dialogue.generation import generate
-from rlhf_marl.models import default_device
-from rlhf_marl.paths import find_data
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.policy.generation import generate
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.rewards.card import JudgeCard
 from rlhf_marl.rewards.judge import Judge, build_grader
+from rlhf_marl.training.build import load_model, local_chat
 
 CANARY = "CANARY"
 BATCH = 12

@@ -14,8 +14,8 @@ from transformers import DynamicCache
 
 from rlhf_marl.config import load_config
 from rlhf_marl.dialogue import packed
-from rlhf_marl.dialogue.build import build
-from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.training.build import build
+from rlhf_marl.training.system import DialogueSystem
 
 STEPS, REPEATS, PROMPT = 12, 7, 60
 

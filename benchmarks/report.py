@@ -15,7 +15,7 @@ from typing import Any
 import click
 from playwright.sync_api import sync_playwright
 
-from rlhf_marl.report.page import write_report
+from rlhf_marl.reporting.page import write_report
 
 CURVE = "[data-chart=reward] .scatterlayer path.js-line"
 

@@ -23,11 +23,11 @@ import torch
 import yaml
 
 from rlhf_marl.config import check_config
-from rlhf_marl.dialogue.build import build
-from rlhf_marl.dialogue.train import run_training
-from rlhf_marl.journal import Journal
-from rlhf_marl.run_directory import RunDirectory
-from rlhf_marl.stopwatch import stopwatch
+from rlhf_marl.perf.stopwatch import stopwatch
+from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.journal import Journal
+from rlhf_marl.training.build import build
+from rlhf_marl.training.loop import run_training
 from tests.conftest import tiny_llama, tiny_tokenizer
 
 

@@ -13,19 +13,19 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from rlhf_marl.chat import Message
 from rlhf_marl.config import Config, check_config, load_config
-from rlhf_marl.dialogue.adapters import StackedAdapters
-from rlhf_marl.dialogue.build import build, load_model, local_chat
-from rlhf_marl.dialogue.train import run_training, save_results
 from rlhf_marl.errors import UsageError
-from rlhf_marl.journal import Journal
-from rlhf_marl.models import resolve_model
-from rlhf_marl.progress import Display
-from rlhf_marl.report.page import refresh_report
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.perf.stopwatch import stopwatch
+from rlhf_marl.policy.adapters import StackedAdapters
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.policy.loading import resolve_model
+from rlhf_marl.reporting.page import refresh_report
+from rlhf_marl.reporting.terminal import Display
+from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.journal import Journal
 from rlhf_marl.sharing.export import export as export
-from rlhf_marl.stopwatch import stopwatch
+from rlhf_marl.training.build import build, load_model, local_chat
+from rlhf_marl.training.loop import run_training, save_results
 
 
 def train(

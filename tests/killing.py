@@ -29,7 +29,7 @@ import torch
 import rlhf_marl.api
 from rlhf_marl.rewards.card import TrainedCard
 from rlhf_marl.rewards.training import train_reward_model
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 
 TIMES = ("seconds", "stage_seconds", "tokens_per_second")
 NOT_THE_SAME = {".lock", "environment.json", "report.html", "metrics.jsonl"}  # report.html has times, like metrics

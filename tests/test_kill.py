@@ -13,9 +13,9 @@ import yaml
 
 import rlhf_marl
 from rlhf_marl import checkpoints
-from rlhf_marl.durable import unwritable
 from rlhf_marl.errors import RunStopped
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.files.atomic import unwritable
+from rlhf_marl.runs.directory import RunDirectory
 from tests.killing import differing, state_of_run
 from tests.rewards.test_sequence_classifier import saved
 

@@ -14,7 +14,7 @@ from rlhf_marl.algorithm.actor import (
     td_error,
 )
 from rlhf_marl.algorithm.critic import Critic, CriticMetrics, Transition, project_to_ball
-from rlhf_marl.algorithm.gossip import consensus_power, disagreement, gossip, gossip_bytes
+from rlhf_marl.algorithm.mixing import consensus_power, disagreement, gossip, gossip_bytes
 from rlhf_marl.algorithm.network import Linear, Network, project, random_projection, value_and_gradient
 from rlhf_marl.algorithm.topology import (
     GRAPHS,

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlhf_marl.algorithm.gossip import gossip
+from rlhf_marl.algorithm.mixing import gossip
 
 SIGNALS = ("td_q_literal", "td_q", "td_v", "q_value", "counterfactual")
 CREDITS = ("consensus", "local")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf_marl.algorithm.actor import td_error
-from rlhf_marl.algorithm.gossip import disagreement, gossip
+from rlhf_marl.algorithm.mixing import disagreement, gossip
 from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
 
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from rlhf_marl.chat import Message, neutralise
-from rlhf_marl.endpoint import Endpoint, text_of
-from rlhf_marl.instructions import Instructions, Task, load_instructions, render
+from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.policy.instructions import Instructions, Task, load_instructions, render
+from rlhf_marl.services.endpoint import Endpoint, text_of
 
 
 @dataclass(frozen=True, slots=True)

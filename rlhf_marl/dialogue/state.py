@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from rlhf_marl.chat import Message, neutralise
+from rlhf_marl.policy.chat import Message, neutralise
 
 
 @dataclass(slots=True)

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.dialogue.controller import Exchange, Merged
-from rlhf_marl.dialogue.generation import Response
-from rlhf_marl.dialogue.policy import base_entropy, evaluate_responses
-from rlhf_marl.dialogue.rollout import respond
+from rlhf_marl.dialogue.player import respond
 from rlhf_marl.dialogue.state import Dialogue
-from rlhf_marl.dialogue.system import DialogueSystem
 from rlhf_marl.evaluation.judges import PairwiseJudge, Scorer
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
+from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.generation import Response
+from rlhf_marl.policy.log_probabilities import base_entropy, evaluate_responses
 from rlhf_marl.rewards import score_all
+from rlhf_marl.training.system import DialogueSystem
 
 _BATCH = 16  # dialogues played together
 Row = dict[str, Any]

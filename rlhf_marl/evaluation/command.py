@@ -14,8 +14,8 @@ from rlhf_marl.evaluation.evaluate import Options, check_run, evaluate_run
 from rlhf_marl.evaluation.show import markdown, show, show_recorded, show_side_by_side
 from rlhf_marl.evaluation.source import OnlyRecorded, recorded
 from rlhf_marl.evaluation.stored import Evaluation
-from rlhf_marl.report.page import refresh_report
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.reporting.page import refresh_report
+from rlhf_marl.runs.directory import RunDirectory
 
 
 def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | None, document: Path | None) -> None:

@@ -12,11 +12,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlhf_marl.chat import Message, chat_tokens
-from rlhf_marl.config import Config, FixedPrompt
-from rlhf_marl.dialogue.build import build
-from rlhf_marl.dialogue.system import DialogueSystem
-from rlhf_marl.durable import write_text
+from rlhf_marl.config import Config
+from rlhf_marl.config.schema import FixedPrompt
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
@@ -46,10 +43,14 @@ from rlhf_marl.evaluation.stored import (
     read_evaluation,
 )
 from rlhf_marl.evaluation.summary import summarise
-from rlhf_marl.models import default_device
-from rlhf_marl.paths import find_data
+from rlhf_marl.files.atomic import write_text
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.rewards import Card, load_card
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.training.build import build
+from rlhf_marl.training.system import DialogueSystem
 
 Progress = Callable[[str, int, int], None]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from rlhf_marl.chat import neutralise
 from rlhf_marl.errors import UsageError
-from rlhf_marl.instructions import Task, load_instructions
-from rlhf_marl.paths import find_data
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.policy.chat import neutralise
+from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.rewards import (
     Card,
     ChatModel,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.sources import read_rows, text_at
+from rlhf_marl.files.user_data import read_rows, text_at
 
 SHIPPED = "prompts/evaluation.jsonl"
 KINDS = ("harmful", "borderline", "ordinary", "multi_turn")

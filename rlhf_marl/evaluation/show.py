@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rlhf_marl.errors import printable
 from rlhf_marl.evaluation.statistics import direction
-from rlhf_marl.progress import first_and_last_fifth
+from rlhf_marl.reporting.terminal import first_and_last_fifth
 
 _ROWS = {
     "own_reward": "own reward",

@@ -13,12 +13,12 @@ import torch
 from safetensors import SafetensorError
 
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.prompts import load_questions
-from rlhf_marl.dialogue.system import DialogueSystem
+from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
-from rlhf_marl.numbered import newest_checkpoint, numbered_name
 from rlhf_marl.rewards import Card, load_card
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.iterations import newest_checkpoint, numbered_name
+from rlhf_marl.training.system import DialogueSystem
 
 
 class OnlyRecorded(UsageError):

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from rlhf_marl.config.validation import explain
 from rlhf_marl.errors import UsageError
-from rlhf_marl.numbered import newest_checkpoint
-from rlhf_marl.sources import read_rows
-from rlhf_marl.validation import explain
+from rlhf_marl.files.user_data import read_rows
+from rlhf_marl.runs.iterations import newest_checkpoint
 
 VERSION = 2
 NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from rlhf_marl.config import (
+from rlhf_marl.config.schema import (
     Fraction,
     NonNegativeFloat,
     NonNegativeInt,

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from rlhf_marl.errors import RlhfMarlError, RunStopped
-from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.rewards.card import (
     CallableCard,
     Card,
@@ -25,6 +24,7 @@ from rlhf_marl.rewards.card import (
     TrainedCard,
     load_card,
 )
+from rlhf_marl.runs.journal import UNRECORDED, Journal
 
 __all__ = [
     "CallableCard",

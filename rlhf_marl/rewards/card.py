@@ -15,10 +15,10 @@ from pydantic import (
     model_validator,
 )
 
+from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds, explain
 from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import find_data
-from rlhf_marl.validation import LARGEST, Address, Retries, Seconds, explain
-from rlhf_marl.yaml_io import load_yaml
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.files.yaml_files import load_yaml
 
 Text = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(ge=-1e9, le=1e9)]

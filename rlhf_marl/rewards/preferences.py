@@ -6,8 +6,8 @@ from itertools import takewhile
 from typing import Any
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import find_data
-from rlhf_marl.sources import load_split, read_rows
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.files.user_data import load_split, read_rows
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 

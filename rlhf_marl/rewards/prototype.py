@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_marl.models import load_model_of, load_tokenizer
+from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.rewards.card import PrototypeCard
 
 

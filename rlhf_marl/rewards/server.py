@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from rlhf_marl.errors import RunStopped
-from rlhf_marl.journal import UNRECORDED, Journal
 from rlhf_marl.rewards.card import ServerCard
-from rlhf_marl.services import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
 
 
 @final

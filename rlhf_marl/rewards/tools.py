@@ -10,7 +10,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.files.locate import DATA_ROOT
+from rlhf_marl.files.user_data import read_rows, text_at
 from rlhf_marl.rewards import (
     Card,
     EnsembleCard,
@@ -23,8 +24,7 @@ from rlhf_marl.rewards import (
 )
 from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
-from rlhf_marl.sources import read_rows, text_at
+from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 
 _RESAMPLES = 2000
 

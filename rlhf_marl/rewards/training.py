@@ -21,10 +21,10 @@ from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlhf_marl.durable import flush, move, unwritable
 from rlhf_marl.errors import UsageError
-from rlhf_marl.models import load_model_of, load_tokenizer, quiet
-from rlhf_marl.paths import cache_dir, find_data
+from rlhf_marl.files.atomic import flush, move, unwritable
+from rlhf_marl.files.locate import cache_dir, find_data
+from rlhf_marl.policy.loading import load_model_of, load_tokenizer, quiet
 from rlhf_marl.rewards.card import SequenceClassifierCard, TrainedCard
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, classifier_inputs

@@ -13,9 +13,9 @@ from typing import Any, final
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from rlhf_marl.config import Config, DatasetPrompts, FixedPrompt, JsonlPrompts
+from rlhf_marl.config import Config
+from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.evaluation.stored import Numbers
-from rlhf_marl.health import warnings_of
 from rlhf_marl.rewards import (
     CallableCard,
     Card,
@@ -29,6 +29,7 @@ from rlhf_marl.rewards import (
 from rlhf_marl.rewards.card import Member
 from rlhf_marl.sharing.base import Base
 from rlhf_marl.sharing.results import Interval, hub_results, measured, training_rewards
+from rlhf_marl.training.health import warnings_of
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _MARKUP = re.compile(r"[\\`*_\[\]<>|#~$&]")

@@ -19,11 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rlhf_marl.config import Config, ModelConfig
+from rlhf_marl.config import Config
+from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.evaluation.source import recorded
-from rlhf_marl.models import load_causal_lm, load_tokenizer, quiet
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer, quiet
+from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.sharing import hub
 from rlhf_marl.sharing.base import describe_base
 from rlhf_marl.sharing.card import RunFacts, model_card

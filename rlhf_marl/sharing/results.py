@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.stored import NUMBERS, Agent, Mean, Metric, Numbers, WinRate, is_current, parse
-from rlhf_marl.progress import first_and_last_fifth
+from rlhf_marl.reporting.terminal import first_and_last_fifth
 
 Interval = Metric | WinRate | Mean
 METRICS = {

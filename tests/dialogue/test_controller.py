@@ -2,7 +2,6 @@
 
 import pytest
 
-from rlhf_marl.chat import Message, neutralise
 from rlhf_marl.dialogue.controller import (
     ChatController,
     Exchange,
@@ -11,10 +10,11 @@ from rlhf_marl.dialogue.controller import (
     endpoint_chat,
     load_templates,
 )
-from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.instructions import Example, Task, render
-from rlhf_marl.paths import find_data
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.policy.instructions import Example, Task, render
+from rlhf_marl.services.endpoint import Endpoint
 from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, chat, serving
 
 TEMPLATES = Templates(

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from rlhf_marl.dialogue.build import build
 from rlhf_marl.evaluation.collect import collect, compare_pairs
 from rlhf_marl.evaluation.questions import Question
+from rlhf_marl.training.build import build
 
 QUESTIONS = [
     Question("a", "ordinary", "What is tea?"),

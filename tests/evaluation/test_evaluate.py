@@ -11,7 +11,7 @@ import yaml
 import rlhf_marl
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.stored import is_current, read_evaluation
-from rlhf_marl.run_directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
 
 QUESTIONS = [

@@ -9,9 +9,9 @@ import pytest
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.metrics import words
 from rlhf_marl.evaluation.questions import KINDS, Question, fingerprint, load_questions, spread, without_trained
-from rlhf_marl.paths import DATA_ROOT
-from rlhf_marl.sources import read_rows
-from rlhf_marl.yaml_io import load_yaml
+from rlhf_marl.files.locate import DATA_ROOT
+from rlhf_marl.files.user_data import read_rows
+from rlhf_marl.files.yaml_files import load_yaml
 
 SHIPPED = DATA_ROOT / "prompts" / "evaluation.jsonl"
 TRAINED = [load_yaml(path).get("prompts", {}).get("question") for path in (DATA_ROOT / "configs").glob("*.yaml")]

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.rewards import build_reward_model, load_card
 from rlhf_marl.rewards.card import check_card
 from rlhf_marl.rewards.training import cached_folder, train_reward_model

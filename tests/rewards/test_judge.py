@@ -3,10 +3,10 @@ import torch
 import yaml
 
 import rlhf_marl
-from rlhf_marl.endpoint import Choice
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards import JudgeCard, build_reward_model, load_card
 from rlhf_marl.rewards.judge import Judge, _from_probabilities, _from_text
+from rlhf_marl.services.endpoint import Choice
 from tests.conftest import tiny_llama, tiny_tokenizer
 from tests.servers import chat, serving
 

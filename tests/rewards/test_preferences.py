@@ -4,7 +4,7 @@ import json
 import pytest
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 
 SHIPPED = ("harmless", "helpful", "courteous")

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.paths import DATA_ROOT
+from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.rewards import (
     CallableCard,
     PrototypeCard,

@@ -79,7 +79,7 @@ def test_a_server_that_cannot_score_stops_the_run_with_one_line(server, reply, a
 
 def test_waits_grow_with_jitter_and_retry_after_is_obeyed_within_bounds(server, monkeypatch):
     waits = []
-    monkeypatch.setattr("rlhf_marl.services._BACKOFF", 0.5)
+    monkeypatch.setattr("rlhf_marl.services.http._BACKOFF", 0.5)
     monkeypatch.setattr("urllib3.util.retry.time.sleep", waits.append)
     server.script = [Reply(503)] * 5
     build_reward_model(card(server, max_retries=5)).score(["p"], ["abc"])

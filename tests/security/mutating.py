@@ -182,7 +182,7 @@ def damage(draw: Any) -> Callable[[Path], str]:
         elif how == "value" and name.endswith(".json"):
             file.write_text(json.dumps(replaced(json.loads(file.read_text()), path, value)))
             if name.endswith("state.json"):  # a whole checkpoint, whatever it holds
-                from rlhf_marl.checkpoints import _fingerprint
+                from rlhf_marl.runs.checkpoints import _fingerprint
 
                 manifest = file.with_name("manifest.json")
                 found = json.loads(manifest.read_text()) | {"state.json": _fingerprint(file)}

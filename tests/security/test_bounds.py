@@ -9,7 +9,7 @@ import rlhf_marl
 from rlhf_marl.config import load_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.questions import load_questions
-from rlhf_marl.instructions import render
+from rlhf_marl.policy.instructions import render
 from rlhf_marl.rewards import load_card
 from rlhf_marl.rewards.preferences import load_pairs
 

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from rlhf_marl.chat import Message, chat_tokens
 from rlhf_marl.dialogue.controller import ChatController, Exchange, load_templates
-from rlhf_marl.instructions import Task, load_instructions
-from rlhf_marl.models import load_tokenizer
-from rlhf_marl.paths import find_data
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.instructions import Task, load_instructions
+from rlhf_marl.policy.loading import load_tokenizer
 from rlhf_marl.rewards.card import JudgeCard
 from rlhf_marl.rewards.judge import Judge
 

@@ -8,13 +8,13 @@ import yaml
 from click.testing import CliRunner
 
 import rlhf_marl
-from rlhf_marl.chat import Message
-from rlhf_marl.cli import cli
+from rlhf_marl.cli.commands import cli
 from rlhf_marl.config import check_config
-from rlhf_marl.endpoint import Endpoint
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.rewards import ServerCard, build_reward_model
 from rlhf_marl.rewards.card import check_card
+from rlhf_marl.services.endpoint import Endpoint
 from tests.servers import Reply, chat, scores_of_lengths, serving
 
 CHAT_KEY, SCORE_KEY = "sk-chat-7d1f0c2b9a", "sk-score-51e8aa04bd"

@@ -5,12 +5,12 @@ import logging
 import pytest
 
 import rlhf_marl  # noqa: F401  (sets the filter of warnings)
-from rlhf_marl.chat import check_chat_template
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError, printable
-from rlhf_marl.progress import Display
+from rlhf_marl.policy.chat import check_chat_template
+from rlhf_marl.reporting.terminal import Display
 from tests.conftest import tiny_tokenizer
-from tests.test_progress import HEALTHY
+from tests.reporting.test_terminal import HEALTHY
 
 HOSTILE = {
     "ansi": "\x1b[2J\x1b[31mall is well",

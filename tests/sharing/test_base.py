@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 import rlhf_marl
-from rlhf_marl.config import ModelConfig
+from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import UsageError
 from rlhf_marl.sharing.base import Licence, describe_base
 from tests.sharing.test_hub import environment

@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 import rlhf_marl
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.stored import VERSION, agents_fingerprint
-from rlhf_marl.run_directory import RunDirectory
+from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.sharing.results import TrainingRewards, load_evaluation, training_rewards
 
 

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from rlhf_marl.config import NonNegativeInt, Section, apply_overrides
+from rlhf_marl.config import apply_overrides
+from rlhf_marl.config.schema import NonNegativeInt, Section
+from rlhf_marl.config.validation import explain
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study.experiments import ALIASES, EXPERIMENTS
-from rlhf_marl.paths import find_data
-from rlhf_marl.validation import explain
-from rlhf_marl.yaml_io import load_yaml
 
 _QUICK_SEEDS, _QUICK_SHARE = 20, 0.1
 

@@ -11,8 +11,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialised
 
-from rlhf_marl.durable import unwritable, write_bytes
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.gridworld.setting import Setting
 
 _log = logging.getLogger("rlhf_marl")

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rlhf_marl.algorithm import smallest_weight, spectral_gap
-from rlhf_marl.durable import locked, write_text
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.gridworld.diagnostics import communication, diagnose
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from rlhf_marl.cli import main
-from rlhf_marl.durable import locked
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.files.atomic import locked
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import CLAIMS, judge, outcome, verdict
@@ -152,7 +152,7 @@ def test_figures_of_an_earlier_run_do_not_stay(tmp_path):
 
 
 def test_missing_extras_are_told_first(study, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("rlhf_marl.cli.find_spec", lambda name: None if name == "matplotlib" else name)
+    monkeypatch.setattr("rlhf_marl.cli.commands.find_spec", lambda name: None if name == "matplotlib" else name)
     with pytest.raises(SystemExit):
         study(*FEW, "--out", "out")
     assert capsys.readouterr().err == "error: study: needs numba and matplotlib: pip install 'rlhf-marl[study]'\n"

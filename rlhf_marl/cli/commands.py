@@ -1,0 +1,144 @@
+"""The command line. Heavy imports wait until a command needs them: `--help` answers at once."""
+
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf_marl.cli.reward import reward
+from rlhf_marl.errors import RlhfMarlError, UsageError, printable
+
+_CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="rlhf-marl")
+def cli() -> None:
+    """Multi-agent RLHF: LoRA agents with their own reward models, and critics that agree by gossip."""
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; default runs/<config>-<time>.")
+@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --run-dir.")
+@click.option("--profile", is_flag=True, help="Print at the end where the time went.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
+    """Train the agents of CONFIG, a YAML file.
+
+    Any key of the config can be set here too, after CONFIG: --actor.signal td_q --agents.1.reward_model
+    reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
+    """
+    from rlhf_marl.api import train as run
+    from rlhf_marl.config import load_config
+
+    run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config, profile=profile)
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=Path("study"), show_default=True, help="Results folder."
+)
+@click.option("--quick", is_flag=True, help="20 seeds and a tenth of the steps: minutes, with wide intervals.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> None:
+    """Run the grid-world study of CONFIG: figures, results.json and claims.md.
+
+    Settings that are in the folder already are not run again, so an interrupted study goes on where it was. Figures,
+    results.json and claims.md are those of the last run alone: figures that it does not draw are removed. Any key of
+    the config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
+    """
+    if not all(find_spec(name) for name in ("numba", "matplotlib")):
+        raise UsageError("study: needs numba and matplotlib: pip install 'rlhf-marl[study]'")
+    from rlhf_marl.gridworld.study.config import load_study
+    from rlhf_marl.gridworld.study.run import run_study
+
+    chosen = load_study(config, overrides)
+    run_study(chosen.quick() if quick else chosen, out, lambda line: click.echo(line, err=True))
+    click.echo((out / "claims.md").read_text("utf-8"))
+
+
+@cli.command()
+@click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Where no follow-ups are given.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default that of the training.")
+@click.option("--judges", multiple=True, metavar="CARD", help="A reward model that trained nobody; several allowed.")
+@click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the sampled answers.")
+@click.option("--limit", type=click.IntRange(1), help="So many questions in all, evenly of each kind.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers here too.")
+@click.option("--markdown", "document", type=click.Path(path_type=Path), help="Write each run's table here too.")
+def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
+    """Compare the trained agents of RUN_DIR with the base model, on questions that they were not trained on.
+
+    Several run directories are evaluated one after the other (or read, where that was done alike before) and shown
+    side by side.
+    """
+    from rlhf_marl.evaluation.command import evaluate as run
+
+    run(run_dir, options, output, document)
+
+
+@cli.command()
+@click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Default report.html: in RUN_DIR, or here for several runs."
+)
+def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
+    """Write report.html of RUN_DIR, one file that opens offline; several runs stand side by side in it.
+
+    Damaged, unfinished and foreign runs are shown as far as they can be read.
+    """
+    from rlhf_marl.reporting.page import write_report
+
+    click.echo(write_report(run_dir, out))
+
+
+cli.add_command(reward)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--agent", type=int, required=True, help="Which agent, counted from 0.")
+@click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
+@click.option("--merge", is_flag=True, help="The whole model, with the adapter merged into its weights.")
+@click.option("--push", metavar="OWNER/NAME", help="Upload it; a new repository is private. Token: HF_TOKEN or login.")
+@click.option("--public", is_flag=True, help="With --push: a repository that everyone can read.")
+def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
+    """Write a trained agent of RUN_DIR with a model card, in the Hugging Face hub's format."""
+    from rlhf_marl.sharing.export import export as write
+
+    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of the config, for editors and as reference of all keys."""
+    from rlhf_marl.config import Config
+
+    click.echo(json.dumps(Config.model_json_schema(), indent=2))
+
+
+def main() -> None:
+    """Entry point: a mistake is one line on stderr and exit code 2, a stopped run or a full disk 3, Ctrl-C 130."""
+    try:
+        cli(standalone_mode=False)
+    except RlhfMarlError as error:
+        for line in str(error).split("\n"):
+            click.echo(f"error: {printable(line)}", err=True)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        from rlhf_marl.files.atomic import FULL
+
+        click.echo(printable(f"error: {error.filename or 'file'}: {error.strerror or error}"), err=True)
+        sys.exit(3 if error.errno in FULL else 1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:  # Ctrl-C, as click hands it on
+        sys.exit(130)

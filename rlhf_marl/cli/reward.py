@@ -1,0 +1,177 @@
+"""`rlhf-marl reward ...`: train, try and compare reward models."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.group()
+def reward() -> None:
+    """Reward models: list, score, train, calibrate, compare."""
+
+
+@reward.command("list")
+@click.option("--folder", type=PATH, multiple=True, help="Also the cards in this folder.")
+def list_cards(folder: tuple[Path, ...]) -> None:
+    """The shipped cards: kind, scorer, licence, and whether they are on this machine."""
+    from rlhf_marl.files.locate import DATA_ROOT
+    from rlhf_marl.rewards.tools import cards
+
+    _table(cards([DATA_ROOT / "reward_models", *folder]))
+
+
+@reward.command()
+@click.argument("card")
+@click.option("--prompt", help="What was asked.")
+@click.option("--response", help="What was answered.")
+@click.option("--input", "source", type=FILE, help="JSON Lines with `prompt` and `response`, instead.")
+@click.option("--output", type=PATH, help="Where the scored lines go; by default stdout.")
+def score(card: str, prompt: str | None, response: str | None, source: Path | None, output: Path | None) -> None:
+    """Score one response, or the lines of a file, with CARD."""
+    from rlhf_marl.errors import UsageError
+    from rlhf_marl.rewards import score_all
+    from rlhf_marl.rewards.tools import opened, read_texts
+
+    if (source is None) == (prompt is None or response is None):
+        raise UsageError("reward score: give --prompt and --response, or --input")
+    rows: list[dict[str, Any]] = [{"prompt": prompt, "response": response}] if source is None else read_texts(source)
+    finished, model = opened(card)
+    raw, scaled = score_all(finished, model, [r["prompt"] for r in rows], [r["response"] for r in rows])
+    lines = [
+        json.dumps(row | {"reward_raw": a, "reward_scaled": b}, ensure_ascii=False)
+        for row, a, b in zip(rows, raw, scaled, strict=True)
+    ]
+    if output is not None:
+        output.write_text("\n".join(lines) + "\n", "utf-8")
+    else:
+        click.echo("\n".join(lines) if source is not None else f"raw {raw[0]:+.4f}  scaled {scaled[0]:+.4f}")
+
+
+@reward.command()
+@click.argument("card")
+@click.option("--to", type=PATH, help="Folder of the trained model; by default the cache, where training finds it.")
+def train(card: str, to: Path | None) -> None:
+    """Train the reward model of CARD (kind: trained) from its preference pairs."""
+    from rlhf_marl.errors import UsageError
+    from rlhf_marl.rewards import TrainedCard, load_card
+    from rlhf_marl.rewards.training import cached_folder, train_reward_model
+
+    recipe = load_card(card, "reward train")
+    if not isinstance(recipe, TrainedCard):
+        raise UsageError(f"reward train: {card} is a card of kind {recipe.kind}; only kind trained is trained here")
+    folder = to or cached_folder(recipe, card)
+    if to is None and (folder / "card.yaml").is_file():
+        measured = json.loads((folder / "training.json").read_text("utf-8"))
+        click.echo(f"already trained: {folder / 'card.yaml'}")
+    else:
+        measured = train_reward_model(recipe, folder, card)
+        click.echo(f"card: {folder / 'card.yaml'}")
+    held_out = measured["held_out"]
+    click.echo(
+        f"held-out accuracy {held_out['accuracy']:.3f} (95% {held_out['low']:.3f} to {held_out['high']:.3f}, "
+        f"{held_out['pairs']} pairs; trained on {measured['trained_on']}); "
+        f"scale {measured['scale']}, offset {measured['offset']}"
+    )
+    _table([{name: f"{value:.3g}" for name, value in row.items()} for row in measured["reliability"]])
+
+
+@reward.command()
+@click.argument("card")
+@click.option("--input", "source", type=FILE, required=True, help="JSON Lines with `prompt` and `response`.")
+def calibrate(card: str, source: Path) -> None:
+    """Print the scale and offset that give a sample of responses mean 0 and deviation 1."""
+    from rlhf_marl.rewards.tools import calibrated, opened, read_texts
+
+    rows = read_texts(source)
+    scale, offset = calibrated(*opened(card), [row["prompt"] for row in rows], [row["response"] for row in rows])
+    click.echo(f"scale: {scale:.4g}\noffset: {offset:.4g}")
+
+
+@reward.command()
+@click.argument("card", nargs=-1, required=True)
+@click.option("--pairs", required=True, help="Preference pairs: JSON Lines, also gzipped, or a `datasets` source.")
+@click.option("--json", "output", type=PATH, help="Write the numbers here too.")
+def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
+    """How often each CARD agrees with preference pairs, and the cards with each other."""
+    from rlhf_marl.rewards.preferences import load_pairs
+    from rlhf_marl.rewards.tools import agreement as compare
+    from rlhf_marl.rewards.tools import opened
+
+    found = compare([opened(reference) for reference in card], load_pairs(pairs, "reward agreement: --pairs"))
+    _table(
+        [
+            {
+                "card": name,
+                "accuracy": f"{a.accuracy:.3f}",
+                "95%": f"{a.low:.3f} to {a.high:.3f}",
+                "pairs": str(a.pairs),
+            }
+            for name, a in found.accuracy.items()
+        ]
+    )
+    if found.correlation:
+        _table(
+            [
+                {"cards": " / ".join(names), "rank correlation": f"{rho:+.3f}", "95%": f"{low:+.3f} to {high:+.3f}"}
+                for names, (rho, low, high) in found.correlation.items()
+            ]
+        )
+        _heat_map(
+            [name for name in found.accuracy if not name.startswith("(")],
+            {names: rho for names, (rho, _, _) in found.correlation.items()},
+        )
+    if output is not None:
+        numbers: dict[str, float] = {}
+        for name, a in found.accuracy.items():
+            name = name.strip("()").replace(" ", "_")
+            numbers |= {f"{name}.accuracy": a.accuracy, f"{name}.low": a.low, f"{name}.high": a.high}
+        for (a_name, b_name), (rho, _, _) in found.correlation.items():
+            numbers[f"{a_name}/{b_name}.rank_correlation"] = rho
+        output.write_text(json.dumps(numbers, indent=2) + "\n", "utf-8")
+
+
+@reward.command()
+@click.argument("run_dir", type=PATH)
+@click.argument("card", nargs=-1, required=True)
+def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
+    """Score a run's dialogues with other reward models; JSON Lines on stdout."""
+    from rlhf_marl.rewards.tools import rescored
+
+    for row in rescored(run_dir, card):
+        click.echo(json.dumps(row))
+
+
+def _heat_map(names: list[str], correlation: dict[tuple[str, str], float]) -> None:
+    """Rank correlations as coloured cells: red -1, white 0, blue +1; the numbers stand in them too."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", *names, title="rank correlation of score differences")
+    for row in names:
+        cells = [Text(row)]
+        for column in names:
+            rho = 1.0 if row == column else correlation.get((row, column), correlation.get((column, row), 0.0))
+            fade = round(255 * (1 - min(1.0, abs(rho)))) if rho == rho else 255
+            colour = f"rgb({fade},{fade},255)" if rho > 0 else f"rgb(255,{fade},{fade})"
+            cells.append(Text(f"{rho:+.2f}", style=f"black on {colour}"))
+        table.add_row(*cells)
+    Console().print(table)
+
+
+def _table(rows: list[dict[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    for name in rows[0]:
+        table.add_column(name, overflow="fold", no_wrap=name == "card")
+    for row in rows:
+        table.add_row(*(Text(value) for value in row.values()))
+    Console().print(table)

@@ -1,0 +1,84 @@
+"""Command-line overrides: dotted keys laid over the data of a YAML file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.yaml_files import parse_yaml
+
+
+def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Set dotted keys (`--a.b.0.c value` or `--a.b.0.c=value`) in nested mappings and lists; values are YAML.
+
+    Without its index a list's key means every item: `--agents.reward_model x.yaml`, or `"[x.yaml, y.yaml, z.yaml]"`.
+    """
+    remaining = list(overrides)
+    while remaining:
+        option = remaining.pop(0)
+        if not option.startswith("--") or len(option) == 2:
+            raise UsageError(f"command line: {option!r} is not an option; config keys are given as --key.sub value")
+        key, has_value, text = option[2:].partition("=")
+        if not has_value:
+            if not remaining:
+                raise UsageError(f"command line: --{key}: no value given")
+            text = remaining.pop(0)
+        _set(content, key, _value(text))
+    return content
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, null, a list, a {mapping} or a quoted text as YAML; anything else is text as it stands."""
+    try:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, UsageError, ValueError, RecursionError):
+        return text
+    plain_text = isinstance(value, str) and text.lstrip()[:1] not in ("'", '"')
+    looks_like_text = isinstance(value, dict) and not text.lstrip().startswith("{")
+    return text if plain_text or looks_like_text else value
+
+
+def _set(content: Any, key: str, value: Any) -> None:
+    parts = key.split(".")
+    for place, part in enumerate(parts[:-1]):
+        content = _child(content, part, key)
+        if isinstance(content, list) and not parts[place + 1].isdecimal():
+            _set_each(content, ".".join(parts[place + 1 :]), value, key)
+            return
+    if isinstance(content, list):
+        content[_index(content, parts[-1], key)] = value
+    else:
+        content[parts[-1]] = value
+
+
+def _set_each(items: list[Any], rest: str, value: Any, key: str) -> None:
+    """The same key of every item of a list: one value for all, or a list with one for each."""
+    values = value if isinstance(value, list) else [value] * len(items)
+    if len(values) != len(items):
+        name = key.removesuffix(f".{rest}")
+        raise UsageError(f"command line: --{key}: {len(values)} values given for {len(items)} {name}")
+    for item, one in zip(items, values, strict=True):
+        if not isinstance(item, dict):
+            raise UsageError(f"command line: --{key}: {item!r} has no keys below it")
+        _set(item, rest, one)
+
+
+def _child(content: Any, part: str, key: str) -> Any:
+    if isinstance(content, list):
+        child = content[_index(content, part, key)]
+    else:
+        if content.get(part) is None:
+            content[part] = {}
+        child = content[part]
+    if not isinstance(child, dict | list):
+        raise UsageError(f"command line: --{key}: {part!r} holds {child!r}, which has no keys below it")
+    return child
+
+
+def _index(content: list[Any], part: str, key: str) -> int:
+    if not part.isdecimal() or int(part) >= len(content):
+        raise UsageError(
+            f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)"
+        )
+    return int(part)

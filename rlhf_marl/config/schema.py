@@ -1,0 +1,262 @@
+"""The keys of an experiment's config, with their defaults and bounds.
+
+Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
+
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
+PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+
+class ModelConfig(Section):
+    """A causal language model with a chat template."""
+
+    name: Text
+    """Hub id, local folder, or package:<import name>/<file> for a model inside an installed package."""
+    revision: str | None = None
+    """Hub revision; a full commit hash pins the weights."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on CUDA, float32 elsewhere."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings; needs a 40-hex revision."""
+
+
+class LoraConfig(Section):
+    """The adapter every agent trains."""
+
+    rank: Annotated[int, Field(gt=0, le=1024)] = 8
+    alpha: PositiveFloat = 16.0
+    """Scale: the low-rank product is multiplied by alpha / rank."""
+    targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
+    """Names of the linear layers to adapt (last part of the module's name), or all but the output layer."""
+
+
+class AgentConfig(Section):
+    reward_model: Text
+    """Path of the reward model's card."""
+    adapter: Text | None = None
+    """Folder of a PEFT LoRA adapter to start from; a fresh one if not given."""
+
+
+class GenerationConfig(Section):
+    """How agents answer."""
+
+    max_new_tokens: PositiveInt = 32
+    max_prompt_tokens: PositiveInt = 128
+    """Token budget of the state (the dialogue so far); longer states are cut from the left."""
+    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Sampling temperature; log-probabilities are trained at the same temperature."""
+
+
+class FixedPrompt(Section):
+    source: Literal["fixed"] = "fixed"
+    question: Text = "how do I threaten others?"
+    """Every dialogue starts with this question (the paper's setting)."""
+
+
+class JsonlPrompts(Section):
+    source: Literal["jsonl"]
+    path: Text
+    """A JSON Lines file."""
+    column: Text = "prompt"
+
+
+class DatasetPrompts(Section):
+    source: Literal["datasets"]
+    name: Text
+    """Name or local path for `datasets.load_dataset`."""
+    subset: str | None = None
+    split: Text = "train"
+    revision: str | None = None
+    column: Text
+
+
+Prompts = Annotated[FixedPrompt | JsonlPrompts | DatasetPrompts, Field(discriminator="source")]
+
+
+class ChatLimits(Section):
+    templates: Text = "prompts/controller.yaml"
+    """Instructions (Jinja2) that merge the responses and write the next prompt."""
+    aggregate_tokens: PositiveInt = 48
+    next_prompt_tokens: PositiveInt = 32
+    max_response_characters: PositiveInt = 1000
+    """Each agent's text is cut to this length before the controller reads it."""
+
+
+class SharedController(ChatLimits):
+    """The agents' own base model with adapters off: no extra memory."""
+
+    kind: Literal["shared"] = "shared"
+
+
+class TransformersController(ChatLimits):
+    """Another local chat model."""
+
+    kind: Literal["transformers"]
+    model: ModelConfig
+
+
+class OpenAIController(ChatLimits):
+    """Any OpenAI-compatible chat endpoint. The key comes from the environment alone."""
+
+    kind: Literal["openai"]
+    model: Text
+    base_url: Address | None = None
+    api_key_env: Text = "OPENAI_API_KEY"
+    """Name of the environment variable that holds the key."""
+    timeout: Seconds = 60.0
+    """Seconds one request may take."""
+    max_retries: Retries = 5
+    """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
+
+
+class ScriptedController(Section):
+    """No model: Jinja2 templates over `prompt` and `responses`. For tests and controlled experiments."""
+
+    kind: Literal["scripted"]
+    aggregate: Text = "{{ responses[0] }}"
+    next_prompts: Annotated[list[Text], Field(min_length=1)]
+    """Next prompt after turn 1, 2, ...; the last one repeats."""
+
+
+Controller = Annotated[
+    SharedController | TransformersController | OpenAIController | ScriptedController, Field(discriminator="kind")
+]
+
+
+class TopologyConfig(Section):
+    """Who talks to whom, and with which weights (Definition 4.1)."""
+
+    graph: Literal["ring", "complete", "star", "grid", "exponential", "random", "explicit"] = "ring"
+    edges: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] | None = None
+    """Pairs of agents, for graph explicit."""
+    edge_probability: Fraction = 0.5
+    """For graph random; drawn again until connected."""
+    matrix: Literal["metropolis_hastings", "sinkhorn", "uniform", "given"] = "metropolis_hastings"
+    weights: list[list[float]] | None = None
+    """The consensus matrix itself, for matrix given."""
+    laziness: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Weight of the identity mixed into the matrix; slows consensus down."""
+    gossip_rounds: NonNegativeInt = 20
+    """Multiplications by the consensus matrix per exchange; 0 = no consensus."""
+
+
+class CriticConfig(Section):
+    """Algorithm 2 on the network of Eq. (5). Q or V critic follows from actor.signal."""
+
+    width: Annotated[int, Field(gt=0, le=8192)] = 256
+    """m of Eq. (5)."""
+    depth: Annotated[int, Field(gt=0, le=32)] = 3
+    """D of Eq. (5)."""
+    token_features: Annotated[int, Field(gt=0, le=1024)] = 16
+    """Dimension of the fixed random map of each token's embedding, the first factor of H."""
+    output_scale: PositiveFloat = 1.0
+    """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""
+    optimizer: Literal["sgd", "adam"] = "adam"
+    step_size: PositiveFloat = 1e-4
+    """β of Algorithm 2."""
+    steps: PositiveInt = 1
+    """K: TD steps per update, over the update's turns in order, again from the first when there are fewer."""
+    radius: PositiveFloat | None = 10.0
+    """B: Frobenius radius of each layer's ball around its initial weights; null = no projection."""
+    start: Literal["warm", "restart"] = "warm"
+    """warm: from the last gossiped weights; restart: from W(0) at each call, as printed."""
+    average: bool = True
+    """Line 9's running average over the K steps."""
+
+
+class ActorConfig(Section):
+    """Algorithm 1's actor step."""
+
+    signal: Literal["td_v", "td_q", "td_q_literal", "q_value"] = "td_v"
+    """What weighs the score function; see docs/algorithm.md."""
+    credit: Literal["local", "consensus"] = "local"
+    """local: own immediate reward and the consensual future; consensus: the gossiped TD error alone."""
+    baseline: Literal["none", "leave_one_out"] = "leave_one_out"
+    """leave_one_out: subtract the mean signal of the other parallel dialogues."""
+    optimizer: Literal["adam", "normalised"] = "adam"
+    """normalised: the step of line 17, of length step_size."""
+    step_size: PositiveFloat = 1e-4
+    """α of Algorithm 1."""
+    turns_per_update: PositiveInt = 1
+    """M: turns whose directions are averaged into one update; divides `turns`."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the KL divergence to the base model, summed over a response's tokens."""
+    max_gradient_norm: PositiveFloat | None = 1.0
+    """Each agent's gradient is clipped to this norm (Adam only)."""
+
+
+# Section, its tag, the tag if not given, and the keys that say another tag was meant.
+_DEFAULT_KINDS = (
+    ("prompts", "source", "fixed", {"path", "name"}),
+    ("controller", "kind", "shared", {"model", "next_prompts"}),
+)
+
+
+class Config(Section):
+    """One experiment."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    iterations: PositiveInt
+    """Each iteration plays `dialogues` dialogues and makes turns / turns_per_update updates."""
+    dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
+    """Dialogues played in parallel."""
+    turns: Annotated[int, Field(gt=0, le=1000)] = 3
+    discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """γ."""
+    terminal: Literal["zero", "restart"] = "zero"
+    """After the last turn the target is the reward alone (zero) or bootstraps from the first state (restart)."""
+    model: ModelConfig
+    lora: LoraConfig = LoraConfig()
+    agents: Annotated[list[AgentConfig], Field(min_length=1)]
+    generation: GenerationConfig = GenerationConfig()
+    prompts: Prompts = FixedPrompt()
+    controller: Controller = SharedController()
+    topology: TopologyConfig = TopologyConfig()
+    critic: CriticConfig = CriticConfig()
+    actor: ActorConfig = ActorConfig()
+    checkpoint_every: PositiveInt = 5
+    """Iterations between checkpoints; the last one is always kept."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints that are kept; when one turns out damaged, --resume takes the one before."""
+    best_metric: Literal["reward_scaled", "reward_raw"] = "reward_scaled"
+    """The checkpoint with the highest mean of this metric, over agents and the iterations since the checkpoint before,
+    is kept too; its adapters are in best/."""
+    stop_after_skipped: PositiveInt = 10
+    """Updates in a row in which some step was not finite and was skipped, before the run stops (resumable)."""
+    tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_kinds(cls, content: Any) -> Any:
+        """`prompts` with a question alone is fixed, `controller` without a kind and a model is shared."""
+        if not isinstance(content, dict):
+            return content
+        for key, tag, default, elsewhere in _DEFAULT_KINDS:
+            section = content.get(key)
+            if isinstance(section, dict) and tag not in section and not elsewhere & section.keys():
+                content = content | {key: {tag: default} | section}
+        return content
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "Config":
+        if self.turns % self.actor.turns_per_update:
+            raise ValueError(
+                f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
+            )
+        if self.actor.signal == "q_value" and self.actor.credit == "local":
+            raise ValueError("actor.credit: local needs a signal with an immediate reward; for q_value use consensus")
+        return self

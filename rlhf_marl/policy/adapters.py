@@ -1,0 +1,246 @@
+"""LoRA adapters of all agents, stacked over one frozen base model.
+
+Rows of a batch are laid out agent by agent, contiguously: (n_agents * rows_per_agent, ...). Every adapted linear layer
+adds agent i's low-rank product to agent i's rows, so that generation, log-probabilities and the backward pass of all
+agents are one pass. All trainable numbers live in one flat tensor (n_agents, n_params): agent i's adapter is its row.
+"""
+
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from rlhf_marl.errors import UsageError, first_line, printable
+from rlhf_marl.policy.mkl_linear import PackedLinear
+
+_PEFT_WEIGHTS = "adapter_model.safetensors"
+_PEFT_CONFIG = "adapter_config.json"
+_ALL = slice(None)
+_PLAIN = (nn.Linear, PackedLinear)  # other linear layers (quantised ones) multiply in their own way
+
+
+@final
+class _Active:
+    """Which agents' adapters are on: shared by all layers of one model."""
+
+    agents: slice | None = None
+
+
+@final
+class StackedLinear(nn.Module):
+    """y_i = base(x_i) + (alpha / rank) x_i A_i B_i for the rows x_i of each active agent i."""
+
+    def __init__(self, base: nn.Linear, active: _Active, scaling: float) -> None:
+        super().__init__()
+        self.base = base
+        self.active = active
+        self.scaling = scaling
+        # A decode step calls hundreds of packed layers; they have no hooks, so nn.Module's way to forward is left out.
+        self._multiply = base.forward if type(base) is PackedLinear else base.__call__
+        self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
+        self.b: Tensor  # (n_agents, rank, out), likewise
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n_active * rows, ..., in) -> (n_active * rows, ..., out)."""
+        agents = self.active.agents
+        if agents is None:
+            return self._multiply(x)
+        a, b = self.a, self.b
+        if agents != _ALL:
+            a, b = a[agents], b[agents]
+        if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
+            return _StackedProduct.apply(x, self.base, a, b, self.scaling)
+        y = self._multiply(x)
+        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
+        if y.dtype == b.dtype:
+            y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is nobody else's
+            return y
+        return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
+
+
+class _StackedProduct(torch.autograd.Function):
+    """x W^T + bias + scaling x A B as one step of the graph: fewer passes over activations and their gradients.
+
+    With g the gradient of the result: that of x is g W + scaling (g B^T) A^T, of A scaling x^T (g B^T), of B
+    scaling (x A)^T g. W and the bias are frozen.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        y = base(x)  # without gradients, in here
+        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a)
+        y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=scaling)
+        ctx.save_for_backward(x, base.weight, a, b, low_rank)
+        ctx.scaling = scaling
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, a, b, low_rank = ctx.saved_tensors
+        g = gradients[0].reshape(a.shape[0], -1, weight.shape[0])
+        through = torch.bmm(b, g.mT).mul_(ctx.scaling)  # (scaling g B^T)^T, (n_agents, rank, rows): faster as this
+        of_a = torch.bmm(through, x.reshape(a.shape[0], -1, x.shape[-1])).mT
+        of_b = torch.bmm(low_rank.mT, g).mul_(ctx.scaling)
+        if not ctx.needs_input_grad[0]:
+            return None, None, of_a, of_b, None
+        of_x = torch.matmul(g, weight).baddbmm_(through.mT, a.mT)
+        return of_x.view_as(x), None, of_a, of_b, None
+
+
+@final
+class StackedAdapters:
+    """Puts stacked adapters into `model` (in place) and holds their parameters.
+
+    Attributes:
+        parameters: (n_agents, n_params) float32; its `.grad` is a buffer of the same shape that backward adds to.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        seeds: Sequence[int],
+        *,
+        rank: int,
+        alpha: float,
+        targets: Literal["all-linear"] | list[str],
+        where: str,
+    ) -> None:
+        """One adapter per seed, initialised as PEFT does: A uniform in +-1/sqrt(in), B zero.
+
+        Raises:
+            UsageError: a target that is no linear layer of the model.
+        """
+        self.n_agents = len(seeds)
+        self.rank, self.alpha = rank, alpha
+        self._active = _Active()
+        model.requires_grad_(False)
+        linears = _targeted(model, targets, where)
+        self._layers = {name: StackedLinear(linear, self._active, alpha / rank) for name, linear in linears.items()}
+        sizes = [rank * (linear.in_features + linear.out_features) for linear in linears.values()]
+        device = next(iter(linears.values())).weight.device
+        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device))
+        self.parameters.grad = torch.zeros_like(self.parameters)
+        for (name, layer), flat, grad in zip(
+            self._layers.items(),
+            self.parameters.detach().split(sizes, dim=1),
+            self.parameters.grad.split(sizes, dim=1),
+            strict=True,
+        ):
+            _bind(layer, flat, grad, rank)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer)
+        for agent, seed in enumerate(seeds):
+            generator = torch.Generator().manual_seed(seed)
+            for layer in self._layers.values():
+                bound = 1 / math.sqrt(layer.base.in_features)
+                draws = torch.empty(layer.base.in_features, rank).uniform_(-bound, bound, generator=generator)
+                layer.a.data[agent] = draws.to(device)
+
+    @contextmanager
+    def use(self, agents: slice | None) -> Iterator[None]:
+        """Inside, rows belong to these agents (contiguous, in order); None switches all adapters off."""
+        before, self._active.agents = self._active.agents, agents
+        try:
+            yield
+        finally:
+            self._active.agents = before
+
+    def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
+        """Add to `parameters.grad` the gradient of a scalar, or of outputs with `gradient` in their own shape."""
+        with warnings.catch_warnings():
+            # An agent's adapter is one row of a flat tensor, so a layer's slice has gaps; torch mentions it once.
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            torch.autograd.backward(outputs, gradient)
+
+    def save(self, agent: int, folder: Path, base_model: str) -> None:
+        """Write one agent's adapter in PEFT's own format."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {}
+        for name, layer in self._layers.items():
+            weights[f"base_model.model.{name}.lora_A.weight"] = layer.a.data[agent].T.contiguous().cpu()
+            weights[f"base_model.model.{name}.lora_B.weight"] = layer.b.data[agent].T.contiguous().cpu()
+        save_file(weights, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
+        config = PeftLoraConfig(
+            task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules=sorted({name.rpartition(".")[2] for name in self._layers}),
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        )
+        config.save_pretrained(str(folder))
+
+    def load(self, agent: int, folder: Path, where: str) -> None:
+        """Read one agent's adapter from a PEFT folder.
+
+        Raises:
+            UsageError: not a LoRA adapter folder, or one for other layers, rank or scale.
+        """
+        for file in (_PEFT_CONFIG, _PEFT_WEIGHTS):
+            if not (folder / file).is_file():
+                raise UsageError(f"{where}: {str(folder)!r} is not a PEFT adapter folder: {file} is missing")
+        try:
+            config = json.loads((folder / _PEFT_CONFIG).read_text("utf-8"))
+            found = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha")}
+            weights = load_file(folder / _PEFT_WEIGHTS)
+        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
+            raise UsageError(f"{where}: {str(folder)!r} is damaged: {first_line(error)}") from None
+        wanted = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha}
+        if found != wanted:
+            raise UsageError(f"{where}: {str(folder)!r} is an adapter with {found}; the config asks for {wanted}")
+        expected = {
+            f"base_model.model.{name}.lora_{part}.weight": values.data[agent].T
+            for name, layer in self._layers.items()
+            for part, values in (("A", layer.a), ("B", layer.b))
+        }
+        if weights.keys() != expected.keys():
+            odd = printable(sorted(weights.keys() ^ expected.keys())[0])
+            raise UsageError(f"{where}: {str(folder)!r} adapts other layers than lora.targets asks for, such as {odd}")
+        for name, values in expected.items():
+            if weights[name].shape != values.shape:
+                shapes = f"has shape {tuple(weights[name].shape)}; the model needs {tuple(values.shape)}"
+                raise UsageError(f"{where}: {str(folder)!r}: {name} {shapes}")
+            if not weights[name].isfinite().all():
+                raise UsageError(f"{where}: {str(folder)!r}: {name} holds numbers that are not finite")
+        for name, values in expected.items():
+            values.copy_(weights[name])
+
+
+def _targeted(model: PreTrainedModel, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:
+    head = model.get_output_embeddings()
+    linears = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
+    }
+    if targets == "all-linear":
+        return linears
+    leaves = sorted({name.rpartition(".")[2] for name in linears})
+    for target in targets:
+        if target not in leaves:
+            raise UsageError(
+                f"{where}: lora.targets: {target!r} is not a linear layer; choose from {', '.join(leaves)}"
+            )
+    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
+
+
+def _bind(layer: StackedLinear, flat: Tensor, grad: Tensor, rank: int) -> None:
+    """Make the layer's A and B, and their gradients, views of the flat tensors: (n_agents, rank * (in + out))."""
+    n_agents, split = flat.shape[0], rank * layer.base.in_features
+    for name, begin, end, shape in (
+        ("a", 0, split, (n_agents, layer.base.in_features, rank)),
+        ("b", split, flat.shape[1], (n_agents, rank, layer.base.out_features)),
+    ):
+        parameter = nn.Parameter(flat[:, begin:end].view(shape))
+        parameter.grad = grad[:, begin:end].view(shape)
+        setattr(layer, name, parameter)

@@ -1,0 +1,317 @@
+"""Log-probabilities, entropy and KL of sampled responses, and the policy gradient through the stacked adapters."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from rlhf_marl.policy.adapters import StackedAdapters
+from rlhf_marl.policy.chat import left_pad, positions
+from rlhf_marl.policy.generation import (
+    Memory,
+    read_beginning,
+    read_prompts,
+    shared_tokens,
+    tempered,
+    with_room,
+)
+
+# Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
+# rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
+# agents. Gradients add up over the parts.
+TOKENS_PER_PASS = 512
+POSITIONS = 64  # of a pass, whose distributions over the vocabulary are held at once beside the logits
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Per response, each (n_agents, n_dialogues).
+
+    Attributes:
+        log_probability: log π(a | s), the sum over the response's tokens, at the sampling temperature.
+        entropy: mean over tokens of the policy's entropy, in nats.
+        kl: sum over tokens of KL(π || base) at the sampled prefixes, in nats: given the prefixes exact over the
+            vocabulary, so an unbiased estimate of the response's KL divergence.
+    """
+
+    log_probability: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
+def evaluate_responses(
+    model: PreTrainedModel,
+    adapters: StackedAdapters,
+    states: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperature: float,
+    pad: int,
+    signal: Tensor | None = None,
+    kl_coefficient: float = 0.0,
+    agents: slice = slice(None),
+    memory: Memory | None = None,
+) -> Statistics:
+    """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal also adds the actors' gradients.
+
+    With a memory, a state that all dialogues share is read by the base model only if it has not been read lately: the
+    same question is answered in many iterations.
+
+    With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [signal_ib log π_i(a_ib | s_b) - kl_coefficient KL_ib]
+    is added to `adapters.parameters.grad`: row i holds minus agent i's direction of Algorithm 1, line 16, before the
+    division by the number of samples.
+    """
+    n_agents, n_dialogues = len(responses), len(states)
+    first_agent = agents.start or 0
+    shape = (n_agents, n_dialogues)
+    result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
+    most = max(len(r) for row in responses for r in row)
+    longest = most + max(map(len, states))
+    beginning: Beginning | None = None
+    shared = shared_tokens(model, states)
+    with torch.inference_mode(), adapters.use(None):
+        reading = BaseReading(model, states, pad, room=most, memory=memory or Memory())
+    for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
+        n_rows = rows.stop - rows.start
+        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+        with torch.inference_mode(), adapters.use(None):
+            base = reading.logits(model, columns, tokens, mask)
+        with torch.set_grad_enabled(signal is not None):
+            with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
+                if columns.start == 0:  # the first block of these agents
+                    beginning = Beginning(model, states, n_rows)
+                assert beginning is not None
+                logits = response_logits(model, beginning, states[columns], tokens, mask, pad)
+            log_probability, entropy, kl = _token_statistics(
+                logits.detach(),
+                base,
+                tokens,
+                mask,
+                temperature=temperature,
+                signal=None if signal is None else signal[rows, columns].flatten(),
+                kl_coefficient=kl_coefficient,
+            )
+            block_shape = (n_rows, -1)
+            result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
+            result.entropy[rows, columns] = _token_mean(entropy, mask).view(block_shape)
+            result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
+            if signal is not None:
+                adapters.backward(logits, base)
+                if columns.stop == n_dialogues:  # the last block of these agents
+                    beginning.backward()
+    return result
+
+
+@torch.inference_mode()
+def base_entropy(
+    model: PreTrainedModel,
+    adapters: StackedAdapters,
+    states: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[Sequence[int]]],
+    *,
+    temperature: float,
+    pad: int,
+) -> Tensor:
+    """Mean entropy, in nats, of the base model along responses[agent][dialogue]: (n_agents, n_dialogues)."""
+    n_agents, n_dialogues = len(responses), len(states)
+    result = torch.zeros(n_agents, n_dialogues, device=model.device)
+    most = max(len(r) for row in responses for r in row)
+    longest = most + max(map(len, states))
+    with adapters.use(None):
+        reading = BaseReading(model, states, pad, room=most, memory=Memory())
+        for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
+            tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+            logits = reading.logits(model, columns, tokens, mask)
+            entropy = torch.cat(
+                [
+                    _entropy(log_p.exp(), log_p)
+                    for log_p in (_log_softmax(x, temperature) for x in logits.flatten(0, 1).split(POSITIONS))
+                ]
+            )
+            result[rows, columns] = _token_mean(entropy.view(mask.shape), mask).view(rows.stop - rows.start, -1)
+    return result
+
+
+def blocks(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles that tile the (agents x dialogues) grid, of TOKENS_PER_PASS tokens at most unless one cell has more.
+
+    `shared` tokens are read per agent, `rest` per cell. As many agents as possible go together; all dialogues of one
+    group of agents come before the next group.
+    """
+    agents_per_block = max(1, min(n_agents, TOKENS_PER_PASS // (shared + rest)))
+    rows = (TOKENS_PER_PASS - agents_per_block * shared) // rest
+    dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
+    for agent in range(0, n_agents, agents_per_block):
+        for dialogue in range(0, n_dialogues, dialogues_per_block):
+            yield (
+                slice(agent, min(agent + agents_per_block, n_agents)),
+                slice(dialogue, min(dialogue + dialogues_per_block, n_dialogues)),
+            )
+
+
+def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Response ids and mask, both (rows, longest), with the padding on the right."""
+    longest = max(map(len, responses))
+    tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
+    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)
+    return tokens, mask
+
+
+@final
+class Beginning:
+    """What all states begin with, read once per policy, for several passes that go on from there.
+
+    Each pass gets a detached copy, whose gradients add up; `backward` sends their sum through the one reading.
+
+    Attributes:
+        length: how many tokens it has.
+    """
+
+    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
+        self.n_policies = n_policies
+        self._cache, self.length = read_beginning(model, states, n_policies)
+        self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
+        self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
+
+    def cache(self, n: int) -> DynamicCache:
+        """For a pass of n rows per policy."""
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer, keys, values in zip(cache.layers, self._copies[::2], self._copies[1::2], strict=False):
+            layer.keys, layer.values = keys.repeat_interleave(n, dim=0), values.repeat_interleave(n, dim=0)
+        return cache
+
+    def backward(self) -> None:
+        """Add to the leaves' gradients what all passes together sent back to the beginning."""
+        pairs = [(t, c.grad) for t, c in zip(self._read, self._copies, strict=True) if c.grad is not None]
+        if pairs:
+            torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def response_logits(
+    model: PreTrainedModel,
+    beginning: Beginning,
+    states: Sequence[Sequence[int]],
+    tokens: Tensor,
+    mask: Tensor,
+    pad: int,
+) -> Tensor:
+    """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
+
+    Rows are the beginning's policies times the states. The last prompt token and every response token but the last
+    predict the response.
+    """
+    shared = beginning.length
+    rest = [state[shared:] for state in states] * beginning.n_policies
+    state_ids, state_mask = left_pad(rest, pad, model.device)
+    attention = torch.cat([state_mask.new_ones(len(state_mask), shared), state_mask, mask[:, :-1]], dim=-1)
+    return model(
+        input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
+        attention_mask=attention,
+        position_ids=positions(attention)[:, shared:],
+        past_key_values=beginning.cache(len(states)),
+        use_cache=True,
+        logits_to_keep=tokens.shape[1],
+    ).logits
+
+
+@final
+class BaseReading:
+    """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
+
+    def __init__(
+        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, memory: Memory
+    ) -> None:
+        """`room`: how many tokens a response has at most."""
+        read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
+        alike = len(set(map(tuple, read))) == 1
+        rest = [state[-1:] for state in states]
+        self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
+        if not all(read):  # a state of one token
+            self._cache, rest = DynamicCache(config=model.config), list(states)
+        elif alike and (remembered := memory.read(model, read[0])) is not None:
+            self._cache = with_room(remembered, len(states), room)
+            self._mask = self._mask.new_ones(len(states), len(read[0]))
+        else:
+            _, self._cache, self._mask = read_prompts(model, read, 1, pad, room=room)
+        self._rest, self._rest_mask = left_pad(rest, pad, model.device)
+
+    def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
+        """As `response_logits`, of the base model and without gradients.
+
+        Rows are agents times the states of `columns`.
+        """
+        which = torch.arange(len(self._mask), device=tokens.device)[columns]
+        rows = which.repeat(len(tokens) // len(which))
+        attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
+        cache = copy.copy(self._cache)
+        cache.layers = [copy.copy(layer) for layer in self._cache.layers]
+        cache.batch_select_indices(rows)
+        return model(
+            input_ids=torch.cat([self._rest[rows], tokens[:, :-1]], dim=-1),
+            attention_mask=attention,
+            position_ids=positions(attention)[:, self._mask.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=tokens.shape[1],
+        ).logits
+
+
+@torch.inference_mode()
+def _token_statistics(
+    logits: Tensor,
+    base: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    *,
+    temperature: float,
+    signal: Tensor | None,
+    kl_coefficient: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """log π(a), entropy and KL(π || base) at each token, each (rows, T).
+
+    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask: (rows, T); signal: (rows,).
+    With a signal, `base` becomes the gradient at the logits z, row by row, of kl_coefficient KL - signal log π(a):
+    dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the temperature.
+    All in chunks of positions, so that what is computed on the way stays small.
+    """
+    flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
+    scale = (mask / temperature).view(-1, 1)
+    weight = None if signal is None else signal.to(logits.device, torch.float32).repeat_interleave(tokens.shape[1])
+    result = torch.empty(3, len(flat_tokens), device=logits.device)
+    for begin in range(0, len(flat_tokens), POSITIONS):
+        part = slice(begin, begin + POSITIONS)
+        log_policy = _log_softmax(flat_logits[part], temperature)
+        policy = log_policy.exp()
+        divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)  # log π - log base
+        kl = torch.linalg.vecdot(policy, divergence)
+        result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
+        result[1, part] = _entropy(policy, log_policy)
+        result[2, part] = kl
+        if weight is not None:
+            w = weight[part].unsqueeze(-1)
+            gradient = divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(w).mul_(policy)
+            gradient.scatter_add_(-1, flat_tokens[part], -w)
+            flat_base[part] = gradient.mul_(scale[part])
+    log_probability, entropy, kl = result.view(3, *tokens.shape)
+    return log_probability, entropy, kl
+
+
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    return torch.log_softmax(tempered(logits, temperature), dim=-1)
+
+
+def _entropy(probabilities: Tensor, logarithms: Tensor) -> Tensor:
+    return -torch.linalg.vecdot(probabilities, logarithms)
+
+
+def _token_sum(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum(-1)
+
+
+def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return _token_sum(values, mask) / mask.sum(-1)

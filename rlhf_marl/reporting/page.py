@@ -1,0 +1,272 @@
+"""Runs -> one self-contained HTML page. The same files give the same bytes."""
+
+import base64
+import hashlib
+import json
+import logging
+import math
+import re
+from collections.abc import Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.stored import Evaluation
+from rlhf_marl.files.atomic import write_text
+from rlhf_marl.reporting.read import MALFORMED, Run, read_run, visible
+from rlhf_marl.reporting.tables import ROWS, compared, cross_rewards, differences, held_out
+from rlhf_marl.reporting.topology import drawing
+
+_log = logging.getLogger("rlhf_marl")
+_DIALOGUE_BYTES = 10_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
+_WINDOW = 5  # Figure 4
+_MAX_POINTS = 400  # light points of one agent; the average is drawn in full
+# An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.
+_EMPTY = ""
+# Of the map library inside plotly.js: where an element with this id stands already, it adds no style sheet.
+_OWN_STYLE = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
+
+
+def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of one run, or of several side by side; returns the file.
+
+    Args:
+        out: default report.html, in the run or, for several runs, in the working folder.
+
+    Raises:
+        UsageError: a folder is no run directory, is named twice, or the file cannot be written.
+    """
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError("report: a run directory is named twice")
+    runs = [read_run(path) for path in paths]
+    file = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
+    try:
+        write_text(file, render(runs))
+    except OSError as error:
+        raise UsageError(f"report: {str(file)!r} cannot be written: {error.strerror}") from None
+    return file
+
+
+def refresh_report(path: Path) -> None:
+    """Write a run's report.html; whatever goes wrong is a warning, since the run itself is done and well."""
+    try:
+        write_report([path])
+    except Exception as error:
+        _log.warning("%s: report.html was not written: %s; try rlhf-marl report", path, error)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page as text."""
+    names = [run.name for run in runs]
+    if len(set(names)) < len(names):
+        names = [str(run.path) for run in runs]
+    data, shown = _data(runs, names)
+    plotly, script = _plotly(), _part("report.js")
+    style = _part("report.css")
+    policy = "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src {_hash(plotly)} {_hash(script)}",
+            f"style-src {_hash(style)} {_hash(_EMPTY)}",
+            "style-src-attr 'unsafe-inline'",  # plotly.js sets the style attribute of heat maps
+            "img-src data:",
+            "connect-src 'none'",
+            "base-uri 'none'",
+            "form-action 'none'",
+        ]
+    )
+    environment = Environment(
+        loader=PackageLoader("rlhf_marl.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
+    )
+    return environment.get_template("report.html.j2").render(
+        policy=policy,
+        style=Markup(style),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        unused_styles=_OWN_STYLE.findall(plotly),
+        data=Markup(_json(data)),
+        runs=[_static(run, name, kept) for run, name, kept in zip(runs, names, shown, strict=True)],
+        compared=_compared(runs, names),
+        labels=list(ROWS.values()),
+        differences=differences([run.config for run in runs]) if len(runs) > 1 else [],
+        names=names,
+        version=metadata.version("rlhf-marl"),
+        window=_WINDOW,
+    )
+
+
+def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float | None]:
+    """Mean of the finite ones among each value and the `window` - 1 before it; None where there are none."""
+    averages: list[float | None] = []
+    for i in range(len(values)):
+        known = [value for value in values[max(0, i - window + 1) : i + 1] if math.isfinite(value)]
+        averages.append(sum(known) / len(known) if known else None)
+    return averages
+
+
+def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Other runs' trained agents against the first's, on the questions that both answered."""
+    if len(runs) < 2 or any(run.evaluation is None for run in runs[:1]):
+        return []
+    from rlhf_marl.evaluation.compare import compare  # with scipy, which one run does not need
+
+    found = []
+    first = runs[0]
+    for run, name in zip(runs[1:], names[1:], strict=True):
+        if run.evaluation is None:
+            continue
+        try:
+            comparison = compare(_evaluation(first), _evaluation(run))
+            found.append({"name": name, "reference": names[0], **compared(comparison)})
+        except MALFORMED:
+            run.notes.append("evaluation_dialogues.jsonl is not whole: the runs' answers are not compared")
+    return found
+
+
+def _evaluation(run: Run) -> Evaluation:
+    return Evaluation(run.evaluation or {}, run.answers, reused=True)
+
+
+def _static(run: Run, name: str, shown: tuple[int, int]) -> dict[str, Any]:
+    """What the template shows of one run."""
+    evaluation = run.evaluation
+    training, evaluated = shown
+    return {
+        "name": name,
+        "command": f"rlhf-marl evaluate {run.path}",
+        "notes": run.notes,
+        "agents": run.agents,
+        "changes": [_change(values) for values in run.episodes],
+        "tables": held_out(evaluation) if evaluation else None,
+        "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,
+        "health": run.health,
+        "topology": drawing(run.topology),
+        "graph": _described(run.config.get("topology")),
+        "n_dialogues": len(run.dialogues),
+        "n_shown": training,
+        "n_evaluated": len(run.evaluated),
+        "n_evaluated_shown": evaluated,
+        "config": run.config_text,
+        "environment": json.dumps(run.environment, indent=2, ensure_ascii=False),
+    }
+
+
+def _change(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean reward of the first and the last fifth of an agent's dialogues."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    fifth = max(1, len(finite) // 5)
+    first, last = (sum(part) / fifth for part in (finite[:fifth], finite[-fifth:]))
+    return {
+        "first": f"{first:+.2f}",
+        "last": f"{last:+.2f}",
+        "difference": f"{last - first:+.2f}",
+        "rose": last > first,
+    }
+
+
+def _described(topology: Any) -> str:
+    if not isinstance(topology, dict):
+        return ""
+    return f"{topology.get('graph')} graph, {topology.get('matrix')} weights, {topology.get('gossip_rounds')} rounds"
+
+
+def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """What report.js shows, and of each run the numbers of training and evaluated dialogues kept for its browser."""
+    # Evaluated dialogues are few, as a rule, and kept; those of the training share what they leave.
+    share = _DIALOGUE_BYTES // len(runs)
+    held = []
+    for run in runs:
+        evaluated, size = _within(share // 2, run.evaluated)
+        training, _ = _within(share - size, run.dialogues)
+        held.append((training, evaluated))
+    content = {
+        "runs": [
+            {
+                "name": name,
+                "agents": run.agents,
+                "episodes": [_curve(values) for values in run.episodes],
+                "series": run.series,
+                "training": training,
+                "evaluation": evaluated,
+                "cross": _heat(run.evaluation["cross_rewards"]) if run.evaluation else None,
+            }
+            for run, name, (training, evaluated) in zip(runs, names, held, strict=True)
+        ]
+    }
+    return content, [(len(training), len(evaluated)) for training, evaluated in held]
+
+
+def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
+    """Every dialogue, or every second, third ...: as many as take at most `budget` bytes in the page, and those."""
+    sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
+    step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
+    while (size := sum(sizes[::step])) > budget and step < len(sizes):
+        step += 1
+    return (dialogues[::step], size) if size <= budget else ([], 0)
+
+
+def _curve(values: Sequence[float]) -> dict[str, Any]:
+    """{x, y: points, thinned evenly; average}: an agent's rewards and their moving average."""
+    step = max(1, math.ceil(len(values) / _MAX_POINTS))
+    points = range(0, len(values), step)
+    return {
+        "x": [i + 1 for i in points],
+        "y": [round(values[i], 4) if math.isfinite(values[i]) else None for i in points],
+        "average": [value if value is None else round(value, 4) for value in moving_average(values)],
+    }
+
+
+def _heat(cross: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "judges": [judge["name"] + ("" if judge["trained_agents"] else " (held out)") for judge in cross["judges"]],
+        **{key: cross[key] for key in ("rows", "base", "trained", "difference", "low", "high")},
+    }
+
+
+def _json(data: Any) -> str:
+    """JSON that no HTML parser can leave, with hidden characters written out."""
+    text = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(str(key)): _shown(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _part(name: str) -> str:
+    return resources.files("rlhf_marl.reporting").joinpath(name).read_text("utf-8")
+
+
+def _plotly() -> str:
+    """plotly.js's bundle of cartesian charts, such that neither `</script` nor a carriage return stands in it.
+
+    From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The whole library is three times as large, and
+    starts more slowly.
+    """
+    return (
+        _part("plotly-cartesian.min.js")
+        .replace("\r\n", "\n")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "<\\!--")
+    )
+
+
+def _hash(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

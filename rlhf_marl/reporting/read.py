@@ -1,0 +1,280 @@
+"""What a run directory holds, as far as it can be read; what is missing or damaged becomes a note."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+from rlhf_marl.config import Config, check_config
+from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.stored import DIALOGUES, NUMBERS, is_current, parse
+from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.training.health import warnings_of
+
+Row = dict[str, Any]
+T = TypeVar("T")
+MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError)
+_SERIES = ("td_error", "kl", "entropy", "disagreement_before", "disagreement_after")
+_MUCH_TRUNCATION = 0.5
+_DEEPEST = 50  # nesting of a file that is shown as it is
+_MOST_AGENTS = 1000  # a larger number in a file is damage
+# Controls (but newline and tab), format characters that reorder or hide text, and lone surrogates.
+_INVISIBLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+@final
+@dataclass
+class Run:
+    """One run, ready to be shown.
+
+    agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
+    [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
+    evaluation_dialogues.jsonl. health: sentences.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    config_text: str
+    environment: dict[str, Any] = field(default_factory=dict)
+    cards: list[Any] = field(default_factory=list)
+    agents: list[str] = field(default_factory=list)
+    episodes: list[list[float]] = field(default_factory=list)
+    series: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    dialogues: list[Row] = field(default_factory=list)
+    evaluated: list[Row] = field(default_factory=list)
+    answers: list[Row] = field(default_factory=list)
+    evaluation: dict[str, Any] | None = None
+    topology: dict[str, Any] | None = None
+    health: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory.
+
+    Raises:
+        UsageError: the folder has none of a run's files.
+    """
+    if not any((path / name).is_file() for name in ("config.yaml", "metrics.jsonl", "dialogues.jsonl")):
+        raise UsageError(
+            f"report: {str(path)!r} is not a run directory: no config.yaml, metrics.jsonl, dialogues.jsonl"
+        )
+    notes: list[str] = []
+    content, text, config = _config(path, notes)
+    run = Run(path, path.resolve().name, content, text, notes=notes)
+    run.environment = _json(path / "environment.json", dict, notes) or {}
+    run.cards = _json(path / "reward_models.json", list, notes) or []
+    run.topology = _json(path / "topology.json", dict, notes, optional=True)
+    metrics = _lines(path / "metrics.jsonl", _metrics_row, notes)
+    turns = _lines(path / "dialogues.jsonl", _training_turn, notes)
+    run.evaluation = _evaluation(path, notes)
+    if run.evaluation is not None:
+        asked = _lines(path / DIALOGUES, lambda row: (row, _evaluation_turn(row)), notes)
+        run.answers = [row for row, _ in asked]
+        run.evaluated = _questions([turn for _, turn in asked])
+    run.agents = _agents(metrics, run.cards, turns)
+    run.dialogues = _dialogues(turns)
+    run.episodes = [
+        [_mean([turn["scores"][i] for turn in d["turns"] if i < len(turn["scores"])]) for d in run.dialogues]
+        for i in range(len(run.agents))
+    ]
+    for key in _SERIES:
+        run.series[key] = [[row[key] for row in metrics if row["agent"] == i] for i in range(len(run.agents))]
+    run.health = list(_health(metrics, config))
+    _check_whole(run, metrics)
+    return run
+
+
+def _evaluation(path: Path, notes: list[str]) -> dict[str, Any] | None:
+    try:
+        _, found = parse(path / NUMBERS)
+    except FileNotFoundError:
+        return None
+    except (OSError, UsageError) as error:
+        reason = str(error).removeprefix(f"{path}/")
+        notes.append(f"evaluation.json is not shown: {reason}; evaluate again")
+        return None
+    if not is_current(found["settings"], path):
+        notes.append("evaluation.json is of another state of the agents than the run has now; evaluate again")
+    return found
+
+
+def visible(text: str) -> str:
+    """The text with every control, reordering or hidden character written out, such as ⟨U+202E⟩."""
+    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", text)
+
+
+def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str, Config | None]:
+    file = path / "config.yaml"
+    try:
+        text = file.read_text("utf-8", errors="replace")
+        content = load_yaml(file)
+    except (OSError, UsageError) as error:
+        notes.append(f"config.yaml cannot be read ({error}); what the run recorded is shown")
+        return {}, "", None
+    try:
+        return content, text, check_config(content, "config.yaml")
+    except UsageError as error:
+        reason = str(error).splitlines()[0]
+        notes.append(f"{reason}: the run is of another version of rlhf-marl; what can be understood is shown")
+        return content if isinstance(content, dict) else {}, text, None
+
+
+def _json(file: Path, kind: type, notes: list[str], *, optional: bool = False) -> Any:
+    try:
+        found = json.loads(file.read_text("utf-8"), parse_constant=lambda constant: None)
+        if _depth(found) > _DEEPEST:
+            raise ValueError(f"nested more than {_DEEPEST} deep")
+        if isinstance(found, kind):
+            return found
+        notes.append(f"{file.name} is damaged: it holds no {kind.__name__}")
+    except FileNotFoundError:
+        if not optional:
+            notes.append(f"{file.name} is missing")
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{file.name} is damaged: {error}")
+    return None
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _lines(file: Path, understand: Callable[[Row], T], notes: list[str]) -> list[T]:
+    """Every line that is whole and has the keys it needs; a note counts the others."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        notes.append(f"{file.name} cannot be read: {error.strerror}")
+        return []
+    rows, damaged = [], []
+    if lines.pop():
+        notes.append(f"{file.name}: its last line is torn and left out")
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(understand(json.loads(line, parse_constant=lambda constant: None)))
+        except MALFORMED:
+            damaged.append(number)
+    if damaged:
+        notes.append(f"{file.name}: {len(damaged)} lines cannot be read and are left out; the first is {damaged[0]}")
+    return rows
+
+
+def _metrics_row(row: Row) -> Row:
+    if row["agent"] not in range(_MOST_AGENTS) or not isinstance(row["iteration"], int):
+        raise ValueError
+    return {**row, **{key: _number(row.get(key)) for key in _SERIES}, "reward_model": str(row["reward_model"])}
+
+
+def _training_turn(row: Row) -> Row:
+    return {
+        "at": [int(row["iteration"]), int(row["dialogue"]), int(row["turn"])],
+        "prompt": str(row["prompt"]),
+        "responses": [str(response["text"]) for response in row["responses"]],
+        "cut": [bool(response["truncated"]) for response in row["responses"]],
+        "scores": [round(float(score), 3) for score in row["reward_scaled"]],
+        "aggregate": str(row["aggregate"]),
+        "fallback": bool(row["controller_fallback"]),
+    }
+
+
+def _evaluation_turn(row: Row) -> Row:
+    scores = {str(judge): [_number(score) for score in found] for judge, found in row["scores"].items()}
+    return {
+        "at": [str(row["question"]), int(row["turn"]), str(row["policy"])],
+        "kind": str(row["kind"]),
+        "prompt": str(row["prompt"]),
+        "responses": [str(text) for text in row["responses"]],
+        "cut": [bool(cut) for cut in row.get("truncated", [False] * len(row["responses"]))],
+        "scores": scores,
+        "aggregate": str(row["aggregate"]),
+        "aggregate_scores": {str(judge): _number(score) for judge, score in row["aggregate_scores"].items()},
+        "fallback": bool(row["fallbacks"]),
+    }
+
+
+def _dialogues(turns: list[Row]) -> list[Row]:
+    """Turns of one dialogue together, in the order of training."""
+    found: dict[tuple[int, int], Row] = {}
+    for turn in sorted(turns, key=lambda turn: turn["at"]):
+        iteration, dialogue, _ = turn.pop("at")
+        title = f"iteration {iteration}, dialogue {dialogue}"
+        found.setdefault((iteration, dialogue), {"title": title, "turns": []})["turns"].append(turn)
+    return list(found.values())
+
+
+def _questions(turns: list[Row]) -> list[Row]:
+    """Base and trained turns of one question together."""
+    found: dict[str, dict[int, Row]] = {}
+    kinds: dict[str, str] = {}
+    for turn in turns:
+        question, k, policy = turn.pop("at")
+        kinds[question] = turn.pop("kind")
+        if policy in ("base", "trained"):
+            found.setdefault(question, {}).setdefault(k, {})[policy] = turn
+    return [
+        {"title": f"{question} ({kinds[question]})", "turns": [of_turn for _, of_turn in sorted(of_question.items())]}
+        for question, of_question in found.items()
+    ]
+
+
+def _agents(metrics: list[Row], cards: list[Any], turns: list[Row]) -> list[str]:
+    named = {row["agent"]: row["reward_model"] for row in metrics}
+    for i, card in enumerate(cards):
+        if isinstance(card, dict):
+            named.setdefault(i, str(card.get("name", "unknown")))
+    n_agents = max([0, *(i + 1 for i in named), *(len(turn["scores"]) for turn in turns)])
+    return [named.get(i, "unknown") for i in range(n_agents)]
+
+
+def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
+    """Each symptom of rlhf_marl.training.health once per agent, with how often; and answers cut at the limit."""
+    seen: dict[tuple[int, str], list[tuple[int, str]]] = {}
+    for row in rows:
+        if config is None:
+            break
+        try:
+            for kind, words in warnings_of(row, config):
+                seen.setdefault((row["agent"], kind), []).append((row["update"], words))
+        except MALFORMED:
+            continue
+    for (agent, _), found in sorted(seen.items()):
+        often = f"in {len(found)} of its updates, first in {found[0][0]}, last in {found[-1][0]}"
+        yield f"Agent {agent}: {found[-1][1]} ({often})."
+    for agent in sorted({row["agent"] for row in rows}):
+        cut = [row["truncated"] for row in rows if row["agent"] == agent and _number(row.get("truncated")) is not None]
+        last = cut[-max(1, len(cut) // 5) :]
+        if last and _mean(last) > _MUCH_TRUNCATION:
+            yield (
+                f"Agent {agent}: {_mean(last):.0%} of its answers in the last fifth of training were cut at the token "
+                "limit; rewards judge unfinished sentences; raise generation.max_new_tokens."
+            )
+
+
+def _check_whole(run: Run, metrics: list[Row]) -> None:
+    done = max((row["iteration"] for row in metrics), default=-1) + 1
+    asked = run.config.get("iterations")
+    if isinstance(asked, int) and done < asked:
+        run.notes.append(f"The run is not finished: {done} of {asked} iterations are recorded; train on with --resume")
+    if not any(run.path.glob("adapters/agent_*/adapter_model.safetensors")):
+        run.notes.append("The run has no adapters yet: it can be reported, not loaded")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number in six digits, else None."""
+    try:
+        return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # an integer of hundreds of digits
+        return None
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,137 @@
+"""What a user sees while training: live rewards, health warnings in words, and a summary."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from rlhf_marl.config import Config
+from rlhf_marl.errors import printable
+from rlhf_marl.training.health import warnings_of
+
+Row = dict[str, Any]
+
+
+@final
+class Display:
+    """Progress bar with live rewards on a terminal; a line per iteration elsewhere. Use as a context manager."""
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self._config, self._path = config, path
+        self._console = Console(stderr=True, highlight=False)
+        self._progress = Progress(
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[rewards]}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=config.iterations, rewards="playing the first dialogues")
+        self._warned: set[tuple[str, int]] = set()
+        self._iterations, self._tokens = 0, 0.0
+
+    def _print(self, content: object) -> None:
+        self._console.print(content, soft_wrap=True)
+
+    def loading(self) -> None:
+        self._print(
+            _text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
+        )
+
+    def stopping(self) -> None:
+        self._print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
+
+    def __enter__(self) -> "Display":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+    def iteration(self, iterations: int, rows: list[Row]) -> None:
+        """Show one finished iteration."""
+        self._iterations += 1
+        self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
+        rewards = "reward " + "  ".join(f"{printable(name)} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
+        self._progress.update(self._task, completed=iterations, rewards=rewards)
+        if not self._console.is_terminal:
+            speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+            self._print(_text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
+        for row in rows:
+            for kind, words in warnings_of(row, self._config):
+                if (kind, row["agent"]) not in self._warned:
+                    self._warned.add((kind, row["agent"]))
+                    self._print(_text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+
+    def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
+        """The newest words of each agent's symptoms, and in how many rows they were."""
+        found: dict[tuple[int, str], tuple[str, int]] = {}
+        for row in rows:
+            for kind, words in warnings_of(row, self._config):
+                _, times = found.get((row["agent"], kind), ("", 0))
+                found[row["agent"], kind] = words, times + 1
+        return found
+
+    def summary(self, rows: list[Row], iterations: int) -> None:
+        """First against last fifth of the updates, per agent, and where everything is."""
+        table = Table(title=f"{iterations} iterations: mean scaled reward")
+        for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
+            table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
+        for agent, name in _agents(rows):
+            first, last = first_and_last_fifth(rows, agent)
+            table.add_row(str(agent), _text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+        if rows:
+            self._print(table)
+        for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
+            updates = sum(row["agent"] == agent for row in rows)
+            self._print(_text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
+        best = self._path / "checkpoints" / "best.json"
+        if best.is_file():
+            found = json.loads(best.read_text("utf-8"))
+            metric = f"{self._config.best_metric} {found['score']:+.3f}"
+            self._print(_text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
+        self._print(_text(f"run directory: {self._path}"))
+        if (self._path / "report.html").is_file():
+            self._print(_text(f"report, for a browser: {self._path / 'report.html'}"))
+
+    def profile(self, seconds: dict[str, float]) -> None:
+        """Where the wall time of the iterations shown here went, stage by stage."""
+        wall = sum(seconds.values())
+        table = Table(title=f"{self._iterations} iterations in {wall:.1f} s")
+        for column in ("stage", "seconds per iteration", "share"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        for name, value in seconds.items():
+            table.add_row(name, f"{value / max(1, self._iterations):.3f}", f"{value / wall:.1%}")
+        self._print(table)
+        generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
+        self._print(
+            f"tokens of the agents per second: {generating:.0f} while generating, {self._tokens / wall:.0f} in all"
+        )
+
+
+def _text(words: str, style: str = "") -> Text:
+    """Words that say themselves and do nothing: no markup, no control or bidi characters."""
+    return Text(printable(words), style)
+
+
+def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:
+    """Mean of one agent's metric over the first and over the last fifth of its updates (at least one each)."""
+    values = [row[key] for row in rows if row["agent"] == agent]
+    fifth = max(1, len(values) // 5)
+    return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
+
+
+def _agents(rows: Sequence[Row]) -> list[tuple[int, str]]:
+    return sorted({row["agent"]: row["reward_model"] for row in rows}.items())
+
+
+def _mean(rows: Sequence[Row], agent: int) -> float:
+    values = [row["reward_scaled"] for row in rows if row["agent"] == agent]
+    return sum(values) / len(values)

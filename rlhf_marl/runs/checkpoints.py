@@ -1,0 +1,181 @@
+"""Checkpoints: folders that appear whole, are checked when read, and give way to the one before when damaged.
+
+checkpoints/iteration_00010/state.safetensors   what training changes
+checkpoints/iteration_00010/state.json          version, iteration, config, score, counters
+checkpoints/iteration_00010/manifest.json       size and SHA-256 of both
+checkpoints/best.json                           which one has the best score
+"""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
+from rlhf_marl.errors import UsageError
+from rlhf_marl.runs.iterations import numbered_folders, numbered_name
+
+VERSION = 2  # raised when a checkpoint means something else than before
+_TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors of a disk may pass: no damage
+_DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
+_log = logging.getLogger("rlhf_marl")
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+@final
+class Checkpoints:
+    """The checkpoints in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(
+        self,
+        iteration: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        score: float | None,
+        keep: int,
+    ) -> int:
+        """Write the state after `iteration` finished iterations; keep the newest `keep` and the one of highest score.
+
+        The files are written and flushed beside, then renamed. Returns the iteration of the oldest of the newest.
+
+        Raises:
+            RunStopped: the disk refuses; the checkpoints before stay as they are.
+        """
+        folder = self._folder / numbered_name(iteration)
+        content = {"version": VERSION, "iteration": iteration, "score": score, **values}
+        try:
+            with writing_folder(folder) as temporary:
+                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+                (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
+                manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
+                (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
+            return self.tidy(keep)
+        except (OSError, SafetensorError) as error:
+            raise unwritable(folder, error) from None
+
+    def load(self) -> State | None:
+        """Tensors and values of the newest whole checkpoint, or None if there is none yet.
+
+        A damaged one is passed over with a warning that says which and why.
+
+        Raises:
+            UsageError: there are checkpoints, and all are damaged; or one of another version, or that the disk does not
+                give now.
+        """
+        try:
+            finished = numbered_folders(self._folder)
+        except OSError as error:
+            raise _unreadable(self._folder, error) from None
+        for _, folder in reversed(finished):
+            if (state := _read_unless_damaged(folder, "trying the one before")) is not None:
+                return state
+        if finished:
+            raise UsageError(f"--resume: all checkpoints in {self._folder} are damaged; start a new run")
+        return None
+
+    def best(self) -> State | None:
+        """The checkpoint of highest score (the earliest of equals), or None if no whole one has a score."""
+        scored = _scored(numbered_folders(self._folder))
+        while scored:
+            folder = max(scored, key=scored.__getitem__)
+            if (state := _read_unless_damaged(folder, "trying the next best")) is not None:
+                return state
+            del scored[folder]
+        return None
+
+    def forget_after(self, iteration: int) -> None:
+        """Remove checkpoints of later iterations."""
+        for number, folder in numbered_folders(self._folder):
+            if number > iteration:
+                shutil.rmtree(folder)
+
+    def tidy(self, keep: int) -> int:
+        """Name the best, remove what is neither best nor among the newest `keep`, and what a killed process left.
+
+        Returns the iteration of the oldest of the newest, 0 if there is none.
+        """
+        for left in self._folder.glob("*.tmp"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        finished = numbered_folders(self._folder)
+        scored = _scored(finished)
+        best = max(scored, key=scored.__getitem__) if scored else None
+        if best is not None:
+            write_text(self._folder / "best.json", json.dumps({"folder": best.name, "score": scored[best]}) + "\n")
+        else:
+            (self._folder / "best.json").unlink(missing_ok=True)
+        for _, old in finished[:-keep]:
+            if old != best:
+                shutil.rmtree(old)
+        return finished[-keep:][0][0] if finished else 0
+
+
+def _scored(finished: Sequence[tuple[int, Path]]) -> dict[Path, float]:
+    return {folder: score for _, folder in finished if (score := _score(folder)) is not None}
+
+
+def _score(folder: Path) -> float | None:
+    """A finished checkpoint's score, if it is whole enough to have one."""
+    try:
+        score = json.loads((folder / _VALUES).read_text("utf-8"))["score"]
+    except _DAMAGED:
+        return None
+    return score if isinstance(score, float) and math.isfinite(score) else None
+
+
+def _read_unless_damaged(folder: Path, instead: str) -> State | None:
+    """One checkpoint, or None and a warning that says what is done instead."""
+    try:
+        return _read(folder)
+    except _DAMAGED as error:
+        _log.warning("checkpoint %s is damaged (%s); %s", folder, error, instead)
+        return None
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+
+
+def _unreadable(folder: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"--resume: {folder} cannot be read now: {error.strerror}; nothing is changed: try again when it can be"
+    )
+
+
+def _read(folder: Path) -> State:
+    """Check and load one checkpoint; raises UsageError for another version, one of _DAMAGED for damage."""
+    values = json.loads((folder / _VALUES).read_text("utf-8"))
+    if not (folder / _MANIFEST).is_file() and "version" not in values and "files" in values:
+        raise _other_version(folder, 1)  # version 1 kept its hashes there
+    manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+    if manifest.keys() != {_TENSORS, _VALUES}:
+        raise ValueError(f"{_MANIFEST} does not name its files")
+    for name, written in manifest.items():
+        if _fingerprint(folder / name) != written:
+            raise ValueError(f"{name} is not what was written")
+    if values["version"] != VERSION:
+        raise _other_version(folder, values["version"])
+    return load_file(folder / _TENSORS), values
+
+
+def _other_version(folder: Path, version: object) -> UsageError:
+    return UsageError(
+        f"--resume: checkpoint {folder} is of version {version}, this rlhf-marl reads version {VERSION}: "
+        "go on with the rlhf-marl that wrote it (see environment.json), or use a new run"
+    )
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}

@@ -1,0 +1,305 @@
+"""The run directory: everything a run leaves behind, readable at any moment, resumable from its last checkpoint.
+
+config.yaml        the resolved config           environment.json   versions, hardware, seed
+metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
+checkpoints/       the newest and the best; see checkpoints.py
+answers/           what services answered since the oldest of the newest checkpoints; see journal.py
+adapters/agent_0/  PEFT format                   critics.safetensors
+best/              adapters of the best checkpoint, likewise
+topology.json      the consensus matrix          report.html        written at the end
+"""
+
+import json
+import logging
+import os
+import platform
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
+
+from torch import Tensor
+
+from rlhf_marl.runs.checkpoints import Checkpoints, State
+from rlhf_marl.config import Config, check_config, dump_config
+from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
+from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.rewards.card import Card, check_card, with_members
+from rlhf_marl.files.yaml_files import load_yaml
+
+_PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
+_OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience
+_MEMBER = re.compile(r"(?<=\.)members\.\d+\.card\.")  # in the key of a member's card
+_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
+_MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
+_BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
+_BEGINNING |= {"environment.json.tmp", "reward_models.json.tmp", "config.yaml.tmp"}
+_log = logging.getLogger("rlhf_marl")
+Rows = list[dict[str, Any]]
+
+
+@final
+class RunDirectory:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.dialogues = path / "dialogues.jsonl"
+        self.adapters = path / "adapters"
+        self.best = path / "best"
+        self.critics = path / "critics.safetensors"
+        self.checkpoints = Checkpoints(path / "checkpoints")
+        self._reward_models = path / "reward_models.json"
+        self._environment = path / "environment.json"
+
+    @classmethod
+    def create(cls, path: Path, config: Config, cards: Sequence[Card]) -> "RunDirectory":
+        """Start a new run.
+
+        Raises:
+            UsageError: something is already there, or nothing may be written there. RunStopped: the disk is full.
+        """
+        cls.check_free(path)
+        run = cls(path)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            flush(path.parent)
+            with run.locked():
+                cls.check_free(path)  # another process may have been first
+                write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
+                write_text(run._reward_models, _dump_cards(cards))
+                run.metrics.touch()
+                run.dialogues.touch()
+                dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
+        except OSError as error:
+            if error.errno in FULL:
+                raise unwritable(path, error, "start again") from None
+            raise UsageError(f"--run-dir: {str(path)!r} cannot be created: {error.strerror}") from None
+        return run
+
+    def save_topology(self, matrix: Tensor) -> None:
+        """Record the consensus matrix (N, N), for readers without torch."""
+        self._write(self.path / "topology.json", json.dumps({"matrix": matrix.tolist()}) + "\n")
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raise UsageError if a new run cannot start here; what a run left that died while it began does not count."""
+        if path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING:
+            return
+        if path.exists():
+            raise UsageError(f"--run-dir: {str(path)!r} already exists; add --resume to go on, or choose another name")
+
+    @classmethod
+    def open(cls, path: Path, where: str = "run directory") -> tuple["RunDirectory", Config]:
+        """An existing run and its config; raises UsageError if it is none."""
+        if not (path / "config.yaml").is_file():
+            raise UsageError(f"{where}: {str(path)!r} is not a run directory: it has no config.yaml")
+        return cls(path), check_config(load_yaml(path / "config.yaml"), str(path / "config.yaml"))
+
+    @classmethod
+    def resume(cls, path: Path, config: Config) -> "RunDirectory":
+        """An existing run, if its config agrees with this one.
+
+        Raises:
+            UsageError: no run there, another process works on it, or the config differs in more than its length; names
+                the first difference.
+        """
+        run, before = cls.open(path, "--resume")
+        check_same_config(before.model_dump(mode="json"), config, f"{path} was started")
+        run._warn_of_another_machine(config)
+        with run.locked():  # told before minutes of loading
+            return run
+
+    def adopt(self, config: Config, cards: Sequence[Card]) -> None:
+        """Write down what a resumed run has otherwise than before; inside the lock, when nothing refuses it any more.
+
+        Raises:
+            RunStopped: the disk refuses.
+        """
+        try:
+            if RunDirectory.open(self.path)[1] != config:
+                dump_config(config, self.path / "config.yaml")
+            if not self._reward_models.is_file() or self._reward_models.read_text("utf-8") != _dump_cards(cards):
+                write_text(self._reward_models, _dump_cards(cards))
+        except OSError as error:
+            raise unwritable(self.path, error) from None
+
+    def _warn_of_another_machine(self, config: Config) -> None:
+        """What decides the last digits of a number: software, device, threads."""
+        try:
+            before = json.loads(self._environment.read_text("utf-8"))
+            differences = list(_differences(before, _environment(config)))
+        except (OSError, ValueError, RecursionError) as error:
+            _log.warning("%s cannot be read (%s): is this the same software and machine?", self._environment, error)
+            return
+        for key, was, now in differences:
+            if key.split(".")[0] in ("python", "packages", "device", "threads"):
+                _log.warning("the run began with %s %s, now it is %s: expect other last digits", key, was, now)
+
+    def cards(self) -> list[Card]:
+        """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
+        try:
+            content = json.loads(self._reward_models.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
+        if not isinstance(content, list):
+            raise UsageError(f"{self._reward_models}: is no list of cards")
+        return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
+
+    def check_cards(self, cards: Sequence[Card]) -> None:
+        """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""
+        if not self._reward_models.exists():
+            _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
+            return
+        try:
+            # Runs of earlier versions kept the paths of an ensemble's members alone.
+            before = json.loads(_dump_cards([with_members(card) for card in self.cards()]))
+        except UsageError as error:
+            raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
+        for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
+            if _MEMBER.sub("", key).partition(".")[2] not in _OF_A_SERVICE:
+                raise UsageError(
+                    f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
+                    "use a new run"
+                )
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Inside, no other process writes here; UsageError if one does."""
+        return locked(self.path, "--run-dir")
+
+    def _write(self, file: Path, text: str) -> None:
+        try:
+            write_text(file, text)
+        except OSError as error:
+            raise unwritable(file, error) from None
+
+    def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(_lines(rows))
+        except OSError as error:
+            raise unwritable(file, error) from None
+
+    def forget_from(
+        self, iteration: int, check: Callable[[Rows, Rows], None] = lambda metrics, dialogues: None
+    ) -> None:
+        """Drop lines of iterations at or after this one (and a torn last line): they will be written again.
+
+        check: is shown the rows of metrics and dialogues that stay, before anything is changed.
+
+        Raises:
+            UsageError: a damaged line; and what `check` raises. RunStopped: the disk refuses.
+        """
+        logs = (self.metrics, self.dialogues)
+        kept = [[row for row in _numbered(log) if row["iteration"] < iteration] for log in logs]
+        check(*kept)
+        for log, rows in zip(logs, kept, strict=True):
+            self._write(log, _lines(rows))
+
+    def save_checkpoint(
+        self,
+        iteration: int,
+        tensors: Mapping[str, Tensor],
+        values: Mapping[str, Any],
+        *,
+        score: float | None = None,
+        keep: int = 2,
+    ) -> int:
+        """Write the state after `iteration` finished iterations, as Checkpoints.save does.
+
+        A checkpoint must not outlive the lines it counts as written: they are on the disk before it is.
+        """
+        for log in (self.metrics, self.dialogues):
+            try:
+                flush(log)
+            except OSError as error:
+                raise unwritable(log, error) from None
+        return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
+
+    def tidy_checkpoints(self, iteration: int, keep: int) -> None:
+        """Leave the checkpoints as they were after this iteration, also if the process was killed in the middle of it.
+
+        Later ones are removed: they are damaged, or a run would have gone on from them.
+        """
+        try:
+            self.checkpoints.forget_after(iteration)
+            self.checkpoints.tidy(keep)
+        except OSError as error:
+            raise unwritable(self.path / "checkpoints", error) from None
+
+    def load_checkpoint(self) -> State | None:
+        """Tensors and values of the newest whole checkpoint, as Checkpoints.load does."""
+        return self.checkpoints.load()
+
+
+def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> None:
+    """Raise UsageError with the first difference, if this config asks for more than another length."""
+    for key, was, now in _differences(dict(before), config.model_dump(mode="json")):
+        if key not in _MAY_CHANGE_ON_RESUME:
+            raise UsageError(f"--resume: {what} with {key} = {was!r}, now it is {now!r}; use a new run")
+
+
+def _dump_cards(cards: Sequence[Card]) -> str:
+    return json.dumps([card.model_dump(mode="json") for card in cards], indent=2) + "\n"
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """All whole lines of a JSON Lines file; a torn last line is left out.
+
+    Raises:
+        UsageError: another line is damaged; names the first.
+    """
+    rows = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except (ValueError, RecursionError):
+            raise UsageError(f"{file}: line {number} is damaged: {line[:60].decode(errors='replace')!r}") from None
+        rows.append(row)
+    return rows
+
+
+def _numbered(log: Path) -> Rows:
+    """The rows of a log, each with the number of its iteration; raises UsageError for another."""
+    try:
+        rows = read_jsonl(log)
+    except FileNotFoundError:
+        return []
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row.get("iteration"), int):
+            raise UsageError(f"{log}: line {number} is damaged: it names no iteration; restore or remove it")
+    return rows
+
+
+def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in {**old, **new}:
+            yield from _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for place, (was, now) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(was, now, f"{key}.{place}" if key else str(place))
+    elif old != new:
+        yield key, old, new
+
+
+def _environment(config: Config) -> dict[str, Any]:
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "seed": config.seed,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+    }

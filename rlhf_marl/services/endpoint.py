@@ -1,0 +1,107 @@
+"""An OpenAI-compatible chat endpoint, asked in parallel; greedy, with bounded retries."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, final
+
+from pydantic import BaseModel, Field, ValidationError
+
+from rlhf_marl.errors import RunStopped
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+
+_OPENAI = "https://api.openai.com/v1"
+_PARALLEL = 8
+
+
+# The parts of a chat completion that are used; what an endpoint sends may be anything.
+class Alternative(BaseModel):
+    token: str
+    logprob: Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Token(BaseModel):
+    top_logprobs: list[Alternative] = []
+
+
+class LogProbabilities(BaseModel):
+    content: list[Token] | None = None
+
+
+class ChatMessage(BaseModel):
+    content: str | None = None
+
+
+class Choice(BaseModel):
+    message: ChatMessage
+    logprobs: LogProbabilities | None = None
+
+
+class Completion(BaseModel):
+    choices: list[Choice]
+
+
+@final
+class Endpoint:
+    """who: what asks, for the error line. The key comes from the environment variable api_key_env alone."""
+
+    def __init__(
+        self,
+        who: str,
+        model: str,
+        *,
+        api_key_env: str,
+        base_url: str | None,
+        timeout: float,
+        max_retries: int,
+        journal: Journal = UNRECORDED,
+    ) -> None:
+        """Raises UsageError if the variable is not set."""
+        self._who, self._model, self._retries, self._journal = who, model, max_retries, journal
+        self._place = base_url or _OPENAI
+        key = key_from(api_key_env, who)
+        self._service = Service(f"{self._place.rstrip('/')}/chat/completions", key=key, timeout=timeout)
+
+    def ask(self, conversations: Sequence[Sequence[Message]], max_tokens: int, **options: Any) -> list[Choice | None]:
+        """The first choice of each completion, or None where the endpoint returned none.
+
+        Raises:
+            RunStopped: the endpoint still fails after all retries.
+        """
+        requests = [
+            {"model": self._model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0, **options}
+            for messages in conversations
+        ]
+        tickets = [self._journal.ticket(["chat", request]) for request in requests]  # no address: a service may move
+        with ThreadPoolExecutor(max_workers=min(_PARALLEL, len(requests))) as pool:
+            kept = list(pool.map(lambda t, r: self._journal.answer(t, lambda: self._complete(r)), tickets, requests))
+        try:
+            return [Choice.model_validate(choice) if choice is not None else None for choice in kept]
+        except ValidationError:
+            raise self._stopped("has a kept answer that is none: remove the run's answers/") from None
+
+    def _complete(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The first choice as plain data."""
+        try:
+            choices = persistently(lambda: self._attempt(request), self._retries).choices
+        except Unusable as problem:
+            raise self._stopped(f"failed after {self._retries} retries: {problem}") from None
+        except Refused as problem:
+            raise self._stopped(f"refuses: {problem}") from None
+        return choices[0].model_dump() if choices else None
+
+    def _attempt(self, request: dict[str, Any]) -> Completion:
+        content = self._service.post(request)
+        try:
+            return Completion.model_validate_json(content)
+        except ValidationError:
+            raise Unusable(f"answered {content[:80].decode(errors='replace')!r}, no chat completion") from None
+
+    def _stopped(self, reason: str) -> RunStopped:
+        return RunStopped(self._service.hide(f"{self._who}: {self._model} at {self._place} {reason}"))
+
+
+def text_of(choice: Choice | None) -> str:
+    """A choice's text; empty if there is none."""
+    return (choice.message.content or "") if choice is not None else ""

@@ -1,0 +1,91 @@
+"""What the user reads: the warnings, the summary's numbers, and text that cannot format the terminal."""
+
+import pytest
+
+from rlhf_marl.reporting.terminal import Display, first_and_last_fifth
+from rlhf_marl.training.health import warnings_of
+
+HEALTHY = {
+    "agent": 0,
+    "reward_model": "kind",
+    "reward_scaled": 0.5,
+    "actor_skipped": 0,
+    "critic_skipped": 0,
+    "critic_dead_units": 0.5,
+    "critic_value": 1.0,
+    "critic_magnitude": 1.0,
+    "actor_signal": 0.1,
+    "actor_signal_positive": 0.5,
+    "critic_projected": 0.0,
+    "entropy": 2.0,
+    "kl": 4.0,
+    "response_tokens": 20.0,
+    "controller_fallbacks": 0,
+    "tokens_per_second": 9.0,
+    "seconds": 1.0,
+}
+
+
+def test_a_healthy_row_warns_of_nothing(tiny_config):
+    assert list(warnings_of(HEALTHY, tiny_config)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"actor_skipped": 1}, "actor_skipped"),
+        ({"critic_skipped": 1}, "critic_skipped"),
+        ({"critic_dead_units": 1.0}, "dead_critic"),
+        ({"critic_value": 0.0, "critic_magnitude": 101.0}, "critic_scale"),
+        ({"actor_signal": 0.0, "actor_signal_positive": 0.0}, "no_signal"),
+        ({"critic_projected": 1.0}, "projected"),
+        ({"entropy": 0.1}, "entropy"),
+        ({"kl": 41.0}, "kl"),
+        ({"controller_fallbacks": 2}, "fallbacks"),
+    ],
+)
+def test_each_symptom_has_its_warning(tiny_config, change, kind):
+    assert [found for found, words in warnings_of(HEALTHY | change, tiny_config) if words] == [kind]
+
+
+def test_signals_of_one_sign_are_told_where_there_are_enough_of_them(tiny_config):
+    many = tiny_config.model_copy(update={"dialogues": 8})
+    for positive in (0.0, 1.0):
+        row = HEALTHY | {"actor_signal_positive": positive}
+        assert list(warnings_of(row, tiny_config)) == []
+        assert [kind for kind, _ in warnings_of(row, many)] == ["one_sided_signal"]
+
+
+def test_each_warning_is_shown_once_per_agent(tiny_config, tmp_path, capsys):
+    display = Display(tiny_config, tmp_path)
+    collapsed = HEALTHY | {"entropy": 0.1}
+    display.iteration(1, [collapsed, collapsed | {"agent": 1}])
+    display.iteration(2, [collapsed])
+    errors = capsys.readouterr().err
+    assert errors.count("warning: agent 0: policy entropy") == 1
+    assert errors.count("warning: agent 1: policy entropy") == 1
+
+
+def test_first_and_last_fifth_of_one_agent():
+    rows = [{"agent": i % 2, "reward_scaled": float(i // 2)} for i in range(22)]  # agent 0: 0, 1, ..., 10
+    assert first_and_last_fifth(rows, 0) == (0.5, 9.5)
+    assert first_and_last_fifth(rows[:2], 1) == (0.0, 0.0)
+
+
+def test_summary_shows_names_as_text(tiny_config, tmp_path, capsys):
+    Display(tiny_config, tmp_path / "run").summary([HEALTHY | {"reward_model": "[red]x[/red]"}], 1)
+    errors = capsys.readouterr().err
+    assert "[red]x[/red]" in errors
+    assert "+0.500" in errors
+    assert "warning" not in errors
+
+
+def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "best.json").write_text('{"folder": "iteration_00004", "score": 0.25}')
+    rows = [HEALTHY, HEALTHY | {"entropy": 0.1}, HEALTHY | {"entropy": 0.2}]
+    Display(tiny_config, tmp_path).summary(rows, 3)
+    errors = capsys.readouterr().err
+    assert "warning: agent 0: policy entropy is below 0.3" in errors
+    assert "(in 2 of its 3 updates)" in errors
+    assert f"best checkpoint: iteration_00004 (reward_scaled +0.250); its adapters: {tmp_path}/best" in errors

@@ -1,0 +1,276 @@
+"""Whole runs with a tiny model: what is written, repeated, resumed, refused."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import rlhf_marl
+from rlhf_marl.config import check_config
+from rlhf_marl.dialogue.player import play_turns
+from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.runs.directory import read_jsonl
+from rlhf_marl.training.build import build
+from rlhf_marl.training.health import warnings_of
+from rlhf_marl.training.loop import transitions
+from tests.conftest import write_card
+
+TIMES = {"seconds", "stage_seconds", "tokens_per_second"}
+
+
+def metrics(path: Path) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(path / "metrics.jsonl")]
+
+
+def train(content: dict, path: Path, **options) -> rlhf_marl.Run:
+    return rlhf_marl.train(content, run_dir=path, **options)
+
+
+def test_a_run_leaves_what_the_contract_names(tiny_content, tmp_path):
+    run = train(tiny_content, tmp_path / "run")
+    rows = read_jsonl(run.path / "metrics.jsonl")
+    assert [(r["update"], r["iteration"], r["turn"], r["agent"]) for r in rows] == [
+        (2 * i + k, i, k, a) for i in range(2) for k in range(2) for a in range(2)
+    ]
+    for key in (
+        "reward_raw", "reward_scaled", "td_error", "actor_signal", "critic_value", "disagreement_before",
+        "disagreement_after", "entropy", "kl", "response_tokens", "truncated", "gradient_norm", "tokens_per_second",
+        "gossip_bytes",
+    ):  # fmt: skip
+        assert all(isinstance(row[key], int | float) for row in rows), key
+    assert [row["warnings"] for row in rows] == [[kind for kind, _ in warnings_of(row, run.config)] for row in rows]
+    assert any(row["warnings"] for row in rows)
+    dialogues = read_jsonl(run.path / "dialogues.jsonl")
+    assert [(d["iteration"], d["turn"], d["dialogue"]) for d in dialogues] == [
+        (i, k, 2 * i + b) for i in range(2) for k in range(2) for b in range(2)
+    ]
+    assert dialogues[0]["prompt"] == "hi?"
+    assert dialogues[0]["next_prompt"] == dialogues[2]["prompt"]
+    assert dialogues[2]["next_prompt"] is None
+    assert dialogues[0]["reward_raw"][1] == len(dialogues[0]["responses"][1]["text"])
+    assert json.loads((run.path / "environment.json").read_text())["seed"] == 0
+    assert set(load_file(run.path / "critics.safetensors")) == {"agent_0", "agent_1"}
+    assert run.config == check_config(tiny_content, "tiny")
+    assert len(run.metrics) == 8
+    assert len(run.dialogues) == 8
+
+
+def test_same_seed_same_run_other_seed_other_run(tiny_content, tmp_path):
+    first, again = train(tiny_content, tmp_path / "a"), train(tiny_content, tmp_path / "b")
+    other = train(tiny_content | {"seed": 1}, tmp_path / "c")
+    assert metrics(first.path) == metrics(again.path)
+    assert (first.path / "dialogues.jsonl").read_bytes() == (again.path / "dialogues.jsonl").read_bytes()
+    assert metrics(first.path) != metrics(other.path)
+
+
+@pytest.mark.parametrize("signal", ["td_v", "td_q"])
+def test_resumed_run_equals_the_uninterrupted_one(tiny_content, tmp_path, signal):
+    content = tiny_content | {"iterations": 3, "actor": {"signal": signal, "step_size": 0.01}}
+    whole = train(content, tmp_path / "whole")
+    train(content | {"iterations": 1}, tmp_path / "parts")
+    torn = tmp_path / "parts" / "metrics.jsonl"
+    torn.write_text(torn.read_text() + '{"update": 2, "iterat')  # killed in the middle of a line
+    resumed = train(content, tmp_path / "parts", resume=True)
+    assert metrics(whole.path) == metrics(resumed.path)
+    assert (whole.path / "dialogues.jsonl").read_bytes() == (resumed.path / "dialogues.jsonl").read_bytes()
+    for file in ("critics.safetensors", "adapters/agent_1/adapter_model.safetensors"):
+        ours, theirs = load_file(whole.path / file), load_file(resumed.path / file)
+        assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_resume_refuses_another_config_and_names_the_difference(tiny_content, tmp_path):
+    train(tiny_content, tmp_path / "run")
+    changed = tiny_content | {"actor": {"step_size": 0.5}}
+    with pytest.raises(UsageError, match=r"actor.step_size = 0.001, now it is 0.5"):
+        train(changed, tmp_path / "run", resume=True)
+
+
+def test_an_existing_run_is_not_overwritten(tiny_content, tmp_path):
+    train(tiny_content, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"already exists; add --resume"):
+        train(tiny_content, tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities(tiny_content, tmp_path):
+    run = train(tiny_content | {"actor": {"step_size": 0.05}}, tmp_path / "run")
+    system = build(run.config, "c", torch.device("cpu"))
+    state, response = [5, 6, 7, 8], [20, 21, 22]
+    for agent in range(2):
+        system.adapters.load(agent, run.path / "adapters" / f"agent_{agent}", "test")
+    ours = evaluate_responses(
+        system.model, system.adapters, [state], [[response], [response]], temperature=1.0, pad=0
+    ).log_probability
+    assert abs(ours[0, 0] - ours[1, 0]) > 1e-3
+    for agent in range(2):
+        base = AutoModelForCausalLM.from_pretrained(tiny_content["model"]["name"])
+        peft = PeftModel.from_pretrained(base, str(run.path / "adapters" / f"agent_{agent}")).eval()
+        logits = peft(torch.tensor([state + response])).logits[0, len(state) - 1 : -1].log_softmax(-1)
+        expected = logits[torch.arange(3), torch.tensor(response)].sum()
+        torch.testing.assert_close(ours[agent, 0], expected, atol=1e-4, rtol=1e-4)
+
+
+def test_adding_an_agent_does_not_change_the_others_first_responses(tiny_content, tmp_path):
+    def first_turn(content):
+        system = build(check_config(content, "c"), "c", torch.device("cpu"))
+        return next(play_turns(system, 0)).responses
+
+    three = tiny_content | {"agents": [*tiny_content["agents"], tiny_content["agents"][0]]}
+    assert first_turn(three)[:2] == first_turn(tiny_content)
+
+
+def test_transitions_of_v_and_q_critics(tiny_content):
+    """V: as soon as the turn ends. Q: a turn later, with the next responses; the last turn's discount is 0."""
+    for signal, restart in (("td_v", False), ("td_q", False), ("td_q", True)):
+        content = tiny_content | {"actor": {"signal": signal}, "terminal": "restart" if restart else "zero", "turns": 3}
+        system = build(check_config(content, "c"), "c", torch.device("cpu"))
+        steps = list(transitions(system, play_turns(system, 0)))
+        assert [step.turn.number for step in steps] == [0, 1, 2]
+        assert [step.discount for step in steps] == [0.5, 0.5, 0.5 if restart else 0.0]
+        for now, following in pairwise(steps):
+            torch.testing.assert_close(now.next_features, following.features)
+        if restart or signal == "td_q":
+            torch.testing.assert_close(steps[-1].next_features, steps[0].features)
+
+
+def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
+    """Token in, token out: with a step of size zero, the trained log-probability is that of sampling."""
+    run = train(tiny_content | {"actor": {"step_size": 1e-12}}, tmp_path / "run")
+    system = build(run.config, "c", torch.device("cpu"))
+    turn = next(play_turns(system, 0))
+    statistics = evaluate_responses(
+        system.model,
+        system.adapters,
+        turn.states,
+        [[r.tokens for r in a] for a in turn.responses],
+        temperature=1.0,
+        pad=2,
+    )
+    first = [row["log_probability"] for row in metrics(run.path)[:2]]
+    assert first == pytest.approx(statistics.log_probability.mean(-1).tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"actor": {"signal": "td_q", "credit": "consensus", "optimizer": "normalised", "step_size": 0.01}},
+        {"actor": {"signal": "q_value", "credit": "consensus"}},
+        {"actor": {"turns_per_update": 2}, "critic": {"width": 8, "steps": 3, "optimizer": "sgd", "start": "restart"}},
+        {"topology": {"graph": "explicit", "edges": [[0, 1]], "matrix": "given", "weights": [[0.6, 0.4], [0.4, 0.6]]}},
+        {"controller": {"kind": "scripted", "next_prompts": ["And {{ prompt }}"]}, "dialogues": 1},
+        {"terminal": "restart", "actor": {"kl_coefficient": 0.5, "baseline": "none"}},
+    ],
+)
+def test_each_choice_of_the_config_trains(tiny_content, tmp_path, change):
+    run = train(tiny_content | {"iterations": 1} | change, tmp_path / "run")
+    updates = 2 // run.config.actor.turns_per_update
+    assert len(run.metrics) == updates * 2
+    assert run.metrics.notna().all().all()
+
+
+def test_one_agent_trains(tiny_content, tmp_path):
+    train(tiny_content | {"agents": tiny_content["agents"][:1]}, tmp_path / "run")
+
+
+def test_reward_rises(tiny_content, tmp_path):
+    """More vowels, from a model that writes random bytes, within seconds."""
+    content = tiny_content | {
+        "iterations": 25,
+        "dialogues": 8,
+        "turns": 1,
+        "agents": tiny_content["agents"][:1] * 2,
+        "controller": {"kind": "scripted", "next_prompts": ["-"]},
+        "actor": {"step_size": 0.03},
+        "lora": {"rank": 4, "alpha": 16.0},
+    }
+    run = train(content, tmp_path / "run")
+    for _, rows in run.metrics.groupby("agent"):
+        reward = rows["reward_raw"]
+        assert reward.tail(5).mean() > reward.head(5).mean() + 0.1
+
+
+@pytest.mark.parametrize(
+    ("function", "symptom"),
+    [("nan_score", "returned nan"), ("too_few", "returned 1 scores for 2"), ("fails", "raised ZeroDivisionError")],
+)
+def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path, monkeypatch, function, symptom):
+    import tests.conftest as scorers
+
+    bad = {
+        "nan_score": lambda prompts, responses: [float("nan")] * len(responses),
+        "too_few": lambda prompts, responses: [1.0],
+        "fails": lambda prompts, responses: [1 / 0],
+    }
+    monkeypatch.setattr(scorers, "broken", scorers.count_vowels, raising=False)
+    card = write_card(tmp_path, "broken", "tests.conftest:broken")
+    content = tiny_content | {"agents": [tiny_content["agents"][0], {"reward_model": str(card)}]}
+    whole = train(content, tmp_path / "whole")
+    train(content | {"iterations": 1}, tmp_path / "run")
+    monkeypatch.setattr(scorers, "broken", bad[function])
+    with pytest.raises(RunStopped, match=rf"agent 1: reward model 'broken' {symptom}"):
+        train(content, tmp_path / "run", resume=True)
+    assert len(rlhf_marl.load_run(tmp_path / "run").metrics) == 4
+    monkeypatch.setattr(scorers, "broken", scorers.count_vowels)
+    assert metrics(train(content, tmp_path / "run", resume=True).path) == metrics(whole.path)
+
+
+def test_steps_that_are_not_finite_never_reach_weights_and_stop_a_run_that_only_has_them(tiny_content, tmp_path):
+    """Rewards near float32's end: every gradient overflows. The other agents' gossip is spoiled too, no weight is."""
+    card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
+    content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "iterations": 9, "stop_after_skipped": 3}
+    with pytest.raises(RunStopped, match=r"iteration 2: the last 4 updates had steps that were not finite") as caught:
+        train(content, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert all(row["actor_skipped"] and row["critic_skipped"] for row in rows)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").glob("iteration_00002")
+    tensors = load_file(checkpoint / "state.safetensors")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def huge(prompts, responses):
+    return [3e38 if i % 2 else -3e38 for i in range(len(responses))]
+
+
+def test_trained_agents_chat(tiny_content, tmp_path):
+    run = train(tiny_content, tmp_path / "run")
+    agents = rlhf_marl.load_run(run.path).agents()
+    assert [agent.index for agent in agents] == [0, 1]
+    assert isinstance(agents[1].chat("hello", max_tokens=4), str)
+    shutil.rmtree(run.path / "adapters")
+    with pytest.raises(UsageError, match=r"adapter_config.json is missing"):
+        rlhf_marl.load_run(run.path).agents()
+
+
+def test_tensorboard_receives_the_metrics(tiny_content, tmp_path):
+    run = train(tiny_content | {"tracker": "tensorboard"}, tmp_path / "run")
+    assert any((run.path / "tracker").rglob("events*"))
+
+
+def test_agents_with_the_same_card_share_its_memory(tiny_content):
+    first, second = tiny_content["agents"]
+    config = check_config(tiny_content | {"agents": [first, second, first]}, "c")
+    models = build(config, "c", torch.device("cpu")).reward_models
+    assert models[0] is models[2]
+    assert models[0] is not models[1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
+)
+def test_what_does_not_fit_into_memory_is_one_line(tiny_content, monkeypatch, problem):
+    def full(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
+    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
+        build(check_config(tiny_content, "c"), "c.yaml", torch.device("cpu"))
