@@ -317,7 +317,7 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
 
 @contextmanager
 def peers_elsewhere(config: Config) -> Iterator[dict[str, Callable[[], float]]]:
-    """A step of each peer, in a process of its own: ours changes how its process gets memory (rlhf_marl/perf/memory.py)."""
+    """A step of each peer, in a process of its own: ours changes how its process gets memory (perf/memory.py)."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=serve_peers, args=(theirs, config), daemon=True)

@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from rlhf_marl.config import load_config
-from rlhf_marl.dialogue import packed
+from rlhf_marl.policy import mkl_linear as packed
 from rlhf_marl.training.build import build
 from rlhf_marl.training.system import DialogueSystem
 

@@ -9,7 +9,7 @@ from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from rlhf_marl import services
+from rlhf_marl.services import http as services
 
 
 @dataclass

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import rlhf_marl
-from rlhf_marl import checkpoints
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.files.atomic import unwritable
+from rlhf_marl.runs import checkpoints
 from rlhf_marl.runs.directory import RunDirectory
 from tests.killing import differing, state_of_run
 from tests.rewards.test_sequence_classifier import saved

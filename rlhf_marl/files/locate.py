@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rlhf_marl.errors import UsageError
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 _WHEEL_DATA = _PACKAGE / "data"
 DATA_ROOT = _WHEEL_DATA if _WHEEL_DATA.is_dir() else _PACKAGE.parent  # holds configs/, prompts/, reward_models/
 

@@ -23,7 +23,10 @@ def config_file(tiny_content: dict, tmp_path: Path) -> Path:
 
 
 def test_help_does_not_import_torch():
-    code = "import sys; from rlhf_marl.cli.commands import cli; cli(['-h'], standalone_mode=False); print('torch' in sys.modules)"
+    code = (
+        "import sys; from rlhf_marl.cli.commands import cli; cli(['-h'], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "train" in answer
     assert answer.rstrip().endswith("False")

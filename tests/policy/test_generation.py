@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_marl.dialogue import generation
+from rlhf_marl.policy import generation
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import Memory, generate, sample, sampling_uniforms
 from tests.conftest import tiny_llama, tiny_mistral

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_marl.dialogue import policy
+from rlhf_marl.policy import log_probabilities as policy
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import Memory
 from rlhf_marl.policy.log_probabilities import blocks, evaluate_responses

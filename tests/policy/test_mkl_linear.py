@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_marl.dialogue import packed as packed_module
+from rlhf_marl.policy import mkl_linear as packed_module
 from rlhf_marl.policy.mkl_linear import MOST_ROWS, PackedLinear, pack_linears
 from tests.conftest import tiny_llama
 

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock
 
 import rlhf_marl
-from rlhf_marl import checkpoints
+from rlhf_marl.runs import checkpoints
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
