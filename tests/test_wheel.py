@@ -35,12 +35,12 @@ def test_wheel_carries_the_model_cards_template(site):
 
 def test_wheel_carries_the_parts_of_the_report(site):
     parts = {"report.html.j2", "report.css", "report.js", "plotly-cartesian.min.js"}
-    assert parts < {path.name for path in (site / "rlhf_marl" / "report").iterdir()}
+    assert parts < {path.name for path in (site / "rlhf_marl" / "reporting").iterdir()}
 
 
 def test_data_is_found_from_an_empty_folder(site, tmp_path):
     code = (
-        "import rlhf_marl; from rlhf_marl.config.schema import load_config; from rlhf_marl.rewards import load_card\n"
+        "import rlhf_marl; from rlhf_marl.config import load_config; from rlhf_marl.rewards import load_card\n"
         "config = load_config('configs/quickstart.yaml')\n"
         "print(rlhf_marl.__file__, *(load_card(a.reward_model, 'x').name for a in config.agents))"
     )
