@@ -144,7 +144,7 @@ def test_a_full_disk_keeps_what_is_there(folder, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    for place in ("checkpoints.save_file", "durable.flush", "durable.os.replace", "durable.os.fsync"):
+    for place in ("runs.checkpoints.save_file", "files.atomic.flush", "files.atomic.os.replace", "files.atomic.os.fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(f"rlhf_marl.{place}", full)
             with pytest.raises(RunStopped, match="iteration_00003 cannot be written: No space left on device"):
