@@ -38,7 +38,7 @@ from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.loading import default_device
-from rlhf_marl.policy.log_probabilities import Beginning, response_logits
+from rlhf_marl.policy.log_probabilities import SharedPrefix, response_logits
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import run_iteration
 from rlhf_marl.training.system import DialogueSystem
@@ -62,7 +62,7 @@ def prepared(config: Config) -> DialogueSystem:
     """The config's system, with adapters that do something."""
     system = build(config, "benchmark", default_device())
     system.adapters.parameters.data += 0.01 * torch.randn_like(system.adapters.parameters)
-    return replace(system, end_tokens=[peers.NEVER])
+    return replace(system, stop_tokens=[peers.NEVER])
 
 
 def prompts_of(system: DialogueSystem, length: int, n: int) -> list[list[int]]:
@@ -123,7 +123,7 @@ def ours(system: DialogueSystem, prompts: list[list[int]], tokens: int, *, adapt
                 system.model,
                 prompts,
                 max_new_tokens=tokens,
-                end_tokens=system.end_tokens,
+                stop_tokens=system.stop_tokens,
                 uniforms=uniforms,
                 n_policies=n,
             )
@@ -225,7 +225,7 @@ def measure_backward(system: DialogueSystem, repeats: int) -> Numbers:
 
     def stacked(agents: slice | None) -> None:
         with system.adapters.use(agents):
-            beginning = Beginning(system.model, prompts, n)
+            beginning = SharedPrefix(system.model, prompts, n)
             logits = response_logits(system.model, beginning, prompts, flat, mask, peers.NEVER)
         gradient = torch.softmax(logits.detach().float(), -1).mul_(-weight)  # of the weighted sum, at the logits
         gradient.scatter_add_(-1, flat.unsqueeze(-1), weight.expand(-1, flat.shape[1], 1))

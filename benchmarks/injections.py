@@ -63,7 +63,7 @@ def _bare(model, tokenizer, ends, texts: Sequence[str], tokens: int) -> list[str
     ]
     rows = []
     for start in range(0, len(prompts), BATCH):
-        rows += generate(model, prompts[start : start + BATCH], max_new_tokens=tokens, end_tokens=ends)
+        rows += generate(model, prompts[start : start + BATCH], max_new_tokens=tokens, stop_tokens=ends)
     return tokenizer.batch_decode(rows, skip_special_tokens=True)
 
 

@@ -1,4 +1,4 @@
-"""Does a long run leak, or get slower? Memory, open files and CPU time an iteration, in one run of a tiny model.
+"""Does a long run leak, or get slower? PrefixCache, open files and CPU time an iteration, in one run of a tiny model.
 
     python benchmarks/soak.py [--iterations 2000] [--every 100] [--json soak.json]
 

@@ -16,15 +16,15 @@ from accelerate import Accelerator
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.stopwatch import stopwatch
-from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.loading import resolve_model
+from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from rlhf_marl.runs.journal import Journal
 from rlhf_marl.sharing.export import export as export
-from rlhf_marl.training.build import build, load_model, local_chat
+from rlhf_marl.training.build import build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
 
 
@@ -63,11 +63,11 @@ def train(
     display = Display(config, path)
     display.loading()
     accelerator = _accelerator(config, path, name)
-    system = build(config, name, accelerator.device, journal=Journal(path / "answers"))
+    experiment = build(config, name, accelerator.device, journal=Journal(path / "answers"))
     if run is None:
-        run = RunDirectory.create(path, config, system.cards)
+        run = RunDirectory.create(path, config, experiment.cards)
     else:
-        run.check_cards(system.cards)
+        run.check_cards(experiment.cards)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -80,9 +80,9 @@ def train(
                 accelerator.log(values, step=row["update"])
 
     with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
-        run.save_topology(system.topology.matrix)
-        finished = run_training(system, run, report, lambda: bool(interrupted), watch)
-        save_results(system, run)
+        run.save_topology(experiment.matrix)
+        finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
+        save_results(experiment, run)
         watch.lap()
     if trackers:
         accelerator.end_training()
@@ -156,21 +156,10 @@ class Run:
             UsageError: the run has no adapters yet.
         """
         run, config = RunDirectory.open(self.path)
-        model, tokenizer, ends = load_model(config.model, f"{self.path}/config.yaml: model", torch.device(device))
-        adapters = StackedAdapters(
-            model,
-            [0] * len(config.agents),
-            rank=config.lora.rank,
-            alpha=config.lora.alpha,
-            targets=config.lora.targets,
-            where=f"{self.path}/config.yaml",
-        )
+        agents = build_agents(config, f"{self.path}/config.yaml", torch.device(device), start=False)
         for i in range(len(config.agents)):
-            adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
-        return [
-            Agent(i, local_chat(model, tokenizer, ends, adapters, agents=slice(i, i + 1)))
-            for i in range(len(config.agents))
-        ]
+            agents.adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
+        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1))) for i in range(len(config.agents))]
 
 
 @final
@@ -179,7 +168,7 @@ class Agent:
     """One trained agent, ready to chat."""
 
     index: int
-    _chat: Any
+    _chat: LocalChat
 
     def chat(self, prompt: str | Sequence[Message], max_tokens: int = 64) -> str:
         """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages."""

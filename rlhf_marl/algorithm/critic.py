@@ -1,15 +1,16 @@
 """Algorithm 2: decentralised TD learning of a critic per agent, then gossip."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from rlhf_marl.algorithm.actor import td_error
-from rlhf_marl.algorithm.mixing import disagreement, gossip
+from rlhf_marl.algorithm.mixing import Mixer, disagreement
 from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
+from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.signals import td_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ class Critic:
         network: Network | Linear,
         initial: Tensor,
         batch_shape: Sequence[int],
-        power: Tensor,
+        mixer: Mixer,
         *,
         step_size: float,
         radius: float | None = None,
@@ -72,7 +73,7 @@ class Critic:
         Args:
             initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) if each seed
                 has its own.
-            power: A^t_gossip, (n_agents, n_agents), or with seeds in front.
+            mixer: gossip of the weights.
             step_size: β. radius: B, or None for no projection.
             start: `restart` begins every call at W(0), as printed; `warm` at the last gossiped weights.
             average: line 9's running average; without it the last iterate is the result.
@@ -80,12 +81,10 @@ class Critic:
         self.network = network
         self.initial = initial
         self.weights = initial.expand(*batch_shape, -1).clone()
-        self.power = power
+        self._mixer = mixer
         self.radius, self.start, self.average, self.step_size = radius, start, average, step_size
-        self._adam: torch.optim.Adam | None = None
-        self._iterate = torch.nn.Parameter(self.weights.clone())
-        if optimizer == "adam":
-            self._adam = torch.optim.Adam([self._iterate], lr=step_size)
+        self._iterate = self.weights.clone()
+        self._adam = AgentAdam(self._iterate, step_size) if optimizer == "adam" else None
 
     def value(self, x0: Tensor) -> Tensor:
         """Q or V of every agent: (..., n_agents, batch)."""
@@ -97,8 +96,8 @@ class Critic:
         if self.start == "restart":
             self.weights = self.initial.expand_as(self.weights).clone()
             if self._adam is not None:
-                self._adam.state.clear()
-        self._iterate.data.copy_(self.weights)
+                self._adam.reset()
+        self._iterate.copy_(self.weights)
         average = self.weights
         skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)
         projected = torch.zeros_like(skipped)
@@ -106,13 +105,13 @@ class Critic:
             delta, value, gradient = self._td_gradient(transition)
             usable = gradient.norm(dim=-1).isfinite()  # a huge gradient would leave inf in Adam's second moment
             usable = self._step(gradient, usable)
-            inside, outside = project_to_ball(self._iterate.data, self.initial, self.radius, self.network)
-            self._iterate.data.copy_(inside)
-            average = (k + 1) / (k + 2) * average + 1 / (k + 2) * self._iterate.data  # line 9
+            inside, outside = project_to_ball(self._iterate, self.initial, self.radius, self.network)
+            self._iterate.copy_(inside)
+            average = (k + 1) / (k + 2) * average + 1 / (k + 2) * self._iterate  # line 9
             skipped += ~usable
             projected += outside / len(transitions)
-        before = average if self.average else self._iterate.data.clone()
-        self.weights = gossip(self.power, before)  # line 12
+        before = average if self.average else self._iterate.clone()
+        self.weights = self._mixer.mix(before)  # line 12
         return CriticMetrics(
             td_error=delta.abs().mean(-1),
             value=value.mean(-1),
@@ -141,33 +140,29 @@ class Critic:
     def _step(self, gradient: Tensor, usable: Tensor) -> Tensor:
         """W̃ = W - β δ∇Q, or Adam in its place; returns which agents (..., n_agents) it moved.
 
-        An agent whose gradient is not finite, or who would end where numbers are not, keeps its iterate.
+        An agent whose gradient is not finite, or whose weights would not be, keeps its iterate.
         """
-        gradient = gradient.masked_fill(~usable.unsqueeze(-1), 0.0)
-        kept = self._iterate.detach().clone()
+        kept = self._iterate.clone()
         if self._adam is None:
-            self._iterate.data -= self.step_size * gradient
+            self._iterate -= self.step_size * gradient.masked_fill(~usable.unsqueeze(-1), 0.0)
         else:
-            self._iterate.grad = gradient
-            self._adam.step()  # its momentum moves also those without a gradient
-        usable = usable & self._iterate.data.isfinite().all(-1)
-        self._iterate.data = torch.where(usable.unsqueeze(-1), self._iterate.data, kept)
+            self._adam.step(gradient, usable)
+        usable = usable & self._iterate.isfinite().all(-1)
+        self._iterate.copy_(torch.where(usable.unsqueeze(-1), self._iterate, kept))
         return usable
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Everything `update` changes, as tensors."""
-        moments = self._adam.state[self._iterate] if self._adam is not None else {}
-        return {"weights": self.weights, **{f"adam.{name}": value for name, value in moments.items()}}
+    def state_dict(self, agent: int) -> dict[str, Tensor]:
+        """Everything that `update` changes of one agent (of one seed), as tensors."""
+        moments = self._adam.state_dict(agent) if self._adam is not None else {}
+        weights = self.weights.flatten(0, -2)[agent]
+        return {"weights": weights, **{f"adam.{name}": value for name, value in moments.items()}}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, agent: int, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-        self.weights = state["weights"].to(self.weights).clone()
+        self.weights.flatten(0, -2)[agent].copy_(state["weights"])
         if self._adam is not None:
             moments = {name.removeprefix("adam."): value for name, value in state.items() if name != "weights"}
-            self._adam.state[self._iterate] = {
-                name: value.clone() if name == "step" else value.to(self.weights).clone()
-                for name, value in moments.items()
-            }
+            self._adam.load_state_dict(agent, moments)
 
 
 def project_to_ball(

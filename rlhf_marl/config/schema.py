@@ -3,10 +3,13 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from rlhf_marl.algorithm.objectives import OBJECTIVES
+from rlhf_marl.algorithm.signals import CREDITS, SIGNALS
 from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -15,6 +18,25 @@ PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+
+
+def registered(names: Callable[[], Iterable[str]]) -> Any:
+    """A text that is one of a registry's names at the time of the check: entries added from outside count."""
+
+    def check(name: str) -> str:
+        *others, last = map(repr, names())
+        if name not in names():
+            raise ValueError(f"{name!r} is not allowed; choose {' or '.join([', '.join(others), last])}")
+        return name
+
+    return Annotated[str, AfterValidator(check), Field(json_schema_extra=lambda schema: schema.update(enum=[*names()]))]
+
+
+# Responses cannot be enumerated.
+SignalName: Any = registered(lambda: [name for name, signal in SIGNALS.items() if not signal.enumerates])
+CreditName: Any = registered(lambda: CREDITS)
+ObjectiveName: Any = registered(lambda: OBJECTIVES)
 
 
 class Section(BaseModel):
@@ -132,8 +154,17 @@ class ScriptedController(Section):
     """Next prompt after turn 1, 2, ...; the last one repeats."""
 
 
+class CallableController(Section):
+    """A Python function: f(messages, responses, turn=k, last=bool) -> (answer, next prompt), called per dialogue."""
+
+    kind: Literal["callable"]
+    function: FunctionReference
+    """module:function, or file.py:function, from the working folder."""
+
+
 Controller = Annotated[
-    SharedController | TransformersController | OpenAIController | ScriptedController, Field(discriminator="kind")
+    SharedController | TransformersController | OpenAIController | ScriptedController | CallableController,
+    Field(discriminator="kind"),
 ]
 
 
@@ -181,12 +212,17 @@ class CriticConfig(Section):
 class ActorConfig(Section):
     """Algorithm 1's actor step."""
 
-    signal: Literal["td_v", "td_q", "td_q_literal", "q_value"] = "td_v"
+    signal: SignalName = "td_v"
     """What weighs the score function; see docs/algorithm.md."""
-    credit: Literal["local", "consensus"] = "local"
+    credit: CreditName = "local"
     """local: own immediate reward and the consensual future; consensus: the gossiped TD error alone."""
     baseline: Literal["none", "leave_one_out"] = "leave_one_out"
     """leave_one_out: subtract the mean signal of the other parallel dialogues."""
+    objective: ObjectiveName = "policy_gradient"
+    """policy_gradient: the signal weighs every token's score function; ppo_clip: times the clipped probability ratio
+    to the policy that sampled."""
+    clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """ε of ppo_clip."""
     optimizer: Literal["adam", "normalised"] = "adam"
     """normalised: the step of line 17, of length step_size."""
     step_size: PositiveFloat = 1e-4
@@ -257,6 +293,8 @@ class Config(Section):
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
             )
-        if self.actor.signal == "q_value" and self.actor.credit == "local":
-            raise ValueError("actor.credit: local needs a signal with an immediate reward; for q_value use consensus")
+        if self.actor.credit == "local" and not SIGNALS[self.actor.signal].has_reward:
+            raise ValueError(
+                f"actor.credit: local needs a signal with an immediate reward; for {self.actor.signal} use consensus"
+            )
         return self

@@ -1,10 +1,11 @@
 """The controller: merges the agents' responses into the team's answer and writes the next prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
+from rlhf_marl.errors import RlhfMarlError, RunStopped, first_line, printable
 from rlhf_marl.policy.chat import Message, neutralise
 from rlhf_marl.policy.instructions import Instructions, Task, load_instructions, render
 from rlhf_marl.services.endpoint import Endpoint, text_of
@@ -132,6 +133,35 @@ class ScriptedController:
             template = self._next_prompts[min(turn, len(self._next_prompts) - 1)]
             next_prompt = None if last else render(template, "controller.next_prompts", **variables)
             merged.append(Merged(aggregate, next_prompt, fallback=False))
+        return merged
+
+
+@final
+class CallableController:
+    """A Python function, for protocols of one's own.
+
+    Called per dialogue as function(messages, responses, turn=k, last=bool); messages end with the prompt. It returns
+    the team's answer and the next prompt, both text; after the last turn the next prompt is ignored.
+    """
+
+    def __init__(self, function: Callable[..., tuple[str, str | None]], where: str) -> None:
+        self._function, self._where = function, where
+
+    def merge(self, exchanges: Sequence[Exchange], *, turn: int, last: bool) -> list[Merged]:
+        merged = []
+        for exchange in exchanges:
+            try:
+                found = self._function(list(exchange.messages), list(exchange.responses), turn=turn, last=last)
+            except RlhfMarlError:
+                raise
+            except Exception as error:  # whatever a user's function raises
+                raise RunStopped(f"{self._where}: raised {type(error).__name__}: {first_line(error)}") from error
+            wanted = (str, str | None) if last else (str, str)
+            if not isinstance(found, tuple) or len(found) != 2 or not all(map(isinstance, found, wanted)):
+                returned = printable(repr(found)[:80])
+                raise RunStopped(f"{self._where}: returned {returned}; an answer and a next prompt are needed, as text")
+            next_prompt = None if last else neutralise(found[1] or "")
+            merged.append(Merged(neutralise(found[0]), next_prompt, fallback=False))
         return merged
 
 

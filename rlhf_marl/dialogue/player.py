@@ -1,145 +1,192 @@
-"""Playing dialogues: B in parallel, turn by turn, every agent answering every prompt in one batch."""
+"""The one loop that plays dialogues: every agent answers, the controller merges and writes the next prompt."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
 
-import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from rlhf_marl.dialogue.controller import Exchange
-from rlhf_marl.dialogue.state import Dialogue
+from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
 from rlhf_marl.perf.stopwatch import stage
-from rlhf_marl.policy.chat import Message, chat_tokens
-from rlhf_marl.policy.generation import Response, generate, sampling_uniforms
-from rlhf_marl.rewards import score_all
-from rlhf_marl.training.system import DialogueSystem
+from rlhf_marl.policy.chat import Message, chat_tokens, neutralise
+from rlhf_marl.policy.generation import SamplingKey
+from rlhf_marl.policy.sampler import Sample, Sampler
+
+Respond = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]
+"""(states, numbers of the dialogues, turn) -> [agent][dialogue]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One turn k of B dialogues, N agents.
+@final
+@dataclass(slots=True)
+class Dialogue:
+    """One episode in progress; its messages are the global state s_k.
 
     Attributes:
-        number: k, from 0.
-        last: whether the dialogues end here.
-        dialogues: number of each dialogue within the run, B.
-        questions: index of each dialogue's first question in the prompt source, B.
-        prompts: the prompt that was answered, B.
-        states: s_k as token ids, B.
-        next_states: s_{k+1}, B; after the last turn the dialogue's first state.
-        responses: [agent][dialogue].
-        reward_raw, reward_scaled: (N, B) float32 on the CPU.
-        aggregates: the team's answer, B. next_prompts: B, None after the last turn.
-        fallbacks: whether the controller's own text was unusable, B.
+        number: within the run (or the evaluation), from 0.
+        question: index of its first question in the prompt source.
+        messages: alternating user prompts and aggregated answers; the last one is the prompt to answer.
+        turns: how many turns it has.
+        follow_ups: prompts after the first that are given; the controller writes the others.
     """
 
     number: int
-    last: bool
+    question: int
+    messages: list[Message]
+    turns: int
+    follow_ups: Sequence[str] = ()
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[-1]["content"]
+
+    def advance(self, aggregate: str, next_prompt: str) -> None:
+        """The state transition: the team's answer and the next prompt join the dialogue."""
+        self.messages += [
+            Message(role="assistant", content=neutralise(aggregate)),
+            Message(role="user", content=neutralise(next_prompt)),
+        ]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn k of B dialogues and N agents, with what the learners need of its successor.
+
+    Attributes:
+        number: k, from 0.
+        dialogues, questions: `number` and `question` of each dialogue, B.
+        prompts: the prompt that was answered, B.
+        states: s_k as token ids, B. state_lengths: their tokens before long ones were cut, B.
+        samples: the responses a_k, [agent][dialogue].
+        merged: what the controller decided, B; a next_prompt of None ends the dialogue.
+        next_states: s_{k+1}, B; after its last turn the dialogue's first state.
+        reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
+        next_samples: a_{k+1}, for Q critics. discount: γ, or 0 where the target is the reward alone.
+    """
+
+    number: int
     dialogues: list[int]
     questions: list[int]
     prompts: list[str]
     states: list[list[int]]
+    state_lengths: list[int]
+    samples: list[list[Sample]]
+    merged: list[Merged]
     next_states: list[list[int]]
-    responses: list[list[Response]]
-    reward_raw: Tensor
-    reward_scaled: Tensor
-    aggregates: list[str]
-    next_prompts: list[str | None]
-    fallbacks: list[bool]
+    reward_raw: Tensor = field(default_factory=lambda: Tensor())
+    reward_scaled: Tensor = field(default_factory=lambda: Tensor())
+    next_samples: list[list[Sample]] | None = None
+    discount: float = 0.0
+
+    @property
+    def last(self) -> bool:
+        """Whether all dialogues end here."""
+        return all(merged.next_prompt is None for merged in self.merged)
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """The responses as text, [agent][dialogue]."""
+        return [[sample.text for sample in agent] for agent in self.samples]
+
+    @property
+    def tokens(self) -> list[list[list[int]]]:
+        """The responses as token ids, [agent][dialogue]."""
+        return [[sample.tokens for sample in agent] for agent in self.samples]
 
 
-def play_turns(system: DialogueSystem, iteration: int) -> Iterator[Turn]:
-    """Play one iteration's dialogues, yielding each turn as it ends, so that agents may learn between turns."""
-    config = system.config
-    numbers = [iteration * config.dialogues + b for b in range(config.dialogues)]
-    dialogues = []
-    for number in numbers:
-        question = system.questions.index(number)
-        text = system.questions.texts[question]
-        dialogues.append(Dialogue(number, question, [Message(role="user", content=text)]))
-    first_states = states = _states(system, dialogues)
-    for k in range(config.turns):
-        last = k == config.turns - 1
-        with stage("generate"):
-            responses = respond(system, states, numbers, k)
-        prompts = [dialogue.prompt for dialogue in dialogues]
-        with stage("score"):
-            raw, scaled = _score(system, prompts, responses)
-        exchanges = [
-            Exchange(dialogue.messages, [agent[b].text for agent in responses]) for b, dialogue in enumerate(dialogues)
-        ]
-        with stage("controller"):
-            merged = system.controller.merge(exchanges, turn=k, last=last)
-        for dialogue, m in zip(dialogues, merged, strict=True):
-            if m.next_prompt is not None:
-                dialogue.advance(m.aggregate, m.next_prompt)
-        next_states = first_states if last else _states(system, dialogues)
-        yield Turn(
-            number=k,
-            last=last,
-            dialogues=numbers,
-            questions=[dialogue.question for dialogue in dialogues],
-            prompts=prompts,
-            states=states,
-            next_states=next_states,
-            responses=responses,
-            reward_raw=raw,
-            reward_scaled=scaled,
-            aggregates=[m.aggregate for m in merged],
-            next_prompts=[m.next_prompt for m in merged],
-            fallbacks=[m.fallback for m in merged],
-        )
-        states = next_states
+@final
+@dataclass(frozen=True, slots=True)
+class Player:
+    """Plays dialogues in parallel.
+
+    Attributes:
+        respond: all agents answer all states.
+        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones are cut from the left.
+    """
+
+    respond: Respond
+    controller: Controller
+    tokenizer: PreTrainedTokenizerBase
+    max_prompt_tokens: int
+
+    def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
+        """Yield each turn of the dialogues as it ends, so that agents may learn between turns."""
+        active = list(dialogues)
+        states, lengths = self._states(active)
+        first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
+        number = 0
+        while active:
+            with stage("generate"):
+                samples = self.respond(states, [dialogue.number for dialogue in active], number)
+            prompts = [dialogue.prompt for dialogue in active]
+            with stage("controller"):
+                merged = self._merge(active, samples, number)
+            going = []
+            for dialogue, decided in zip(active, merged, strict=True):
+                if decided.next_prompt is not None:
+                    dialogue.advance(decided.aggregate, decided.next_prompt)
+                    going.append(dialogue)
+            next_states, next_lengths = self._states(going)
+            following = iter(next_states)
+            yield Turn(
+                number=number,
+                dialogues=[dialogue.number for dialogue in active],
+                questions=[dialogue.question for dialogue in active],
+                prompts=prompts,
+                states=states,
+                state_lengths=lengths,
+                samples=samples,
+                merged=merged,
+                next_states=[
+                    first[dialogue.number] if decided.next_prompt is None else next(following)
+                    for dialogue, decided in zip(active, merged, strict=True)
+                ],
+            )
+            active, states, lengths, number = going, next_states, next_lengths, number + 1
+
+    def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
+        """Token ids within the budget, and how many there were."""
+        whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
+        return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
+
+    def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
+        """The controller's answers. It is asked for a next prompt only where it writes one."""
+        merged: dict[int, Merged] = {}
+        writes = [turn + 1 < d.turns and turn >= len(d.follow_ups) for d in dialogues]
+        for asked in (False, True):
+            places = [b for b, write in enumerate(writes) if write == asked]
+            if places:
+                exchanges = [Exchange(dialogues[b].messages, [agent[b].text for agent in samples]) for b in places]
+                found = self.controller.merge(exchanges, turn=turn, last=not asked)
+                merged.update(zip(places, found, strict=True))
+        for b, dialogue in enumerate(dialogues):
+            if turn + 1 < dialogue.turns and turn < len(dialogue.follow_ups):
+                merged[b] = Merged(merged[b].aggregate, dialogue.follow_ups[turn], merged[b].fallback)
+        return [merged[b] for b in range(len(dialogues))]
 
 
-def respond(
-    system: DialogueSystem,
+def responses_of(
+    sampler: Sampler,
+    n_agents: int,
     states: Sequence[Sequence[int]],
     dialogues: Sequence[int],
     turn: int,
     *,
+    seed: int,
+    max_new_tokens: int,
+    temperature: float,
     adapted: bool = True,
-) -> list[list[Response]]:
+) -> list[list[Sample]]:
     """All agents answer all states in one batch: [agent][dialogue].
 
     Not `adapted`, the base model answers in every agent's place, with the random numbers of that agent.
     """
-    generation, n_agents = system.config.generation, system.adapters.n_agents
-    uniforms = torch.stack(
-        [
-            sampling_uniforms(system.config.seed, agent, dialogue, turn, generation.max_new_tokens)
-            for agent in range(n_agents)
-            for dialogue in dialogues
-        ]
+    samples = sampler.sample(
+        states if adapted else list(states) * n_agents,
+        [SamplingKey(seed, agent, dialogue, turn) for agent in range(n_agents) for dialogue in dialogues],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        agents=slice(None) if adapted else None,
     )
-    with system.adapters.use(slice(None) if adapted else None):
-        rows = generate(
-            system.model,
-            states if adapted else list(states) * n_agents,
-            max_new_tokens=generation.max_new_tokens,
-            end_tokens=system.end_tokens,
-            uniforms=uniforms,
-            temperature=generation.temperature,
-            n_policies=n_agents if adapted else 1,
-        )
-    texts = system.tokenizer.batch_decode(rows, skip_special_tokens=True)
-    responses = [
-        Response(tokens, text.strip(), truncated=tokens[-1] not in system.end_tokens)
-        for tokens, text in zip(rows, texts, strict=True)
-    ]
-    return [responses[i : i + len(states)] for i in range(0, len(responses), len(states))]
-
-
-def _states(system: DialogueSystem, dialogues: Sequence[Dialogue]) -> list[list[int]]:
-    budget = system.config.generation.max_prompt_tokens
-    return [chat_tokens(system.tokenizer, dialogue.messages, budget) for dialogue in dialogues]
-
-
-def _score(
-    system: DialogueSystem, prompts: list[str], responses: Sequence[Sequence[Response]]
-) -> tuple[Tensor, Tensor]:
-    scores = [
-        score_all(card, reward_model, prompts, [r.text for r in responses[agent]], agent=agent)
-        for agent, (card, reward_model) in enumerate(zip(system.cards, system.reward_models, strict=True))
-    ]
-    return torch.tensor([raw for raw, _ in scores]), torch.tensor([scaled for _, scaled in scores])
+    return [samples[i : i + len(states)] for i in range(0, len(samples), len(states))]

@@ -1,29 +1,44 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, from the same random numbers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlhf_marl.dialogue.controller import Exchange, Merged
-from rlhf_marl.dialogue.player import respond
-from rlhf_marl.dialogue.state import Dialogue
+from rlhf_marl.dialogue.controller import Controller
+from rlhf_marl.dialogue.player import Dialogue, Player, Turn, responses_of
 from rlhf_marl.evaluation.judges import PairwiseJudge, Scorer
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
-from rlhf_marl.policy.chat import Message, chat_tokens
-from rlhf_marl.policy.generation import Response
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.log_probabilities import base_entropy, evaluate_responses
 from rlhf_marl.rewards import score_all
-from rlhf_marl.training.system import DialogueSystem
+from rlhf_marl.training.build import Agents
 
 _BATCH = 16  # dialogues played together
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are sampled, by both policies."""
+
+    seed: int
+    max_new_tokens: int
+    max_prompt_tokens: int
+    temperature: float
+
+
 def collect(
-    system: DialogueSystem, questions: Sequence[Question], turns: int, done: Callable[[int], None]
+    agents: Agents,
+    controller: Controller,
+    sampling: Sampling,
+    questions: Sequence[Question],
+    turns: int,
+    done: Callable[[int], None],
 ) -> list[Row]:
     """Play every question with the base model and with the trained agents: rows, base first, without scores.
 
@@ -35,9 +50,25 @@ def collect(
     """
     rows: list[Row] = []
     for policy in ("base", "trained"):
+        respond = partial(
+            responses_of,
+            agents.sampler,
+            agents.adapters.n_agents,
+            seed=sampling.seed,
+            max_new_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            adapted=policy == "trained",
+        )
+        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens)
         for start in range(0, len(questions), _BATCH):
-            batch = range(start, min(start + _BATCH, len(questions)))
-            rows += _play(system, questions, batch, turns, policy, done)
+            dialogues = [
+                Dialogue(n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
+                for n, q in list(enumerate(questions))[start : start + _BATCH]
+            ]
+            for turn in player.play(dialogues):
+                entropy, kl = _entropy_and_kl(agents, turn, sampling.temperature, policy)
+                rows += _rows(agents, turn, questions, policy, entropy, kl)
+                done(len(turn.dialogues))
     return rows
 
 
@@ -46,92 +77,45 @@ def n_turns(question: Question, turns: int) -> int:
     return len(question.follow_ups) + 1 if question.follow_ups else turns
 
 
-def _play(
-    system: DialogueSystem,
-    questions: Sequence[Question],
-    numbers: Sequence[int],
-    turns: int,
-    policy: str,
-    done: Callable[[int], None],
+def _rows(
+    agents: Agents, turn: Turn, questions: Sequence[Question], policy: str, entropy: Tensor, kl: Tensor
 ) -> Iterator[Row]:
-    """One batch of dialogues, turn by turn."""
-    active = [Dialogue(n, n, [Message(role="user", content=questions[n].prompt)]) for n in numbers]
-    turn = 0
-    while active:
-        budget = system.config.generation.max_prompt_tokens
-        whole = [chat_tokens(system.tokenizer, dialogue.messages, 10**9) for dialogue in active]
-        states = [tokens[-budget:] for tokens in whole]
-        responses = respond(system, states, [dialogue.index for dialogue in active], turn, adapted=policy == "trained")
-        entropy, kl = _entropy_and_kl(system, states, responses, policy)
-        merged = _merge(system, [questions[d.question] for d in active], active, responses, turn, turns)
-        for b, (dialogue, decided) in enumerate(zip(active, merged, strict=True)):
-            answers = [agent[b] for agent in responses]
-            aggregate = system.tokenizer(decided.aggregate, add_special_tokens=False)["input_ids"]
-            yield {
-                "policy": policy,
-                "question": questions[dialogue.question].id,
-                "kind": questions[dialogue.question].kind,
-                "dialogue": dialogue.index,
-                "turn": turn,
-                "prompt": dialogue.prompt,
-                "prompt_tokens": len(whole[b]),
-                "responses": [answer.text for answer in answers],
-                "tokens": [len(answer.tokens) for answer in answers],
-                "truncated": [answer.truncated for answer in answers],
-                "refused": [is_refusal(answer.text) for answer in answers],
-                "entropy": entropy[:, b].tolist(),
-                "kl": [float(sum_) / len(a.tokens) for sum_, a in zip(kl[:, b], answers, strict=True)],
-                "scores": {},
-                "aggregate": decided.aggregate,
-                "aggregate_tokens": len(aggregate),
-                "aggregate_refused": is_refusal(decided.aggregate),
-                "aggregate_scores": {},
-                "next_prompt": decided.next_prompt,
-                "fallbacks": int(decided.fallback),
-            }
-        done(len(active))
-        for dialogue, decided in zip(active, merged, strict=True):
-            if decided.next_prompt is not None:
-                dialogue.advance(decided.aggregate, decided.next_prompt)
-        going = [d for d, decided in zip(active, merged, strict=True) if decided.next_prompt is not None]
-        active, turn = going, turn + 1
+    """One row per dialogue of a turn."""
+    for b, (number, merged) in enumerate(zip(turn.dialogues, turn.merged, strict=True)):
+        samples = [agent[b] for agent in turn.samples]
+        aggregate = agents.chat_model.tokenizer(merged.aggregate, add_special_tokens=False)["input_ids"]
+        yield {
+            "policy": policy,
+            "question": questions[number].id,
+            "kind": questions[number].kind,
+            "dialogue": number,
+            "turn": turn.number,
+            "prompt": turn.prompts[b],
+            "prompt_tokens": turn.state_lengths[b],
+            "responses": [sample.text for sample in samples],
+            "tokens": [len(sample.tokens) for sample in samples],
+            "truncated": [not sample.finished for sample in samples],
+            "refused": [is_refusal(sample.text) for sample in samples],
+            "entropy": entropy[:, b].tolist(),
+            "kl": [float(sum_) / len(s.tokens) for sum_, s in zip(kl[:, b], samples, strict=True)],
+            "scores": {},
+            "aggregate": merged.aggregate,
+            "aggregate_tokens": len(aggregate),
+            "aggregate_refused": is_refusal(merged.aggregate),
+            "aggregate_scores": {},
+            "next_prompt": merged.next_prompt,
+            "fallbacks": int(merged.fallback),
+        }
 
 
-def _entropy_and_kl(
-    system: DialogueSystem, states: Sequence[Sequence[int]], responses: Sequence[Sequence[Response]], policy: str
-) -> tuple[Tensor, Tensor]:
+def _entropy_and_kl(agents: Agents, turn: Turn, temperature: float, policy: str) -> tuple[Tensor, Tensor]:
     """Mean entropy and KL to the base model of each response, in nats, each (N, B); the base's own KL is 0."""
-    tokens = [[r.tokens for r in agent] for agent in responses]
-    temperature, pad = system.config.generation.temperature, system.end_tokens[0]
+    model, pad = agents.chat_model.model, agents.chat_model.stop_tokens[0]
     if policy == "base":
-        entropy = base_entropy(system.model, system.adapters, states, tokens, temperature=temperature, pad=pad)
+        entropy = base_entropy(model, agents.adapters, turn.states, turn.tokens, temperature=temperature, pad=pad)
         return entropy, torch.zeros_like(entropy)
-    statistics = evaluate_responses(system.model, system.adapters, states, tokens, temperature=temperature, pad=pad)
+    statistics = evaluate_responses(model, agents.adapters, turn.states, turn.tokens, temperature=temperature, pad=pad)
     return statistics.entropy, statistics.kl
-
-
-def _merge(
-    system: DialogueSystem,
-    questions: Sequence[Question],
-    dialogues: Sequence[Dialogue],
-    responses: Sequence[Sequence[Response]],
-    turn: int,
-    turns: int,
-) -> list[Merged]:
-    """The controller's answers; next prompts are the question's own where it has some, else the controller's."""
-    merged: dict[int, Merged] = {}
-    # The controller is asked for a next prompt only where it writes one.
-    writes = [not q.follow_ups and turn + 1 < turns for q in questions]
-    for asked in (False, True):
-        places = [b for b, write in enumerate(writes) if write == asked]
-        if places:
-            exchanges = [Exchange(dialogues[b].messages, [agent[b].text for agent in responses]) for b in places]
-            found = system.controller.merge(exchanges, turn=turn, last=not asked)
-            merged.update(zip(places, found, strict=True))
-    for b, question in enumerate(questions):
-        if turn < len(question.follow_ups):
-            merged[b] = Merged(merged[b].aggregate, question.follow_ups[turn], merged[b].fallback)
-    return [merged[b] for b in range(len(questions))]
 
 
 @torch.inference_mode()

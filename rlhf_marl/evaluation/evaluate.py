@@ -7,16 +7,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rlhf_marl.config import Config
-from rlhf_marl.config.schema import FixedPrompt
+from rlhf_marl.dialogue.build_controller import build_controller, load_controller_templates
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
-from rlhf_marl.evaluation.collect import Row, collect, compare_pairs, n_turns, score
+from rlhf_marl.evaluation.collect import Row, Sampling, collect, compare_pairs, n_turns, score
 from rlhf_marl.evaluation.judges import (
     HELD_OUT_CARDS,
     card_digest,
@@ -46,11 +46,11 @@ from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
-from rlhf_marl.policy.loading import default_device
-from rlhf_marl.rewards import Card, load_card
+from rlhf_marl.policy.loading import ChatModel, default_device
+from rlhf_marl.rewards import Card, finished_card, load_card
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.training.build import build
-from rlhf_marl.training.system import DialogueSystem
+from rlhf_marl.runs.journal import UNRECORDED
+from rlhf_marl.training.build import build_agents, build_reward_models, fits_into_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -120,16 +120,25 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     if stored is not None and _asks_the_same(stored.numbers["settings"], settings, path):
         return stored
     check_state(run, config, notes)
-    system = _build(run, config, options, questions, cards)
-    settings |= {"adapters": load_agents(system, run, notes), **agents_fingerprint(path)}
-    chat = (system.model, system.tokenizer)
-    own = own_scorers(system.cards, system.reward_models)
-    held_out, missing = held_out_scorers(own, options.judges, chat)
-    pairwise = pairwise_judge(options.judge, chat) if options.judge is not None else None
+    where, device = f"{path}/config.yaml", default_device()
+    if options.max_new_tokens is not None:
+        generation = config.generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
+        config = config.model_copy(update={"generation": generation})
+    with fits_into_memory(where):
+        templates = load_controller_templates(config.controller, len(config.agents), where)
+        cards = [finished_card(card) for card in cards]
+        agents = build_agents(config, where, device, start=False)
+        controller = build_controller(config.controller, templates, agents.sampler, device, where, UNRECORDED)
+        own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))
+    sampling = _sampling(config, options, questions, agents.chat_model)
+    settings |= {"adapters": load_agents(agents.adapters, run, config, notes), **agents_fingerprint(path)}
+    held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
+    pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
 
-    rows = collect(system, questions, options.turns, _counted(progress, "playing", _turns(questions, options)))
-    _note_lengths(rows, config, system, notes)
+    counted = _counted(progress, "playing", _turns(questions, options))
+    rows = collect(agents, controller, sampling, questions, options.turns, counted)
+    _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
     score(rows, scorers, _counted(progress, "scoring", len(scorers)))
     if pairwise is not None:
         progress("comparing pairs", 0, 1)
@@ -144,10 +153,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         },
         **summarise(
             rows,
-            [
-                next(scorer.name for scorer in own if agent in scorer.trained_agents)
-                for agent in range(len(system.cards))
-            ],
+            [next(scorer.name for scorer in own if agent in scorer.trained_agents) for agent in range(len(cards))],
             [{"name": scorer.name, "trained_agents": scorer.trained_agents} for scorer in scorers],
             pairwise.name if pairwise else None,
         ),
@@ -210,41 +216,23 @@ def _turns(questions: Iterable[Question], options: Options) -> int:
     return 2 * sum(n_turns(question, options.turns) for question in questions)
 
 
-def _build(
-    run: RunDirectory, config: Config, options: Options, questions: list[Question], cards: Sequence[Card]
-) -> DialogueSystem:
-    """The run's system, to be asked other questions."""
-    where = f"{run.path}/config.yaml"
-    generation = config.generation
-    if options.max_new_tokens is not None:
-        generation = generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
-    ours = {
-        "seed": options.seed,
-        "generation": generation,
-        "prompts": FixedPrompt(question="hi"),  # the training's may be out of reach, and are not needed
-        "agents": [agent.model_copy(update={"adapter": None}) for agent in config.agents],
-    }
-    return _widened(build(config.model_copy(update=ours), where, default_device(), cards), questions)
-
-
-def _widened(system: DialogueSystem, questions: list[Question]) -> DialogueSystem:
-    """The system with room for whole dialogues: questions, answers and follow-ups, up to the model's context."""
-    config = system.config
+def _sampling(config: Config, options: Options, questions: Sequence[Question], chat_model: ChatModel) -> Sampling:
+    """With room for whole dialogues: questions, answers and follow-ups, up to the model's context."""
+    new_tokens = options.max_new_tokens or config.generation.max_new_tokens
     longest = max(
-        len(chat_tokens(system.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
+        len(chat_tokens(chat_model.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
         for question in questions
     )
-    context = getattr(system.model.config, "max_position_embeddings", None) or 10**9
-    room = context - config.generation.max_new_tokens
+    room = chat_model.context_length - new_tokens
     if longest > room:
+        context = chat_model.context_length
         raise UsageError(f"--questions: the longest is {longest} tokens; {config.model.name} takes {context} in all")
-    generation = config.generation.model_copy(update={"max_prompt_tokens": room})
-    return replace(system, config=config.model_copy(update={"generation": generation}))
+    return Sampling(options.seed, new_tokens, room, config.generation.temperature)
 
 
-def _note_lengths(rows: Sequence[Row], config: Config, system: DialogueSystem, notes: list[str]) -> None:
+def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[str]) -> None:
     """Say where dialogues were longer than those of the training, or than the model's context."""
-    trained, room = config.generation.max_prompt_tokens, system.config.generation.max_prompt_tokens
+    trained = config.generation.max_prompt_tokens
     lengths = [row["prompt_tokens"] for row in rows]
     if max(lengths) > trained:
         notes.append(

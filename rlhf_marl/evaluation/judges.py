@@ -11,9 +11,9 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import neutralise
 from rlhf_marl.policy.instructions import Task, load_instructions
+from rlhf_marl.policy.sampler import Sampler
 from rlhf_marl.rewards import (
     Card,
-    ChatModel,
     EnsembleCard,
     JudgeCard,
     RewardModel,
@@ -56,7 +56,7 @@ def own_scorers(cards: Sequence[Card], models: Sequence[RewardModel]) -> list[Sc
 
 
 def held_out_scorers(
-    own: Sequence[Scorer], references: Sequence[str] | None, base: ChatModel
+    own: Sequence[Scorer], references: Sequence[str] | None, base: Sampler
 ) -> tuple[list[Scorer], list[str]]:
     """Judges that trained nobody, and warnings about those that were asked for or shipped and cannot judge.
 
@@ -120,7 +120,7 @@ def card_digest(card: Card) -> str:
 class PairwiseJudge:
     """A chat model that says which of two responses is better, asked twice with the places swapped."""
 
-    def __init__(self, card: JudgeCard, base: ChatModel) -> None:
+    def __init__(self, card: JudgeCard, base: Sampler) -> None:
         self.name = card.name
         path: Path = find_data(PAIRWISE, "--judge")
         self._task, self._where = load_instructions(path, Task), f"{path}: user"
@@ -154,7 +154,7 @@ class PairwiseJudge:
         return found
 
 
-def pairwise_judge(reference: str, base: ChatModel) -> PairwiseJudge:
+def pairwise_judge(reference: str, base: Sampler) -> PairwiseJudge:
     """The judge behind a card; raises UsageError if it is of another kind."""
     card = load_card(reference, "--judge")
     if not isinstance(card, JudgeCard):

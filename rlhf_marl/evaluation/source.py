@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from rlhf_marl.runs.iterations import newest_checkpoint, numbered_name
-from rlhf_marl.training.system import DialogueSystem
 
 
 class OnlyRecorded(UsageError):
@@ -28,8 +28,8 @@ class OnlyRecorded(UsageError):
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
 
 
-def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> str:
-    """Put the trained adapters into the system; says where they are from.
+def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, notes: list[str]) -> str:
+    """Load the trained adapters; says where they are from.
 
     They are those of adapters/, or of the newest checkpoint where adapters/ cannot be used or the run has trained on
     since it wrote them.
@@ -37,7 +37,7 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
     Raises:
         OnlyRecorded: there are neither.
     """
-    reason = _load_adapters(system, run)
+    reason = _load_adapters(adapters, run)
     try:
         checkpoint = run.load_checkpoint()
     except UsageError:  # all damaged, or of another version
@@ -47,30 +47,33 @@ def load_agents(system: DialogueSystem, run: RunDirectory, notes: list[str]) -> 
             raise OnlyRecorded(_nothing_trained(run, reason))
         return "adapters"
     tensors, values = checkpoint
-    parameters = system.adapters.parameters.data
+    parameters = adapters.parameters.data
+    names = [f"agent_{agent}.adapter" for agent in range(adapters.n_agents)]
+    fits = all(name in tensors and tensors[name].shape == parameters.shape[1:] for name in names)
+    trained = torch.stack([tensors[name] for name in names]) if fits else torch.empty(0)
     if reason is None:
-        if torch.equal(tensors["adapters"], parameters.cpu()):
+        if torch.equal(trained, parameters.cpu()):
             return "adapters"
         newest = newest_checkpoint(run.path)
         if newest is not None and newest.name != numbered_name(values["iteration"]):
             notes.append(f"checkpoint {newest.name} is damaged: whether adapters/ is as new as it is not known")
             return "adapters"
         reason = "the run has trained on since it wrote them"
-    if tensors["adapters"].shape != parameters.shape:
+    if not fits:
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
-    parameters.copy_(tensors["adapters"])
+    parameters.copy_(trained)
     notes.append(
         f"adapters/ cannot be used ({reason}): evaluated the newest checkpoint, after {values['iteration']} of "
-        f"{system.config.iterations} iterations"
+        f"{config.iterations} iterations"
     )
     return f"checkpoint of iteration {values['iteration']}"
 
 
-def _load_adapters(system: DialogueSystem, run: RunDirectory) -> str | None:
-    """Put adapters/ into the system; returns why not, if it cannot."""
+def _load_adapters(adapters: StackedAdapters, run: RunDirectory) -> str | None:
+    """Load adapters/; returns why not, if it cannot."""
     try:
-        for agent in range(len(system.cards)):
-            system.adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
+        for agent in range(adapters.n_agents):
+            adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
     except _ABSENT as error:
         return str(error).splitlines()[0]
     return None

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from rlhf_marl.algorithm import Network, consensus_power
+from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.network import Network
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.exact import reward_table

@@ -15,15 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf_marl.algorithm import (
-    Critic,
-    Linear,
-    Network,
-    Transition,
-    actor_signal,
-    consensus_power,
-    normalised_step,
-)
+from rlhf_marl.algorithm.actor import normalised_step
+from rlhf_marl.algorithm.critic import Critic, Transition
+from rlhf_marl.algorithm.mixing import MatrixMixer, consensus_power
+from rlhf_marl.algorithm.network import Linear, Network
+from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import N_ACTIONS, Spread
@@ -140,7 +136,7 @@ class Reference:
             network,
             initial,
             self.power.shape[:2],
-            self.power,
+            MatrixMixer(self.power, 1),
             step_size=s.critic_step_size,
             radius=s.radius,
             start=s.start,
@@ -192,7 +188,7 @@ class Reference:
 
     def _features(self, cells: list[np.ndarray], actions: list[np.ndarray]) -> Tensor:
         """H x of (s) or (s, a), or x itself for a linear critic. A batch of (S, N) -> (S, 1, batch, m or d)."""
-        with_actions = self.setting.signal != "td_v"
+        with_actions = critic_kind(self.setting.signal) == "q"
         x = encode_critic(np.stack(cells, axis=1), np.stack(actions, axis=1) if with_actions else None)
         features = torch.as_tensor(x, dtype=self.dtype)
         if self.setting.critic == "deep":
@@ -225,12 +221,14 @@ class Reference:
         return actor_signal(
             s.signal,
             s.credit,
-            self.power[:, agents, agents],
-            value=value[:, agents],
-            next_value=self.critic.value(transition.next_x0)[:, agents],
-            reward=transition.reward[:, agents],
-            discount=transition.discount,
-            counterfactual_value=self._mean_over_own_actions(samples) if s.signal == "counterfactual" else None,
+            MatrixMixer(self.power[:, agents, agents], 1),
+            Values(
+                value=value[:, agents],
+                next_value=self.critic.value(transition.next_x0)[:, agents],
+                reward=transition.reward[:, agents],
+                discount=transition.discount,
+                counterfactual_value=self._mean_over_own_actions(samples) if SIGNALS[s.signal].enumerates else None,
+            ),
         )
 
     def _mean_over_own_actions(self, samples: list[Sample]) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf_marl.algorithm import consensus_power
+from rlhf_marl.algorithm.mixing import consensus_power
 from rlhf_marl.gridworld import kernel, layout
 from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
 from rlhf_marl.gridworld.play import fill_table

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 import torch
 
-from rlhf_marl.algorithm import adjacency, consensus_matrix
+from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.encoding import actor_inputs, critic_inputs
 from rlhf_marl.gridworld.setting import Setting

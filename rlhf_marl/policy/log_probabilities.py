@@ -1,29 +1,25 @@
 """Log-probabilities, entropy and KL of sampled responses, and the policy gradient through the stacked adapters."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from rlhf_marl.algorithm.objectives import policy_gradient
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import left_pad, positions
-from rlhf_marl.policy.generation import (
-    Memory,
-    read_beginning,
-    read_prompts,
-    shared_tokens,
-    tempered,
-    with_room,
-)
+from rlhf_marl.policy.generation import tempered
+from rlhf_marl.policy.prefix_cache import PrefixCache, prefill, prefill_shared, shared_tokens, with_room
 
-# Activations of one backward pass grow with its tokens: those of what all states begin with, once per agent, and the
+# Activations of one backward pass grow with its tokens: those of the prefix of all states, once per agent, and the
 # rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
 # agents. Gradients add up over the parts.
-TOKENS_PER_PASS = 512
+TOKENS_PER_MICROBATCH = 512
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # see algorithm/objectives.py
 POSITIONS = 64  # of a pass, whose distributions over the vocabulary are held at once beside the logits
 
 
@@ -54,16 +50,21 @@ def evaluate_responses(
     signal: Tensor | None = None,
     kl_coefficient: float = 0.0,
     agents: slice = slice(None),
-    memory: Memory | None = None,
+    prefixes: PrefixCache | None = None,
+    old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
+    objective: Objective = policy_gradient,
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal also adds the actors' gradients.
 
-    With a memory, a state that all dialogues share is read by the base model only if it has not been read lately: the
-    same question is answered in many iterations.
+    With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [Σ_t w_ibt log π_i(a_ibt | s_b) - kl_coefficient KL_ib]
+    is added to `adapters.parameters.grad`, where `objective` gives the weights w from the signal; for policy_gradient
+    w is the signal. Row i then holds minus agent i's direction of Algorithm 1, line 16, before the division by the
+    number of samples.
 
-    With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [signal_ib log π_i(a_ib | s_b) - kl_coefficient KL_ib]
-    is added to `adapters.parameters.grad`: row i holds minus agent i's direction of Algorithm 1, line 16, before the
-    division by the number of samples.
+    Args:
+        prefixes: keeps a state that all dialogues share, which the base model then reads once in many iterations.
+        old_log_probabilities: of each token under the policy that sampled it; as `responses`. Needed with objectives
+            that weigh by the ratio.
     """
     n_agents, n_dialogues = len(responses), len(states)
     first_agent = agents.start or 0
@@ -71,21 +72,24 @@ def evaluate_responses(
     result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
-    beginning: Beginning | None = None
+    prefix: SharedPrefix | None = None
     shared = shared_tokens(model, states)
     with torch.inference_mode(), adapters.use(None):
-        reading = BaseReading(model, states, pad, room=most, memory=memory or Memory())
-    for rows, columns in blocks(n_agents, n_dialogues, shared, longest - shared):
+        reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
+    for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+        old = None
+        if old_log_probabilities is not None:
+            old, _ = _right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
         with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
             with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
-                if columns.start == 0:  # the first block of these agents
-                    beginning = Beginning(model, states, n_rows)
-                assert beginning is not None
-                logits = response_logits(model, beginning, states[columns], tokens, mask, pad)
+                if columns.start == 0:  # the first microbatch of these agents
+                    prefix = SharedPrefix(model, states, n_rows)
+                assert prefix is not None
+                logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
             log_probability, entropy, kl = _token_statistics(
                 logits.detach(),
                 base,
@@ -93,6 +97,8 @@ def evaluate_responses(
                 mask,
                 temperature=temperature,
                 signal=None if signal is None else signal[rows, columns].flatten(),
+                old=old,
+                objective=objective,
                 kl_coefficient=kl_coefficient,
             )
             block_shape = (n_rows, -1)
@@ -101,8 +107,8 @@ def evaluate_responses(
             result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
                 adapters.backward(logits, base)
-                if columns.stop == n_dialogues:  # the last block of these agents
-                    beginning.backward()
+                if columns.stop == n_dialogues:  # the last microbatch of these agents
+                    prefix.backward()
     return result
 
 
@@ -122,8 +128,8 @@ def base_entropy(
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
     with adapters.use(None):
-        reading = BaseReading(model, states, pad, room=most, memory=Memory())
-        for rows, columns in blocks(n_agents, n_dialogues, 0, longest):
+        reading = ReferencePrefill(model, states, pad, room=most, prefixes=PrefixCache())
+        for rows, columns in microbatches(n_agents, n_dialogues, 0, longest):
             tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
             logits = reading.logits(model, columns, tokens, mask)
             entropy = torch.cat(
@@ -136,14 +142,14 @@ def base_entropy(
     return result
 
 
-def blocks(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles that tile the (agents x dialogues) grid, of TOKENS_PER_PASS tokens at most unless one cell has more.
+def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
+    """Rectangles that tile the (agents x dialogues) grid, of TOKENS_PER_MICROBATCH tokens unless one cell has more.
 
     `shared` tokens are read per agent, `rest` per cell. As many agents as possible go together; all dialogues of one
     group of agents come before the next group.
     """
-    agents_per_block = max(1, min(n_agents, TOKENS_PER_PASS // (shared + rest)))
-    rows = (TOKENS_PER_PASS - agents_per_block * shared) // rest
+    agents_per_block = max(1, min(n_agents, TOKENS_PER_MICROBATCH // (shared + rest)))
+    rows = (TOKENS_PER_MICROBATCH - agents_per_block * shared) // rest
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
         for dialogue in range(0, n_dialogues, dialogues_per_block):
@@ -153,8 +159,8 @@ def blocks(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[
             )
 
 
-def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Response ids and mask, both (rows, longest), with the padding on the right."""
+def _right_pad(responses: Sequence[Sequence[Any]], pad: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Response ids (or numbers of their tokens) and mask, both (rows, longest), with the padding on the right."""
     longest = max(map(len, responses))
     tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)
@@ -162,7 +168,7 @@ def _right_pad(responses: Sequence[Sequence[int]], pad: int, device: torch.devic
 
 
 @final
-class Beginning:
+class SharedPrefix:
     """What all states begin with, read once per policy, for several passes that go on from there.
 
     Each pass gets a detached copy, whose gradients add up; `backward` sends their sum through the one reading.
@@ -173,7 +179,7 @@ class Beginning:
 
     def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
         self.n_policies = n_policies
-        self._cache, self.length = read_beginning(model, states, n_policies)
+        self._cache, self.length = prefill_shared(model, states, n_policies)
         self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
         self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
 
@@ -186,7 +192,7 @@ class Beginning:
         return cache
 
     def backward(self) -> None:
-        """Add to the leaves' gradients what all passes together sent back to the beginning."""
+        """Add to the leaves' gradients what all passes together sent back to the prefix."""
         pairs = [(t, c.grad) for t, c in zip(self._read, self._copies, strict=True) if c.grad is not None]
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
@@ -194,7 +200,7 @@ class Beginning:
 
 def response_logits(
     model: PreTrainedModel,
-    beginning: Beginning,
+    prefix: SharedPrefix,
     states: Sequence[Sequence[int]],
     tokens: Tensor,
     mask: Tensor,
@@ -202,29 +208,29 @@ def response_logits(
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
 
-    Rows are the beginning's policies times the states. The last prompt token and every response token but the last
+    Rows are the prefix's policies times the states. The last prompt token and every response token but the last
     predict the response.
     """
-    shared = beginning.length
-    rest = [state[shared:] for state in states] * beginning.n_policies
+    shared = prefix.length
+    rest = [state[shared:] for state in states] * prefix.n_policies
     state_ids, state_mask = left_pad(rest, pad, model.device)
     attention = torch.cat([state_mask.new_ones(len(state_mask), shared), state_mask, mask[:, :-1]], dim=-1)
     return model(
         input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
         position_ids=positions(attention)[:, shared:],
-        past_key_values=beginning.cache(len(states)),
+        past_key_values=prefix.cache(len(states)),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
     ).logits
 
 
 @final
-class BaseReading:
+class ReferencePrefill:
     """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
 
     def __init__(
-        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, memory: Memory
+        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, prefixes: PrefixCache
     ) -> None:
         """`room`: how many tokens a response has at most."""
         read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
@@ -233,11 +239,11 @@ class BaseReading:
         self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
         if not all(read):  # a state of one token
             self._cache, rest = DynamicCache(config=model.config), list(states)
-        elif alike and (remembered := memory.read(model, read[0])) is not None:
-            self._cache = with_room(remembered, len(states), room)
+        elif alike and (cached_prefix := prefixes.read(model, read[0])) is not None:
+            self._cache = with_room(cached_prefix, len(states), room)
             self._mask = self._mask.new_ones(len(states), len(read[0]))
         else:
-            _, self._cache, self._mask = read_prompts(model, read, 1, pad, room=room)
+            _, self._cache, self._mask = prefill(model, read, 1, pad, room=room)
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
     def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
@@ -270,18 +276,24 @@ def _token_statistics(
     *,
     temperature: float,
     signal: Tensor | None,
+    old: Tensor | None,
+    objective: Objective,
     kl_coefficient: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log π(a), entropy and KL(π || base) at each token, each (rows, T).
 
-    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask: (rows, T); signal: (rows,).
-    With a signal, `base` becomes the gradient at the logits z, row by row, of kl_coefficient KL - signal log π(a):
+    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask, old: (rows, T); signal:
+    (rows,). With a signal, `base` becomes the gradient at the logits z, row by row, of kl_coefficient KL - w log π(a),
+    where the objective gives the constant w:
     dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the temperature.
     All in chunks of positions, so that what is computed on the way stays small.
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
     scale = (mask / temperature).view(-1, 1)
-    weight = None if signal is None else signal.to(logits.device, torch.float32).repeat_interleave(tokens.shape[1])
+    flat_old = None if old is None else old.flatten()
+    flat_signal = None
+    if signal is not None:
+        flat_signal = signal.to(logits.device, torch.float32).repeat_interleave(tokens.shape[1])
     result = torch.empty(3, len(flat_tokens), device=logits.device)
     for begin in range(0, len(flat_tokens), POSITIONS):
         part = slice(begin, begin + POSITIONS)
@@ -292,8 +304,9 @@ def _token_statistics(
         result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
         result[1, part] = _entropy(policy, log_policy)
         result[2, part] = kl
-        if weight is not None:
-            w = weight[part].unsqueeze(-1)
+        if flat_signal is not None:
+            sampled = result[0, part] if flat_old is None else flat_old[part]
+            w = objective(result[0, part], sampled, flat_signal[part]).unsqueeze(-1)
             gradient = divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(w).mul_(policy)
             gradient.scatter_add_(-1, flat_tokens[part], -w)
             flat_base[part] = gradient.mul_(scale[part])

@@ -18,7 +18,7 @@ _PACKED_FOR = 128  # rows that the layout is made for; it serves all from 1 to M
 
 
 @final
-class PackedLinear(nn.Linear):
+class MklLinear(nn.Linear):
     """A frozen linear layer with the weight of `linear`, and a packed copy of it that up to MOST_ROWS rows take."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -60,14 +60,14 @@ class _PackedProduct(torch.autograd.Function):
         return torch.matmul(gradients[0], ctx.weight), None, None, None
 
 
-def pack_linears(model: nn.Module) -> None:
+def use_mkl_linears(model: nn.Module) -> None:
     """Replace the linear layers of a frozen float32 model on the CPU, in place; leave other models as they are."""
     if not _available():
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
-                setattr(parent, name, PackedLinear(child))
+                setattr(parent, name, MklLinear(child))
 
 
 def _available() -> bool:

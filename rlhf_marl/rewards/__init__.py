@@ -29,7 +29,6 @@ from rlhf_marl.runs.journal import UNRECORDED, Journal
 __all__ = [
     "CallableCard",
     "Card",
-    "ChatModel",
     "EnsembleCard",
     "JudgeCard",
     "PrototypeCard",
@@ -44,9 +43,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from rlhf_marl.policy.sampler import Sampler
 
-ChatModel = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
 _LARGEST = 3.4028234e38  # of float32, in which training counts
 _log = logging.getLogger("rlhf_marl")
 
@@ -57,10 +55,10 @@ class RewardModel(Protocol):
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
 
 
-def build_reward_model(card: Card, base: ChatModel | None = None, journal: Journal = UNRECORDED) -> RewardModel:
+def build_reward_model(card: Card, base: "Sampler | None" = None, journal: Journal = UNRECORDED) -> RewardModel:
     """The scorer behind a card; raises UsageError if what it needs is not there.
 
-    base: the agents' base model and its tokenizer, which a judge can grade with.
+    base: samples from the agents' base model, which a judge can grade with.
     journal: where the answers of servers and endpoints are kept.
     """
     match card:

@@ -7,15 +7,14 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NoReturn, Protocol, final
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
-from rlhf_marl.policy.chat import Message, chat_tokens, check_chat_template, left_pad, neutralise, positions
+from rlhf_marl.policy.chat import Message, chat_tokens, neutralise
 from rlhf_marl.policy.instructions import Task, load_instructions
-from rlhf_marl.policy.loading import default_device, dtype_for, load_causal_lm, load_tokenizer
-from rlhf_marl.rewards import ChatModel
+from rlhf_marl.policy.loading import default_device, load_chat_model
+from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards.card import JudgeCard
 from rlhf_marl.runs.journal import UNRECORDED, Journal
 from rlhf_marl.services.endpoint import Choice, Endpoint, text_of
@@ -41,13 +40,13 @@ class Judge:
     def __init__(
         self,
         card: JudgeCard,
-        base: ChatModel | None = None,
+        base: Sampler | None = None,
         journal: Journal = UNRECORDED,
         grader: Grader | None = None,
     ) -> None:
         """
         Args:
-            base: the agents' base model and its tokenizer, for a card without a model.
+            base: samples from the agents' base model, for a card without a model.
             journal: where an endpoint's answers are kept.
             grader: by default what the card describes, a local model or an endpoint.
         """
@@ -80,25 +79,20 @@ class Judge:
         return scores
 
 
-def build_grader(card: JudgeCard, base: ChatModel | None, journal: Journal = UNRECORDED) -> Grader:
+def build_grader(card: JudgeCard, base: Sampler | None, journal: Journal = UNRECORDED) -> Grader:
     """What the card describes: an endpoint, or a local model."""
     return _endpoint_grader(card, journal) if card.base_url is not None else _local_grader(card, base)
 
 
-def _local_grader(card: JudgeCard, base: ChatModel | None) -> Grader:
+def _local_grader(card: JudgeCard, base: Sampler | None) -> Grader:
     """Probabilities of the grades as the next token."""
-    model, tokenizer = _chat_model(card) if card.model is not None else base or _missing(card)
-    shared, following = _grade_tokens(card, tokenizer)
-    context = model.config.max_position_embeddings
+    sampler = _sampler(card) if card.model is not None else base or _missing(card)
+    shared, following = _grade_tokens(card, sampler.tokenizer)
+    budget = sampler.context_length - len(shared)
 
-    @torch.inference_mode()
     def grade(conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]:
-        rows = [chat_tokens(tokenizer, messages, context - len(shared)) + shared for messages in conversations]
-        ids, mask = left_pad(rows, tokenizer.eos_token_id, model.device)
-        logits = model(
-            input_ids=ids, attention_mask=mask, position_ids=positions(mask), use_cache=False, logits_to_keep=1
-        ).logits[:, -1]
-        return list(torch.softmax(logits[:, following].float(), dim=-1).tolist())
+        prompts = [chat_tokens(sampler.tokenizer, messages, budget) + shared for messages in conversations]
+        return list(sampler.next_token(prompts, following))
 
     return grade
 
@@ -115,15 +109,10 @@ def _grade_tokens(card: JudgeCard, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return rows[0][:shared], [token for (token,) in following]
 
 
-def _chat_model(card: JudgeCard) -> ChatModel:
-    where = f"card {card.name}: model"
+def _sampler(card: JudgeCard) -> Sampler:
     assert card.model is not None
-    tokenizer = load_tokenizer(card.model, where, revision=card.revision)
-    check_chat_template(tokenizer, f"{where}: {card.model!r}")
-    device = default_device()
-    return load_causal_lm(card.model, where, dtype=dtype_for("auto", device), revision=card.revision).to(
-        device
-    ), tokenizer
+    chat_model = load_chat_model(card.model, f"card {card.name}: model", default_device(), revision=card.revision)
+    return TransformersSampler(chat_model)
 
 
 def _missing(card: JudgeCard) -> NoReturn:

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
 from rlhf_marl.runs.iterations import numbered_folders, numbered_name
 
-VERSION = 2  # raised when a checkpoint means something else than before
+VERSION = 3  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors of a disk may pass: no damage
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)

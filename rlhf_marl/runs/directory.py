@@ -22,12 +22,12 @@ from typing import Any, final
 
 from torch import Tensor
 
-from rlhf_marl.runs.checkpoints import Checkpoints, State
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
 from rlhf_marl.errors import UsageError, first_line
-from rlhf_marl.rewards.card import Card, check_card, with_members
+from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
 from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.rewards.card import Card, check_card, with_members
+from rlhf_marl.runs.checkpoints import Checkpoints, State
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience

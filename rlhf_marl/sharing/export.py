@@ -164,7 +164,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
         problem = "has no adapters yet"
     else:
         saved = _numbers(adapter / _WEIGHTS)
-        if checkpoint is None or torch.equal(saved, checkpoint[0]["adapters"][agent].flatten().sort().values):
+        if checkpoint is None or torch.equal(saved, checkpoint[0][f"agent_{agent}.adapter"].sort().values):
             return done
         problem = "has trained on since it wrote its adapters"
     finish = f"rlhf-marl train {run.path}/config.yaml --run-dir {run.path} --resume"

@@ -1,133 +1,158 @@
-"""One update: K critic steps, gossip of the critics and of the TD errors, one step of every actor."""
+"""The learner: K critic steps, gossip of the critics and of the TD errors, one step of every actor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
-from rlhf_marl.algorithm import (
-    CriticMetrics,
-    Transition,
-    actor_signal,
-    critic_kind,
-    leave_one_out,
-    normalised_step,
-)
+from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
+from rlhf_marl.algorithm.critic import Critic, Transition
+from rlhf_marl.algorithm.mixing import Mixer
+from rlhf_marl.algorithm.objectives import OBJECTIVES
+from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, td_error
+from rlhf_marl.config.schema import ActorConfig
+from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.perf.stopwatch import stage
-from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses
-from rlhf_marl.training.system import DialogueSystem
+from rlhf_marl.policy.adapters import StackedAdapters
+from rlhf_marl.policy.loading import ChatModel
+from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.policy.prefix_cache import PrefixCache
+
+Row = dict[str, Any]
 
 
+@final
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A transition whose next state (and, for a Q critic, next action) is known. B dialogues, N agents.
+class Learner:
+    """What the agents of one process learn with: stacked adapters over one base model, and a critic each.
 
-    features, next_features: (1, B, m) projected critic input of (s_k) or (s_k, a_k) and of its successor;
-    discount: γ, or 0 where the target is the reward alone.
+    Attributes:
+        optimizer: of the adapters; None for the normalised step of line 17, which has no state.
+        critic_steps: K of Algorithm 2.
+        temperature: of sampling; log-probabilities are trained at the same one.
+        prefixes: states that the base model has read.
     """
 
-    turn: Turn
-    features: Tensor
-    next_features: Tensor
-    discount: float
+    actor: ActorConfig
+    chat_model: ChatModel
+    adapters: StackedAdapters
+    optimizer: AgentAdam | None
+    critic: Critic
+    critic_steps: int
+    features: CriticFeatures
+    mixer: Mixer
+    temperature: float
+    prefixes: PrefixCache
 
+    def update(self, turns: Sequence[Turn]) -> list[Row]:
+        """Algorithm 2 on the turns, then Algorithm 1, lines 4 to 18, with M = len(turns).
 
-@dataclass(frozen=True, slots=True)
-class UpdateMetrics:
-    """What one update did. `signal`, `td_error` and the statistics hold, per turn of the update, (N, B)."""
-
-    critic: CriticMetrics
-    td_error: list[Tensor]
-    signal: list[Tensor]
-    statistics: list[Statistics]
-    gradient_norm: Tensor  # (N,) before clipping
-    skipped: Tensor  # (N,) bool: the direction was not finite and the actor kept its weights
-    dead_units: Tensor  # (N,) share of last-layer critic units that are off on the whole batch
-
-
-def critic_features(system: DialogueSystem, turn: Turn) -> Tensor:
-    """x^(0) of (s_k) or, for a Q critic, of (s_k, a_k^1, ..., a_k^N): (1, B, m)."""
-    responses = [[r.tokens for r in agent] for agent in turn.responses]
-    is_q = critic_kind(system.config.actor.signal) == "q"
-    return system.features(turn.states, *(responses if is_q else [])).unsqueeze(0)
-
-
-def update(system: DialogueSystem, steps: Sequence[Step]) -> UpdateMetrics:
-    """Algorithm 2 on the update's turns, then Algorithm 1, lines 4 to 18, with M = len(steps)."""
-    config, power = system.config, system.topology.power
-    device = system.model.device
-    transitions = [
-        Transition(
-            x0=step.features,
-            reward=step.turn.reward_scaled.to(device),
-            next_x0=step.next_features,
-            discount=torch.full((1, 1), step.discount, device=device),
-        )
-        for step in steps
-    ]
-    with stage("critic"):
-        critic = system.critic.update([transitions[k % len(steps)] for k in range(config.critic.steps)])
-    td_errors, signals = [], []
-    for transition in transitions:
-        value, next_value = system.critic.value(transition.x0), system.critic.value(transition.next_x0)
-        td_errors.append(value - transition.reward - transition.discount * next_value)
-        signal = actor_signal(
-            config.actor.signal,
-            config.actor.credit,
-            power,
-            value=value,
-            next_value=next_value,
-            reward=transition.reward,
-            discount=transition.discount,
-        )
-        signals.append(leave_one_out(signal) if config.actor.baseline == "leave_one_out" else signal)
-    with stage("update"):
-        system.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
-        statistics = [
-            evaluate_responses(
-                system.model,
-                system.adapters,
-                step.turn.states,
-                [[r.tokens for r in agent] for agent in step.turn.responses],
-                temperature=config.generation.temperature,
-                pad=system.end_tokens[0],
-                signal=signal,
-                kl_coefficient=config.actor.kl_coefficient,
-                memory=system.memory,
-            )
-            for step, signal in zip(steps, signals, strict=True)
+        Returns:
+            Metrics of each agent: means over turns and dialogues unless the name says otherwise.
+        """
+        transitions = [self._transition(turn) for turn in turns]
+        with stage("critic"):
+            critic = self.critic.update([transitions[k % len(turns)] for k in range(self.critic_steps)])
+        td_errors, signals = zip(*(self._td_error_and_signal(transition) for transition in transitions), strict=True)
+        with stage("update"):
+            statistics = self._add_gradients(turns, signals)
+            gradient_norm, skipped = self._actor_step(sum(signal.shape[-1] for signal in signals))
+        dead_units = self.critic.network.dead_fraction(self.critic.weights, transitions[-1].x0)
+        per_turn = {
+            "reward_raw": [turn.reward_raw for turn in turns],
+            "reward_scaled": [turn.reward_scaled for turn in turns],
+            "td_error": td_errors,
+            "actor_signal": signals,
+            "actor_signal_positive": [(signal > 0).float() for signal in signals],
+            "entropy": [s.entropy for s in statistics],
+            "kl": [s.kl for s in statistics],
+            "log_probability": [s.log_probability for s in statistics],
+        }
+        per_agent = {
+            "critic_value": critic.value,
+            "critic_magnitude": critic.magnitude,
+            "critic_gradient_norm": critic.gradient_norm,
+            "critic_projected": critic.projected,
+            "critic_dead_units": dead_units,
+            "gradient_norm": gradient_norm,
+        }
+        return [
+            {name: torch.stack([values[agent] for values in of]).mean().item() for name, of in per_turn.items()}
+            | {name: values[agent].item() for name, values in per_agent.items()}
+            | {
+                "critic_skipped": int(critic.skipped[agent]),
+                "actor_skipped": int(skipped[agent]),
+                "disagreement_before": critic.disagreement_before.item(),
+                "disagreement_after": critic.disagreement_after.item(),
+            }
+            for agent in range(self.adapters.n_agents)
         ]
-        n_samples = sum(signal.shape[-1] for signal in signals)
-        gradient_norm, skipped = _actor_step(system, n_samples)
-    return UpdateMetrics(
-        critic=critic,
-        td_error=td_errors,
-        signal=signals,
-        statistics=statistics,
-        gradient_norm=gradient_norm,
-        skipped=skipped,
-        dead_units=system.critic.network.dead_fraction(system.critic.weights, transitions[-1].x0),
-    )
 
+    def _transition(self, turn: Turn) -> Transition:
+        """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
+        device = self.chat_model.model.device
+        actions: list[list[list[int]]] = []
+        next_actions: list[list[list[int]]] = []
+        if SIGNALS[self.actor.signal].critic == "q":
+            assert turn.next_samples is not None
+            actions, next_actions = turn.tokens, [[s.tokens for s in agent] for agent in turn.next_samples]
+        return Transition(
+            x0=self.features(turn.states, *actions).unsqueeze(0),
+            reward=turn.reward_scaled.to(device),
+            next_x0=self.features(turn.next_states, *next_actions).unsqueeze(0),
+            discount=torch.full((1, 1), turn.discount, device=device),
+        )
 
-def _actor_step(system: DialogueSystem, n_samples: int) -> tuple[Tensor, Tensor]:
-    """Line 17 or Adam, on each agent's own row. An agent whose direction is not finite keeps its weights."""
-    actor, parameters = system.config.actor, system.adapters.parameters
-    gradient = parameters.grad
-    assert gradient is not None
-    gradient /= n_samples
-    norm = gradient.norm(dim=-1)
-    skipped = ~norm.isfinite()
-    gradient[skipped] = 0.0
-    if system.optimizer is None:
-        with torch.no_grad():
-            parameters.copy_(normalised_step(parameters, -gradient, actor.step_size))
-    else:
-        if actor.max_gradient_norm is not None:
-            gradient *= (actor.max_gradient_norm / norm.clamp_min(actor.max_gradient_norm)).nan_to_num().unsqueeze(-1)
-        kept = parameters.detach()[skipped].clone()
-        system.optimizer.step()
-        parameters.data[skipped] = kept  # Adam's momentum would move it even with a zero gradient
-    return norm, skipped
+    def _td_error_and_signal(self, transition: Transition) -> tuple[Tensor, Tensor]:
+        """δ, and the signal with its baseline, both (N, B)."""
+        value, next_value = self.critic.value(transition.x0), self.critic.value(transition.next_x0)
+        reward, discount = transition.reward, transition.discount
+        values = Values(value=value, next_value=next_value, reward=reward, discount=discount)
+        signal = actor_signal(self.actor.signal, self.actor.credit, self.mixer, values)
+        if self.actor.baseline == "leave_one_out":
+            signal = leave_one_out(signal)
+        return td_error(value, reward, next_value, discount), signal
+
+    def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor]) -> list[Any]:
+        """Put the sum over turns and dialogues of minus line 16's directions into the adapters' gradient."""
+        self.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
+        return [
+            evaluate_responses(
+                self.chat_model.model,
+                self.adapters,
+                turn.states,
+                turn.tokens,
+                temperature=self.temperature,
+                pad=self.chat_model.stop_tokens[0],
+                signal=signal,
+                kl_coefficient=self.actor.kl_coefficient,
+                prefixes=self.prefixes,
+                old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples],
+                objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
+            )
+            for turn, signal in zip(turns, signals, strict=True)
+        ]
+
+    def _actor_step(self, n_samples: int) -> tuple[Tensor, Tensor]:
+        """Line 17 or Adam, agent by agent: (N,) gradient norms before clipping, and who skipped the step.
+
+        An agent whose direction is not finite keeps its weights and its optimizer state.
+        """
+        parameters, gradient = self.adapters.parameters, self.adapters.parameters.grad
+        assert gradient is not None
+        gradient /= n_samples
+        norm = gradient.norm(dim=-1)
+        skipped = ~norm.isfinite()
+        if self.optimizer is None:
+            with torch.no_grad():
+                parameters.copy_(normalised_step(parameters, -gradient, self.actor.step_size))
+        else:
+            if (most := self.actor.max_gradient_norm) is not None:
+                gradient *= (most / norm.clamp_min(most)).unsqueeze(-1)
+            self.optimizer.step(gradient, ~skipped)
+        return norm, skipped

@@ -4,28 +4,27 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, final
 
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from rlhf_marl.algorithm import critic_kind
-from rlhf_marl.dialogue.player import Turn, play_turns
+from rlhf_marl.algorithm.signals import SIGNALS
+from rlhf_marl.dialogue.player import Dialogue, Turn
 from rlhf_marl.errors import RunStopped, UsageError, first_line
-from rlhf_marl.files.atomic import unwritable, write_bytes, writing_folder
+from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.perf.stopwatch import Stopwatch
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
-from rlhf_marl.training.learner import Step, critic_features, update
+from rlhf_marl.training.build import Experiment
 from rlhf_marl.training.metrics import Row, check_earlier, dialogue_rows, metric_rows
-from rlhf_marl.training.system import DialogueSystem
 
 _log = logging.getLogger("rlhf_marl")
 
 
 def run_training(
-    system: DialogueSystem,
+    experiment: Experiment,
     run: RunDirectory,
     report: Callable[[int, list[Row]], None],
     stop: Callable[[], bool],
@@ -45,22 +44,22 @@ def run_training(
         RunStopped: a reward model or the controller failed, the disk is full, or nothing finite was learned for
             `stop_after_skipped` updates in a row.
     """
-    config = system.config
-    done = restore(system, run)
+    config = experiment.config
+    done = restore(experiment, run)
     run.forget_from(done.iterations, partial(check_earlier, config=config, iterations=done.iterations))
     run.tidy_checkpoints(done.iterations, config.keep_checkpoints)
-    run.adopt(config, system.cards)
+    run.adopt(config, experiment.cards)
     saved = done.iterations
     while done.iterations < config.iterations:
-        system.journal.begin(done.iterations)
+        experiment.journal.begin(done.iterations)
         before = None
         if done.iterations > saved:  # an iteration changes weights turn by turn: what fails in it leaves no whole state
-            before = {name: tensor.clone() for name, tensor in checkpoint_tensors(system).items()}
+            before = experiment.team.state_dict()
         try:
-            turns, rows = run_iteration(system, done.iterations, done.updates, watch)
+            turns, rows = run_iteration(experiment, done.iterations, done.updates, watch)
         except Exception:
             if before is not None:
-                _save(system, run, done, before)
+                _save(experiment, run, done, before)
             raise
         run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, done.iterations)))
         run.append(run.metrics, rows)
@@ -68,7 +67,7 @@ def run_training(
         stopped = stop()
         scheduled = done.iterations % config.checkpoint_every == 0 or done.iterations == config.iterations
         if stopped or scheduled:
-            done = _save(system, run, done, checkpoint_tensors(system), scheduled=scheduled)
+            done = _save(experiment, run, done, experiment.team.state_dict(), scheduled=scheduled)
             saved = done.iterations
         report(done.iterations, rows)
         if done.skipped >= config.stop_after_skipped:
@@ -85,7 +84,7 @@ def run_training(
 @final
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How far a run is; with the tensors of `checkpoint_tensors`, all that the next iteration depends on.
+    """How far a run is; with the team's state, all that the next iteration depends on.
 
     Random numbers are drawn from [seed, agent, dialogue, turn], so there is no generator whose state counts.
 
@@ -110,15 +109,15 @@ class Done:
 
 
 def _save(
-    system: DialogueSystem, run: RunDirectory, done: Done, tensors: Mapping[str, Tensor], *, scheduled: bool = False
+    experiment: Experiment, run: RunDirectory, done: Done, tensors: Mapping[str, Tensor], *, scheduled: bool = False
 ) -> Done:
     """Write a checkpoint. Only a scheduled one may be the best: where a run was interrupted decides nothing."""
     score = sum(done.recent) / len(done.recent) if scheduled else None
     done = replace(done, recent=()) if scheduled else done
-    values = {"config": system.config.model_dump(mode="json"), **asdict(done)}
+    values = {"config": experiment.config.model_dump(mode="json"), **asdict(done)}
     del values["iterations"]
-    oldest = run.save_checkpoint(done.iterations, tensors, values, score=score, keep=system.config.keep_checkpoints)
-    system.journal.forget_before(oldest)
+    oldest = run.save_checkpoint(done.iterations, tensors, values, score=score, keep=experiment.config.keep_checkpoints)
+    experiment.journal.forget_before(oldest)
     return done
 
 
@@ -131,64 +130,74 @@ def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
 
 
 def run_iteration(
-    system: DialogueSystem, iteration: int, updates: int, watch: Stopwatch
+    experiment: Experiment, iteration: int, updates: int, watch: Stopwatch
 ) -> tuple[list[Turn], list[Row]]:
-    """Play one batch of dialogues and learn from each transition as soon as it is complete."""
+    """Play one batch of dialogues and learn from each turn as soon as its successor is known."""
+    config, team = experiment.config, experiment.team
     turns: list[Turn] = []
     rows: list[Row] = []
-    pending: list[Step] = []
+    pending: list[Turn] = []
 
-    def watched() -> Iterator[Turn]:
-        for turn in play_turns(system, iteration):
-            turns.append(turn)
-            yield turn
+    def scored() -> Iterator[Turn]:
+        for turn in experiment.player.play(first_prompts(experiment, iteration)):
+            turns.append(team.score(turn))
+            yield turns[-1]
 
-    for step in transitions(system, watched()):
-        pending.append(step)
-        if len(pending) == system.config.actor.turns_per_update:
-            metrics = update(system, pending)
-            rows += metric_rows(system, pending, metrics, iteration, updates, watch.lap())
+    for turn in with_successors(scored(), experiment):
+        pending.append(turn)
+        if len(pending) == config.actor.turns_per_update:
+            learned = team.learn(pending)
+            rows += metric_rows(
+                learned,
+                pending,
+                team.reward_models,
+                config,
+                update=updates,
+                iteration=iteration,
+                stages=watch.lap(),
+            )
             pending, updates = [], updates + 1
     return turns, rows
 
 
-def transitions(system: DialogueSystem, turns: Iterator[Turn]) -> Iterator[Step]:
+def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
+    """The iteration's dialogues before their first turn."""
+    config, questions = experiment.config, experiment.questions
+    dialogues = []
+    for number in range(iteration * config.dialogues, (iteration + 1) * config.dialogues):
+        question = questions.index(number)
+        messages = [Message(role="user", content=questions.texts[question])]
+        dialogues.append(Dialogue(number, question, messages, config.turns))
+    return dialogues
+
+
+def with_successors(turns: Iterator[Turn], experiment: Experiment) -> Iterator[Turn]:
     """Complete each turn's transition (s, a, r, s', a').
 
     A V critic needs s' alone, which is known when the turn ends. A Q critic also needs a', the next turn's responses:
-    its step is yielded one turn later, after the agents have answered (line 7 of Algorithm 1 samples before line 17
-    updates).
-    After the last turn the successor is the dialogue's own first state (and response), used if terminal is `restart`.
+    its turn is yielded one later, after the agents have answered (line 7 of Algorithm 1 samples before line 17
+    updates). After the last turn the successor is the dialogue's own first state (and response), used if terminal is
+    `restart`.
     """
-    is_q = critic_kind(system.config.actor.signal) == "q"
-    restart = system.config.terminal == "restart"
-    first: Tensor | None = None
-    waiting: tuple[Turn, Tensor] | None = None
+    config = experiment.config
+    is_q = SIGNALS[config.actor.signal].critic == "q"
+    first: Turn | None = None
+    waiting: Turn | None = None
     for turn in turns:
-        features = critic_features(system, turn)
-        first = features if first is None else first
-        discount = 0.0 if turn.last and not restart else system.config.discount
+        first = first or turn
+        turn = replace(turn, discount=0.0 if turn.last and config.terminal != "restart" else config.discount)
         if not is_q:
-            yield Step(turn, features, system.features(turn.next_states).unsqueeze(0), discount)
+            yield turn
             continue
         if waiting is not None:
-            yield Step(*waiting, next_features=features, discount=system.config.discount)
-        waiting = (turn, features)
+            yield replace(waiting, next_samples=turn.samples)
+        waiting = turn
         if turn.last:
-            yield Step(turn, features, first, discount)
+            yield replace(turn, next_samples=first.samples)
 
 
-def checkpoint_tensors(system: DialogueSystem) -> dict[str, Tensor]:
-    """Everything that training changes: adapters, critics and both optimizers' moments."""
-    tensors = {"adapters": system.adapters.parameters.detach()}
-    if system.optimizer is not None:
-        state = system.optimizer.state[system.adapters.parameters]
-        tensors |= {f"actor_optimizer.{name}": value for name, value in state.items()}
-    return tensors | {f"critic.{name}": value for name, value in system.critic.state_dict().items()}
-
-
-def restore(system: DialogueSystem, run: RunDirectory) -> Done:
-    """Put the newest whole checkpoint into the system.
+def restore(experiment: Experiment, run: RunDirectory) -> Done:
+    """Put the newest whole checkpoint into the team.
 
     Raises:
         UsageError: it is of another config or version.
@@ -199,13 +208,13 @@ def restore(system: DialogueSystem, run: RunDirectory) -> Done:
             _log.warning("%s has no checkpoint yet: training starts at the beginning", run.path)
         return Done()
     try:
-        return _restored(system, *checkpoint)
+        return _restored(experiment, *checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UsageError(f"--resume: the newest checkpoint of {run.path} is no run's: {first_line(error)}") from None
 
 
-def _restored(system: DialogueSystem, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
-    config = system.config
+def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
+    config = experiment.config
     check_same_config(values["config"], config, f"its checkpoint of iteration {values['iteration']} was written")
     done = Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
     counters = (done.iterations, done.updates, done.skipped)
@@ -215,40 +224,30 @@ def _restored(system: DialogueSystem, tensors: Mapping[str, Tensor], values: Map
         or not all(isinstance(score, float) for score in done.recent)
     ):
         raise ValueError("its counters do not fit together")
-    parameters = system.adapters.parameters
-    parameters.data.copy_(tensors["adapters"])
-    if system.optimizer is not None:
-        state = {name.removeprefix("actor_optimizer."): tensor for name, tensor in tensors.items()}
-        system.optimizer.state[parameters] = {
-            name: state[name].to(parameters.device if name != "step" else "cpu")
-            for name in ("step", "exp_avg", "exp_avg_sq")
-        }
-    critic = {name.removeprefix("critic."): t for name, t in tensors.items() if name.startswith("critic.")}
-    system.critic.load_state_dict(critic)
+    experiment.team.load_state_dict(tensors)
     return done
 
 
-def save_results(system: DialogueSystem, run: RunDirectory) -> None:
+def save_results(experiment: Experiment, run: RunDirectory) -> None:
     """Write the adapters in PEFT's format, those of the best checkpoint too, and the critics' weights.
 
     Raises:
         RunStopped: the disk refuses.
     """
-    weights = system.critic.weights.detach().cpu()
+    team = experiment.team
+    last = team.state_dict()
+    critics = {
+        name.removesuffix(".critic.weights"): weights.cpu().contiguous()
+        for name, weights in last.items()
+        if name.endswith(".critic.weights")
+    }
     try:
-        _save_adapters(system, run.adapters)
-        write_bytes(run.critics, save({f"agent_{i}": agent.contiguous() for i, agent in enumerate(weights)}))
+        team.save_adapters(run.adapters)
+        write_bytes(run.critics, save(critics))
         best = run.checkpoints.best()
         if best is not None:
-            last = system.adapters.parameters.detach().clone()
-            system.adapters.parameters.data.copy_(best[0]["adapters"])
-            _save_adapters(system, run.best)
-            system.adapters.parameters.data.copy_(last)
+            team.load_state_dict(best[0])
+            team.save_adapters(run.best)
+            team.load_state_dict(last)
     except (OSError, SafetensorError) as error:
         raise unwritable(run.path, error) from None
-
-
-def _save_adapters(system: DialogueSystem, folder: Path) -> None:
-    with writing_folder(folder) as temporary:
-        for agent in range(len(system.cards)):
-            system.adapters.save(agent, temporary / f"agent_{agent}", system.model.config._name_or_path)

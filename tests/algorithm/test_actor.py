@@ -5,16 +5,10 @@ import itertools
 import pytest
 import torch
 
-from rlhf_marl.algorithm import (
-    actor_signal,
-    adjacency,
-    consensus_matrix,
-    consensus_power,
-    critic_kind,
-    leave_one_out,
-    normalised_step,
-    td_error,
-)
+from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
+from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.signals import actor_signal, critic_kind, td_error
+from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 
 N, S, A, GAMMA = 2, 3, 2, 0.9
 JOINT = list(itertools.product(range(A), repeat=N))

@@ -1,15 +1,10 @@
 import pytest
 import torch
 
-from rlhf_marl.algorithm import (
-    Critic,
-    Network,
-    Transition,
-    adjacency,
-    consensus_matrix,
-    consensus_power,
-    project_to_ball,
-)
+from rlhf_marl.algorithm.critic import Critic, Transition, project_to_ball
+from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.network import Network
+from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 
 IDENTITY = torch.eye(2, dtype=torch.float64)  # no gossip between two agents
 

@@ -3,15 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_marl.algorithm import (
-    adjacency,
-    consensus_matrix,
-    consensus_power,
-    disagreement,
-    gossip,
-    gossip_bytes,
-    spectral_gap,
-)
+from rlhf_marl.algorithm.mixing import consensus_power, disagreement, gossip, gossip_bytes
+from rlhf_marl.algorithm.topology import adjacency, consensus_matrix, spectral_gap
 
 
 def ring(n):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_marl.algorithm import Linear, Network, project, random_projection, value_and_gradient
+from rlhf_marl.algorithm.network import Linear, Network, project, random_projection, value_and_gradient
 
 
 def network(width=4, depth=3, **options):

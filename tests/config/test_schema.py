@@ -4,7 +4,8 @@ from typing import get_args
 
 import pytest
 
-from rlhf_marl.algorithm import CREDITS, GRAPHS, MATRICES, SIGNALS
+from rlhf_marl.algorithm.signals import CREDITS, SIGNALS
+from rlhf_marl.algorithm.topology import GRAPHS, MATRICES
 from rlhf_marl.config import Config, apply_overrides, check_config, dump_config, load_config
 from rlhf_marl.config.schema import ActorConfig, TopologyConfig
 from rlhf_marl.errors import UsageError

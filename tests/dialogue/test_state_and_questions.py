@@ -7,7 +7,7 @@ from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.dialogue.state import Dialogue
 from rlhf_marl.errors import UsageError
-from rlhf_marl.policy.chat import Message, chat_tokens, check_chat_template, end_tokens
+from rlhf_marl.policy.chat import Message, chat_tokens, check_chat_template, stop_tokens
 from tests.conftest import tiny_tokenizer
 
 
@@ -30,8 +30,8 @@ def test_model_text_cannot_write_control_tokens_into_the_state():
 
 
 def test_end_tokens_of_tokenizer_and_model():
-    assert end_tokens(tiny_tokenizer(), [7, 2]) == [2, 7]
-    assert end_tokens(tiny_tokenizer(), None) == [2]
+    assert stop_tokens(tiny_tokenizer(), [7, 2]) == [2, 7]
+    assert stop_tokens(tiny_tokenizer(), None) == [2]
 
 
 def test_contents_cannot_write_special_tokens():

@@ -3,7 +3,7 @@ import torch
 
 from rlhf_marl.policy import generation
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.generation import Memory, generate, sample, sampling_uniforms
+from rlhf_marl.policy.generation import PrefixCache, generate, sample, sampling_uniforms
 from tests.conftest import tiny_llama, tiny_mistral
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
@@ -20,7 +20,7 @@ def worth_reading(request, monkeypatch):
 @pytest.mark.usefixtures("worth_reading")
 def test_greedy_equals_transformers_own_generate(architecture, prompts):
     model = architecture()
-    ours = generate(model, prompts, max_new_tokens=8, end_tokens=[2])
+    ours = generate(model, prompts, max_new_tokens=8, stop_tokens=[2])
     for prompt, tokens in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
         reference = model.generate(
@@ -32,9 +32,9 @@ def test_greedy_equals_transformers_own_generate(architecture, prompts):
 def test_rows_do_not_depend_on_their_batch():
     model = tiny_llama()
     uniforms = torch.stack([sampling_uniforms(0, 0, d, 0, 8) for d in range(3)])
-    together = generate(model, PROMPTS, max_new_tokens=8, end_tokens=[2], uniforms=uniforms)
+    together = generate(model, PROMPTS, max_new_tokens=8, stop_tokens=[2], uniforms=uniforms)
     alone = [
-        generate(model, [p], max_new_tokens=8, end_tokens=[2], uniforms=uniforms[i : i + 1])[0]
+        generate(model, [p], max_new_tokens=8, stop_tokens=[2], uniforms=uniforms[i : i + 1])[0]
         for i, p in enumerate(PROMPTS)
     ]
     assert together == alone
@@ -48,18 +48,18 @@ def test_a_shared_beginning_changes_nothing():
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
     for prompts in ([[5, 6, 7, 8], [5, 6, 9]], [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 7]]):
         with adapters.use(slice(0, 2)):
-            together = generate(model, prompts, max_new_tokens=6, end_tokens=[2], n_policies=2)
+            together = generate(model, prompts, max_new_tokens=6, stop_tokens=[2], n_policies=2)
         alone = []
         for agent in range(2):
             with adapters.use(slice(agent, agent + 1)):
-                alone += [generate(model, [p], max_new_tokens=6, end_tokens=[2])[0] for p in prompts]
+                alone += [generate(model, [p], max_new_tokens=6, stop_tokens=[2])[0] for p in prompts]
         assert together == alone
 
 
 def test_stops_at_an_end_token_and_keeps_it():
     model = tiny_llama()
-    free = generate(model, PROMPTS[:1], max_new_tokens=8, end_tokens=[2])[0]
-    stopped = generate(model, PROMPTS[:1], max_new_tokens=8, end_tokens=[2, free[3]])[0]
+    free = generate(model, PROMPTS[:1], max_new_tokens=8, stop_tokens=[2])[0]
+    stopped = generate(model, PROMPTS[:1], max_new_tokens=8, stop_tokens=[2, free[3]])[0]
     assert stopped == free[: free.index(free[3]) + 1]
 
 
@@ -96,7 +96,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
     hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
     with adapters.use(slice(0, 2)):
         together = generate(
-            model, prompts, max_new_tokens=24, end_tokens=ends, uniforms=uniforms, temperature=2.0, n_policies=2
+            model, prompts, max_new_tokens=24, stop_tokens=ends, uniforms=uniforms, temperature=2.0, n_policies=2
         )
     hook.remove()
     alone = []
@@ -104,7 +104,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
         with adapters.use(slice(agent, agent + 1)):
             for d, prompt in enumerate(prompts):
                 u = uniforms[None, 5 * agent + d]
-                options = {"max_new_tokens": 24, "end_tokens": ends, "temperature": 2.0}
+                options = {"max_new_tokens": 24, "stop_tokens": ends, "temperature": 2.0}
                 alone += generate(model, [prompt], uniforms=u, **options)
     assert together == alone
     assert len({len(row) for row in together}) > 3
@@ -116,29 +116,29 @@ def test_alike_prompts_of_a_policy_are_read_once():
     uniforms = torch.stack([sampling_uniforms(0, a, 0, 0, 8) for a in range(6)])
     sizes = []
     hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
-    together = generate(model, [*PROMPTS, *PROMPTS], max_new_tokens=8, end_tokens=[2], uniforms=uniforms)
+    together = generate(model, [*PROMPTS, *PROMPTS], max_new_tokens=8, stop_tokens=[2], uniforms=uniforms)
     hook.remove()
     assert sizes[:2] == [3, 6]
     rows = zip([*PROMPTS, *PROMPTS], uniforms, strict=True)
     assert together == [
-        generate(model, [p], max_new_tokens=8, end_tokens=[2], uniforms=u.unsqueeze(0))[0] for p, u in rows
+        generate(model, [p], max_new_tokens=8, stop_tokens=[2], uniforms=u.unsqueeze(0))[0] for p, u in rows
     ]
 
 
 @pytest.mark.usefixtures("worth_reading")
 def test_what_is_remembered_is_read_once_and_changes_nothing():
     model = tiny_llama()
-    memory, sizes, reads = Memory(most=2), [], []
+    memory, sizes, reads = PrefixCache(most=2), [], []
     hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
     for earlier in ([5, 6], [7], [5, 6], [8], [5, 6], [7]):
         sizes.clear()
-        remembered = memory.read(model, earlier)
+        cached_prefix = memory.read(model, earlier)
         reads.append(len(sizes))
         for ends in ([[3, 4], [3, 9, 1], [4]], [[3, 4], [3, 9, 1]], [[3, 4]]):
             prompts = [[*earlier, *end] for end in ends]
-            ours = generate(model, prompts, max_new_tokens=5, end_tokens=[2], remembered=remembered)
-            assert ours == generate(model, prompts, max_new_tokens=5, end_tokens=[2])
-        assert remembered.get_seq_length() == len(earlier)
+            ours = generate(model, prompts, max_new_tokens=5, stop_tokens=[2], cached_prefix=cached_prefix)
+            assert ours == generate(model, prompts, max_new_tokens=5, stop_tokens=[2])
+        assert cached_prefix.get_seq_length() == len(earlier)
     hook.remove()
     assert reads == [1, 1, 0, 1, 0, 1]  # [7] was forgotten for [8]
 
@@ -146,5 +146,5 @@ def test_what_is_remembered_is_read_once_and_changes_nothing():
 def test_nothing_is_shared_or_remembered_where_layers_see_a_window():
     """Padding after a shared beginning would count as tokens of the window."""
     model = tiny_mistral()
-    assert Memory().read(model, [5, 6]) is None
+    assert PrefixCache().read(model, [5, 6]) is None
     assert generation.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0

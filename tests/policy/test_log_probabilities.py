@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf_marl.policy import log_probabilities as policy
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.generation import Memory
-from rlhf_marl.policy.log_probabilities import blocks, evaluate_responses
+from rlhf_marl.policy.generation import PrefixCache
+from rlhf_marl.policy.log_probabilities import microbatches, evaluate_responses
 from tests.conftest import tiny_llama, tiny_mistral
 
 STATES = [[5, 6, 7], [9, 8, 7, 6, 5]]
@@ -58,7 +58,7 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
     whether layers see all tokens or a window."""
     model, adapters = adapted(architecture())
     monkeypatch.setattr(policy, "POSITIONS", 3)
-    monkeypatch.setattr(policy, "TOKENS_PER_PASS", tokens_per_pass)
+    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
     result = evaluate_responses(
         model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
@@ -90,19 +90,19 @@ def test_fresh_adapters_have_no_divergence():
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 500), st.integers(1, 500))
 def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, shared, rest):
-    tiles = list(blocks(agents, dialogues, shared, rest))
+    tiles = list(microbatches(agents, dialogues, shared, rest))
     cells = [(a, d) for agent, dialogue in tiles for a in range(agents)[agent] for d in range(dialogues)[dialogue]]
     assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
     for together, at_once in ((a.stop - a.start, d.stop - d.start) for a, d in tiles):
         tokens = together * (shared + at_once * rest)
-        assert tokens <= policy.TOKENS_PER_PASS or together == at_once == 1
+        assert tokens <= policy.TOKENS_PER_MICROBATCH or together == at_once == 1
     assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
 
 
 def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     """Not once per pass: the gradients of several passes go through one reading. The base model reads a state once."""
     model, adapters = system
-    monkeypatch.setattr(policy, "TOKENS_PER_PASS", 10)
+    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", 10)
     read = {True: 0, False: 0}  # with gradients (agents), without (base model)
 
     def count(_, args, kwargs, output):
@@ -118,14 +118,14 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
 
 
 def test_the_base_model_remembers_a_state_that_all_dialogues_share(system):
-    """The same numbers, and the second time without reading it; states that differ are not remembered."""
+    """The same numbers, and the second time without reading it; states that differ are not cached_prefix."""
     model, adapters = system
     sizes = []
     hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
-    memory, passes = Memory(), []
+    memory, passes = PrefixCache(), []
     for states in ([[5, 6, 7]] * 2, [[5, 6, 7]] * 2, STATES, STATES):
         sizes.clear()
-        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, memory=memory)
+        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, prefix_cache=prefix_cache)
         passes.append(len(sizes))
         again = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0)
         torch.testing.assert_close(ours.kl, again.kl, atol=0, rtol=0)

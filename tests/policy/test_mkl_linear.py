@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rlhf_marl.policy import mkl_linear as packed_module
-from rlhf_marl.policy.mkl_linear import MOST_ROWS, PackedLinear, pack_linears
+from rlhf_marl.policy.mkl_linear import MOST_ROWS, MklLinear, use_mkl_linears
 from tests.conftest import tiny_llama
 
 
@@ -14,7 +14,7 @@ from tests.conftest import tiny_llama
 def test_equals_the_plain_layer_for_any_number_of_rows(sizes, bias):
     """One packed layout serves all numbers of rows; an empty batch and many rows take the plain weight."""
     plain = nn.Linear(*sizes, bias=bias).requires_grad_(False)
-    packed = PackedLinear(plain)
+    packed = MklLinear(plain)
     for rows in [*range(70), 128, 129, MOST_ROWS - 1, MOST_ROWS, MOST_ROWS + 1]:
         x = torch.randn(rows, 1, sizes[0])
         torch.testing.assert_close(packed(x), plain(x), atol=2e-5, rtol=1e-5)
@@ -28,7 +28,7 @@ def test_the_gradient_is_the_plain_layers(rows):
     x = torch.randn(rows, 1, 4, requires_grad=True)
     weights = torch.randn(rows, 1, 3)
     (expected,) = torch.autograd.grad((plain(x) * weights).sum(), x)
-    (PackedLinear(plain)(x) * weights).sum().backward()
+    (MklLinear(plain)(x) * weights).sum().backward()
     torch.testing.assert_close(x.grad, expected)
 
 
@@ -37,7 +37,7 @@ def test_the_packed_copy_is_used(monkeypatch):
     used = []
     real = packed_module._product
     monkeypatch.setattr(packed_module, "_product", lambda x, *rest: used.append(len(x)) or real(x, *rest))
-    packed = PackedLinear(nn.Linear(4, 3).requires_grad_(False))
+    packed = MklLinear(nn.Linear(4, 3).requires_grad_(False))
     for rows in (1, MOST_ROWS, MOST_ROWS + 1):
         packed(torch.randn(rows, 4))
         packed(torch.randn(rows, 4, requires_grad=True))
@@ -47,7 +47,7 @@ def test_the_packed_copy_is_used(monkeypatch):
 def test_without_the_operators_layers_stay_plain(monkeypatch):
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
     model = tiny_llama().requires_grad_(False)
-    pack_linears(model)
+    use_mkl_linears(model)
     assert type(model.lm_head) is nn.Linear
 
 
@@ -56,7 +56,7 @@ def test_a_whole_model_keeps_its_logits():
     ids = torch.tensor([[5, 6, 7]])
     with torch.inference_mode():
         before = model(ids).logits
-        pack_linears(model)
-        assert isinstance(model.model.layers[0].self_attn.q_proj, PackedLinear)
-        assert isinstance(model.lm_head, PackedLinear)
+        use_mkl_linears(model)
+        assert isinstance(model.model.layers[0].self_attn.q_proj, MklLinear)
+        assert isinstance(model.lm_head, MklLinear)
         torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-4)

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from rlhf_marl.algorithm import smallest_weight, spectral_gap
+from rlhf_marl.algorithm.topology import smallest_weight, spectral_gap
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.gridworld.diagnostics import communication, diagnose

@@ -1,0 +1,32 @@
+"""Actor objectives: the weight of each token's score function ∇log π(a_t), from the actor signal.
+
+An objective is a function (log π, log π_old, signal, *, clip_range) -> weight, elementwise over tokens. log π is the
+policy that is trained, log π_old the policy that sampled the token. A new objective is one entry of OBJECTIVES. This
+module does not load torch.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Objective = Callable[..., "Tensor"]
+
+
+def policy_gradient(log_probability: "Tensor", old: "Tensor", signal: "Tensor", *, clip_range: float = 0.2) -> "Tensor":
+    """Algorithm 1, line 16: the signal itself, whatever policy sampled the token."""
+    return signal
+
+
+def ppo_clip(log_probability: "Tensor", old: "Tensor", signal: "Tensor", *, clip_range: float = 0.2) -> "Tensor":
+    """PPO's clipped surrogate min(ρ A, clip(ρ, 1 - ε, 1 + ε) A) with ρ = π / π_old (Schulman et al. 2017, Eq. 7).
+
+    Its gradient is ρ A ∇log π where the minimum is ρ A, and zero where the ratio is clipped.
+    """
+    ratio = (log_probability - old).exp()
+    clipped = ((signal > 0) & (ratio > 1 + clip_range)) | ((signal < 0) & (ratio < 1 - clip_range))
+    return (ratio * signal).masked_fill(clipped, 0.0)
+
+
+OBJECTIVES: dict[str, Objective] = {"policy_gradient": policy_gradient, "ppo_clip": ppo_clip}

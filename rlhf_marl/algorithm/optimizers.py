@@ -1,0 +1,46 @@
+"""Adam with one state per agent."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+from torch import Tensor
+
+_STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+@final
+class AgentAdam:
+    """torch's Adam on each agent's own row: an agent that skips a step keeps its weights, moments and step count."""
+
+    def __init__(self, parameters: Tensor, step_size: float) -> None:
+        """parameters: (..., n_agents, n_params), changed in place."""
+        self._rows = [torch.nn.Parameter(row) for row in parameters.detach().flatten(0, -2).unbind()]
+        self._optimizers = [torch.optim.Adam([row], lr=step_size) for row in self._rows]
+
+    def step(self, gradient: Tensor, usable: Tensor) -> None:
+        """One step of the agents that are usable. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool."""
+        rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usable.flatten().tolist(), strict=True)
+        for row, optimizer, of_row, is_usable in rows:
+            if is_usable:
+                row.grad = of_row
+                optimizer.step()
+                row.grad = None
+
+    def reset(self) -> None:
+        """Forget all moments and step counts."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
+    def state_dict(self, row: int) -> dict[str, Tensor]:
+        """Step count and moments of one row; empty before its first step."""
+        return dict(self._optimizers[row].state[self._rows[row]])
+
+    def load_state_dict(self, row: int, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned. Raises KeyError if a part is missing."""
+        parameter = self._rows[row]
+        self._optimizers[row].state[parameter] = {
+            # torch keeps the step count on the CPU
+            name: state[name].clone() if name == "step" else state[name].to(parameter).clone()
+            for name in (_STATE if state else ())
+        }

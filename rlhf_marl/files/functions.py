@@ -1,0 +1,40 @@
+"""Functions that users name in a config or a card: module:function, or file.py:function."""
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlhf_marl.errors import UsageError, first_line
+
+
+def load_function(reference: str, where: str) -> Callable[..., Any]:
+    """Import the function; raises UsageError, which begins with `where`, if that fails for whatever reason."""
+    home, _, name = reference.rpartition(":")
+    try:
+        function = getattr(_file(home) if home.endswith(".py") else _module(home), name)
+    except Exception as error:  # whatever a user's module raises while it is imported
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UsageError(f"{where}: cannot import {reference!r}: {reason}") from None
+    if not callable(function):
+        raise UsageError(f"{where}: {reference!r} is not a function")
+    return function
+
+
+def _module(name: str) -> ModuleType:
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
+    return importlib.import_module(name)
+
+
+def _file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None  # as the name ends in .py
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,165 @@
+"""Prefill: reading prompts into a key-value cache, what several of them begin with only once."""
+
+import copy
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import final
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from rlhf_marl.policy.chat import left_pad, positions
+
+# More tokens than this must be saved for a shared prefix to be worth a pass of its own.
+_WORTH_READING = 64
+
+
+@final
+class PrefixCache:
+    """Key-value caches of prefixes that a frozen model reads again and again, such as a task's worked examples.
+
+    A cached prefix was read in the same pieces as an uncached one, so results do not depend on what came before.
+    """
+
+    def __init__(self, most: int = 4) -> None:
+        self._most = most
+        self._caches: dict[tuple[int, ...], DynamicCache] = {}
+
+    @torch.inference_mode()
+    def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
+        """A cache of one row that holds these tokens, for `generate` to go on from; None where a layer does not see
+        all earlier tokens."""
+        if not _sees_all(model):
+            return None
+        key = tuple(tokens)
+        cache = self._caches.pop(key, None) or _read(model, key, DynamicCache(config=model.config))
+        self._caches[key] = cache  # the newest is the last
+        if len(self._caches) > self._most:
+            del self._caches[next(iter(self._caches))]
+        return cache
+
+
+def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
+    """Extend the cache by these tokens, which every policy reads; no logits are computed."""
+    ids = torch.tensor([list(tokens)] * n_policies, device=model.device)
+    model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return cache
+
+
+def _sees_all(model: PreTrainedModel) -> bool:
+    """Whether every layer sees all earlier tokens; only then is anything shared or cached_prefix.
+
+    Padding between a beginning and what follows it would count as tokens of a layer's window (or state).
+    """
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+
+
+def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with, at least one of each left out; 0 where a layer does not see all."""
+    if not _sees_all(model):
+        return 0
+    columns = zip(*prompts, strict=False)
+    alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(alike, min(map(len, prompts)) - 1)
+
+
+def prefill_shared(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
+) -> tuple[DynamicCache, int]:
+    """Read what all prompts begin with, once per policy: a cache of n_policies rows, and how many tokens it holds.
+
+    At least one token of every prompt is left. Gradients flow through the cache.
+    """
+    cache, shared = DynamicCache(config=model.config), shared_tokens(model, prompts)
+    return (_read(model, prompts[0][:shared], cache, n_policies) if shared else cache), shared
+
+
+@torch.inference_mode()
+def prefill(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    n_policies: int,
+    pad: int,
+    *,
+    room: int = 0,
+    cached_prefix: DynamicCache | None = None,
+) -> tuple[Tensor, DynamicCache, Tensor]:
+    """Read each distinct prompt once per policy, and what all begin with once per policy if it is worth a pass.
+
+    Args:
+        room: how many tokens will follow.
+        cached_prefix: the first tokens of all prompts, in one row, if they were read before; it stays as it is.
+
+    Returns:
+        Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt) of
+        n_policies * len(prompts) rows, policy by policy; padding is on the left, after what all begin with.
+    """
+    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    cache = cached_prefix or DynamicCache(config=model.config)
+    shared, more = cache.get_seq_length(), shared_tokens(model, distinct)
+    if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
+        if shared:
+            cache = with_room(cache, 1, more - shared)
+        cache, shared = _read(model, distinct[0][shared:more], cache, n_policies), more
+    ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
+    if shared:
+        cache = with_room(cache, len(distinct), ids.shape[1] + room)
+    mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
+    logits = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions(mask)[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    ).logits[:, -1]
+    if len(distinct) < len(prompts):
+        places = [distinct.index(tuple(prompt)) for prompt in prompts]
+        rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
+        cache.batch_select_indices(rows)
+        logits, mask = logits[rows], mask[rows]
+    if not shared and _sees_all(model):
+        cache = with_room(cache, 1, room)
+    return logits, cache, mask
+
+
+def with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
+    """A copy with every row `repeats` times in a row, and with room for so many more tokens."""
+    result = copy.copy(cache)
+    result.layers = [_RoomyLayer(layer, repeats, room) for layer in cache.layers]
+    return result
+
+
+@final
+class _RoomyLayer(DynamicLayer):
+    """A copy of one layer's keys and values with room for the tokens to come: a pass writes its own, moves nothing."""
+
+    def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self._all = []
+        for states in (layer.keys, layer.values):
+            rows, heads, length, width = states.shape
+            copied = states.new_empty(rows, repeats, heads, length + room, width)
+            copied[:, :, :, :length] = states.unsqueeze(1)
+            self._all.append(copied.flatten(0, 1))
+        self._show(length)
+
+    def _show(self, length: int) -> None:
+        self.keys, self.values = (states[:, :, :length] for states in self._all)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        begin = self.keys.shape[-2]
+        end = begin + key_states.shape[-2]
+        for states, new in zip(self._all, (key_states, value_states), strict=True):
+            states[:, :, begin:end] = new
+        self._show(end)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._all = [states[indices] for states in self._all]
+        self._show(self.keys.shape[-2])

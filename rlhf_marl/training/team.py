@@ -1,0 +1,140 @@
+"""The team: the agents, wherever they live.
+
+The training loop knows agents through this protocol alone. LocalTeam stacks all of them on one base model in this
+process. What crosses between agents is the public dialogue; critic weights and TD errors cross through the mixer only.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import torch
+from torch import Tensor
+
+from rlhf_marl.algorithm.mixing import gossip_bytes
+from rlhf_marl.dialogue.player import Turn, responses_of
+from rlhf_marl.files.atomic import writing_folder
+from rlhf_marl.perf.stopwatch import stage
+from rlhf_marl.policy.sampler import Sample, Sampler
+from rlhf_marl.rewards import Card, RewardModel, score_all
+from rlhf_marl.training.learner import Learner
+
+Row = dict[str, Any]
+
+
+class Team(Protocol):
+    """N agents that answer, score their own answers and learn."""
+
+    @property
+    def reward_models(self) -> Sequence[str]:
+        """Name of each agent's reward model, N."""
+        ...
+
+    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        """All agents answer all states: [agent][dialogue]. dialogues: their numbers within the run."""
+        ...
+
+    def score(self, turn: Turn) -> Turn:
+        """The turn with the rewards that each agent tells of its own responses."""
+        ...
+
+    def learn(self, turns: Sequence[Turn]) -> list[Row]:
+        """One update from scored turns whose successors are known; metrics of each agent."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A copy of everything that learning changes; names begin with `agent_<i>.`."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        ...
+
+    def save_adapters(self, folder: Path) -> None:
+        """Write agent_<i>/ of every agent in PEFT's format; the folder appears whole or not at all."""
+        ...
+
+
+@final
+class LocalTeam:
+    """All agents in this process."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        learner: Learner,
+        cards: Sequence[Card],
+        scorers: Sequence[RewardModel],
+        *,
+        adjacency: Tensor,
+        gossip_rounds: int,
+        seed: int,
+        max_new_tokens: int,
+    ) -> None:
+        self._sampler, self.learner = sampler, learner
+        self._cards, self._scorers = cards, scorers
+        self._adjacency, self._gossip_rounds = adjacency, gossip_rounds
+        self._seed, self._max_new_tokens = seed, max_new_tokens
+
+    @property
+    def reward_models(self) -> list[str]:
+        return [card.name for card in self._cards]
+
+    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        return responses_of(
+            self._sampler,
+            len(self._cards),
+            states,
+            dialogues,
+            turn,
+            seed=self._seed,
+            max_new_tokens=self._max_new_tokens,
+            temperature=self.learner.temperature,
+        )
+
+    def score(self, turn: Turn) -> Turn:
+        with stage("score"):
+            scores = [
+                score_all(card, scorer, turn.prompts, texts, agent=agent)
+                for agent, (card, scorer, texts) in enumerate(zip(self._cards, self._scorers, turn.texts, strict=True))
+            ]
+        raw, scaled = (torch.tensor(of) for of in zip(*scores, strict=True))
+        return replace(turn, reward_raw=raw, reward_scaled=scaled)
+
+    def learn(self, turns: Sequence[Turn]) -> list[Row]:
+        n_values = self.learner.critic.network.n_params + sum(len(turn.states) for turn in turns)
+        sent = gossip_bytes(self._adjacency, n_values, self._gossip_rounds)
+        return [row | {"gossip_bytes": sent} for row in self.learner.update(turns)]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state: dict[str, Tensor] = {}
+        for agent in range(len(self._cards)):
+            parts = {"adapter": self.learner.adapters.parameters.detach()[agent]}
+            if self.learner.optimizer is not None:
+                parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(agent))
+            parts |= _prefixed("critic", self.learner.critic.state_dict(agent))
+            state |= _prefixed(f"agent_{agent}", parts)
+        return {name: tensor.clone() for name, tensor in state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for agent in range(len(self._cards)):
+            own = _without_prefix(f"agent_{agent}", state)
+            self.learner.adapters.parameters.data[agent].copy_(own["adapter"])
+            if self.learner.optimizer is not None:
+                self.learner.optimizer.load_state_dict(agent, _without_prefix("actor_optimizer", own))
+            self.learner.critic.load_state_dict(agent, _without_prefix("critic", own))
+
+    def save_adapters(self, folder: Path) -> None:
+        with writing_folder(folder) as temporary:
+            for agent in range(len(self._cards)):
+                base = self.learner.chat_model.model.config._name_or_path
+                self.learner.adapters.save(agent, temporary / f"agent_{agent}", base)
+
+
+def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor for name, tensor in state.items()}
+
+
+def _without_prefix(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): tensor for name, tensor in state.items() if name.startswith(f"{prefix}.")}
