@@ -23,6 +23,8 @@ from transformers import (
 
 from rlhf_marl.cli import main
 from rlhf_marl.config import Config, check_config
+from rlhf_marl.policy.loading import ChatModel
+from rlhf_marl.policy.sampler import TransformersSampler
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -60,6 +62,10 @@ TINY = {
 def tiny_llama(seed: int = 0, layers: int = 2) -> LlamaForCausalLM:
     torch.manual_seed(seed)
     return LlamaForCausalLM(LlamaConfig(**TINY, num_hidden_layers=layers)).eval()
+
+
+def tiny_sampler() -> TransformersSampler:
+    return TransformersSampler(ChatModel(tiny_llama(), tiny_tokenizer(), [2]))
 
 
 def tiny_mistral() -> MistralForCausalLM:

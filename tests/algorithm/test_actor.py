@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
-from rlhf_marl.algorithm.mixing import consensus_power
-from rlhf_marl.algorithm.signals import actor_signal, critic_kind, td_error
+from rlhf_marl.algorithm.mixing import MatrixMixer
+from rlhf_marl.algorithm.signals import Values, actor_signal, critic_kind, td_error
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 
 N, S, A, GAMMA = 2, 3, 2, 0.9
 JOINT = list(itertools.product(range(A), repeat=N))
-POWER = consensus_power(consensus_matrix("uniform", adjacency("complete", N)), 10)
+AVERAGING = MatrixMixer(consensus_matrix("uniform", adjacency("complete", N)), 10)
 
 _generator = torch.Generator().manual_seed(0)
 TRANSITION = torch.rand(S, len(JOINT), S, dtype=torch.float64, generator=_generator)
@@ -66,7 +66,7 @@ def samples():
     return s, a, s2, a2, visitation[s] * pi[s, a] * TRANSITION[s, a, s2] * pi[s2, a2]
 
 
-def signal_of(name, credit, power=POWER):
+def signal_of(name, credit, mixer=AVERAGING):
     v, q, _ = exact(THETA)
     s, a, s2, a2, _ = samples()
     counterfactual = None
@@ -83,12 +83,14 @@ def signal_of(name, credit, power=POWER):
     return actor_signal(
         name,
         credit,
-        power,
-        value=value.expand(N, -1),
-        next_value=next_value.expand(N, -1),
-        reward=local_rewards()[:, s, a],
-        discount=torch.full((1, 1), GAMMA, dtype=torch.float64),
-        counterfactual_value=counterfactual,
+        mixer,
+        Values(
+            value=value.expand(N, -1),
+            next_value=next_value.expand(N, -1),
+            reward=local_rewards()[:, s, a],
+            discount=torch.full((1, 1), GAMMA, dtype=torch.float64),
+            counterfactual_value=counterfactual,
+        ),
     )
 
 
@@ -102,8 +104,8 @@ def scores():
     return result
 
 
-def expected_direction(name, credit, power=POWER):
-    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, power), scores())
+def expected_direction(name, credit, mixer=AVERAGING):
+    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, mixer), scores())
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,9 @@ def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
 def test_local_and_consensus_credit_have_the_same_mean_however_far_gossip_went(signal, self_weight):
     """The others' immediate rewards, which local credit leaves out, do not depend on agent i's action."""
     others = (1 - self_weight) / (N - 1)
-    power = torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight)
+    mixer = MatrixMixer(torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight), 1)
     torch.testing.assert_close(
-        expected_direction(signal, "local", power), expected_direction(signal, "consensus", power), atol=1e-9, rtol=0
+        expected_direction(signal, "local", mixer), expected_direction(signal, "consensus", mixer), atol=1e-9, rtol=0
     )
 
 
@@ -163,11 +165,11 @@ def test_consensus_signal_by_hand():
     next_value = torch.tensor([[2.0, 2.0], [2.0, 2.0]])
     discount = torch.tensor([[0.5]])
     torch.testing.assert_close(td_error(value, reward, next_value, discount), torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
-    arguments = {"value": value, "reward": reward, "next_value": next_value, "discount": discount}
-    signal = actor_signal("td_v", "consensus", torch.full((2, 2), 0.5), **arguments)
+    values, mixer = Values(value, next_value, reward, discount), MatrixMixer(torch.full((2, 2), 0.5), 1)
+    signal = actor_signal("td_v", "consensus", mixer, values)
     torch.testing.assert_close(signal, torch.tensor([[-1.5, -2.5], [-1.5, -2.5]]))
     # Local: r^i / 2 + 0.5 * 2 - 5.
-    local = actor_signal("td_v", "local", torch.full((2, 2), 0.5), **arguments)
+    local = actor_signal("td_v", "local", mixer, values)
     torch.testing.assert_close(local, torch.tensor([[-2.5, -3.5], [-3.0, -3.0]]))
 
 
@@ -183,7 +185,7 @@ def test_consensus_signal_by_hand():
 def test_impossible_choices_are_refused(signal, credit, message):
     z = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=message):
-        actor_signal(signal, credit, torch.eye(2), value=z, next_value=z, reward=z, discount=z)
+        actor_signal(signal, credit, MatrixMixer(torch.eye(2), 1), Values(z, z, z, z))
 
 
 def test_leave_one_out_by_hand():

@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from rlhf_marl.algorithm.critic import Critic, Transition, project_to_ball
-from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 
-IDENTITY = torch.eye(2, dtype=torch.float64)  # no gossip between two agents
+ALONE = MatrixMixer(torch.eye(2), 0)  # no gossip between two agents
 
 
 def network(width=4, depth=2):
@@ -23,17 +23,17 @@ def transition(width=4, agents=2, batch=3, seed=0, discount=0.5):
     )
 
 
-def critic(net, power=IDENTITY, **options):
+def critic(net, mixer=ALONE, **options):
     settings = {"step_size": 0.1, "average": False} | options
     initial = net.initial_weights(torch.Generator().manual_seed(1))
-    return Critic(net, initial, (2,), power, **settings)
+    return Critic(net, initial, (2,), mixer, **settings)
 
 
 def test_one_td_step_by_hand():
     """m = D = 1: Q = b relu(w x), so W - β δ ∇Q = w - β (b w x - r - γ b w x') b x."""
     net = Network(1, 1, generator=torch.Generator().manual_seed(0))
     net.b = torch.tensor([[2.0]])
-    one = Critic(net, torch.tensor([3.0]), (1,), torch.eye(1), step_size=0.1, average=False)
+    one = Critic(net, torch.tensor([3.0]), (1,), MatrixMixer(torch.eye(1), 1), step_size=0.1, average=False)
     step = Transition(
         x0=torch.tensor([[[1.0]]]),
         reward=torch.tensor([[4.0]]),
@@ -98,8 +98,7 @@ def test_restart_forgets_and_warm_goes_on():
 
 def test_gossip_closes_the_loop():
     net = network()
-    power = consensus_power(consensus_matrix("uniform", adjacency("complete", 2)), 20)
-    learner = critic(net, power)
+    learner = critic(net, MatrixMixer(consensus_matrix("uniform", adjacency("complete", 2)), 20))
     metrics = learner.update([transition()])
     assert metrics.disagreement_before > 1e-3
     assert metrics.disagreement_after < 1e-6
@@ -108,7 +107,7 @@ def test_gossip_closes_the_loop():
 
 def test_batched_seeds_equal_one_at_a_time():
     net, steps = network(), [transition(seed=s) for s in range(3)]
-    batched = Critic(net, critic(net).initial, (3, 2), IDENTITY, step_size=0.1, radius=0.5)
+    batched = Critic(net, critic(net).initial, (3, 2), ALONE, step_size=0.1, radius=0.5)
     stacked = Transition(*(torch.stack([getattr(s, f) for s in steps]) for f in Transition.__slots__))
     batched.update([stacked, stacked])
     for seed, step in enumerate(steps):
@@ -165,7 +164,8 @@ def test_state_round_trip_continues_identically():
         original = critic(net, optimizer=optimizer)
         original.update([transition(seed=1)])
         copy = critic(net, optimizer=optimizer)
-        copy.load_state_dict({name: value.clone() for name, value in original.state_dict().items()})
+        for agent in range(2):
+            copy.load_state_dict(agent, {name: value.clone() for name, value in original.state_dict(agent).items()})
         original.update([transition(seed=2)])
         copy.update([transition(seed=2)])
         assert torch.equal(original.weights, copy.weights)
@@ -177,10 +177,10 @@ def two_state_chain(optimizer, step_size, updates):
     One agent is paid (2, 0), the other nothing: only together do they see the mean.
     """
     net = Network(32, 2, generator=torch.Generator().manual_seed(0), output_scale=0.1)
-    power = consensus_power(consensus_matrix("uniform", adjacency("complete", 2)), 5)
+    mixer = MatrixMixer(consensus_matrix("uniform", adjacency("complete", 2)), 5)
     states = torch.randn(1, 2, 32, generator=torch.Generator().manual_seed(3))
     initial = net.initial_weights(torch.Generator().manual_seed(1))
-    learner = Critic(net, initial, (2,), power, step_size=step_size, optimizer=optimizer, average=False)
+    learner = Critic(net, initial, (2,), mixer, step_size=step_size, optimizer=optimizer, average=False)
     step = Transition(states, torch.tensor([[2.0, 0.0], [0.0, 0.0]]), states.flip(1), torch.tensor([[0.5]]))
     for _ in range(updates):
         learner.update([step])

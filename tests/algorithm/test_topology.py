@@ -3,7 +3,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_marl.algorithm.topology import GRAPHS, MATRICES, adjacency, check_consensus_matrix, consensus_matrix, smallest_weight, spectral_gap
+from rlhf_marl.algorithm.topology import (
+    GRAPHS,
+    MATRICES,
+    adjacency,
+    check_consensus_matrix,
+    consensus_matrix,
+    smallest_weight,
+    spectral_gap,
+)
 
 NAMED_GRAPHS = [name for name in GRAPHS if name != "explicit"]
 NAMED_MATRICES = [name for name in MATRICES if name != "given"]

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.signals import CREDITS, SIGNALS
 from rlhf_marl.algorithm.topology import GRAPHS, MATRICES
 from rlhf_marl.config import Config, apply_overrides, check_config, dump_config, load_config
@@ -42,12 +43,14 @@ def test_paper_yaml_is_the_papers_letter():
 
 
 def test_choices_are_those_of_the_algorithm():
-    fields, actor = TopologyConfig.model_fields, ActorConfig.model_fields
+    fields = TopologyConfig.model_fields
     assert set(get_args(fields["graph"].annotation)) == set(GRAPHS)
     assert set(get_args(fields["matrix"].annotation)) == set(MATRICES)
-    assert set(get_args(actor["credit"].annotation)) == set(CREDITS)
+    properties = ActorConfig.model_json_schema()["properties"]
+    assert set(properties["credit"]["enum"]) == set(CREDITS)
+    assert set(properties["objective"]["enum"]) == set(OBJECTIVES)
     # Responses cannot be enumerated, so dialogues have no counterfactual signal.
-    assert set(get_args(actor["signal"].annotation)) == set(SIGNALS) - {"counterfactual"}
+    assert set(properties["signal"]["enum"]) == set(SIGNALS) - {"counterfactual"}
 
 
 def test_command_line_wins_over_the_file():

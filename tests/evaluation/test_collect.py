@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from rlhf_marl.evaluation.collect import collect, compare_pairs
+from rlhf_marl.dialogue.controller import ScriptedController
+from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs
 from rlhf_marl.evaluation.questions import Question
-from rlhf_marl.training.build import build
+from rlhf_marl.training.build import build_agents
 
 QUESTIONS = [
     Question("a", "ordinary", "What is tea?"),
@@ -15,19 +16,20 @@ QUESTIONS = [
 
 
 @pytest.fixture
-def system(tiny_config):
-    return build(tiny_config, "tiny.yaml", torch.device("cpu"))
+def agents(tiny_config):
+    return build_agents(tiny_config, "tiny.yaml", torch.device("cpu"))
 
 
-def played(system, turns=1):
+def played(agents, turns=1):
     done = []
-    rows = collect(system, QUESTIONS, turns, done.append)
+    controller = ScriptedController("{{ responses[0] }}", ["And {{ prompt }}"])
+    rows = collect(agents, controller, Sampling(1, 6, 400, 1.0), QUESTIONS, turns, done.append)
     assert sum(done) == len(rows)
     return ([row for row in rows if row["policy"] == policy] for policy in ("base", "trained"))
 
 
-def test_untrained_agents_are_the_base_model(system):
-    base, trained = played(system)
+def test_untrained_agents_are_the_base_model(agents):
+    base, trained = played(agents)
     for before, after in zip(base, trained, strict=True):
         assert before["responses"] == after["responses"]
         assert before["aggregate"] == after["aggregate"]
@@ -36,19 +38,19 @@ def test_untrained_agents_are_the_base_model(system):
     assert all(abs(kl) < 1e-5 for row in trained for kl in row["kl"])
 
 
-def test_training_moves_the_trained_answers_alone(system):
-    before, _ = played(system)
-    system.adapters.parameters.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
-    kept = system.adapters.parameters.detach().clone()
-    base, trained = played(system)
+def test_training_moves_the_trained_answers_alone(agents):
+    before, _ = played(agents)
+    agents.adapters.parameters.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+    kept = agents.adapters.parameters.detach().clone()
+    base, trained = played(agents)
     assert base == before
     assert [row["responses"] for row in trained] != [row["responses"] for row in base]
     assert all(kl > 0 for row in trained for kl in row["kl"])
-    assert torch.equal(system.adapters.parameters, kept)
+    assert torch.equal(agents.adapters.parameters, kept)
 
 
-def test_follow_ups_replace_the_controllers_prompts(system):
-    base, _ = played(system, turns=2)
+def test_follow_ups_replace_the_controllers_prompts(agents):
+    base, _ = played(agents, turns=2)
     prompts = {}
     for row in base:
         prompts.setdefault(row["question"], []).append(row["prompt"])

@@ -173,7 +173,8 @@ def train_on(path: Path) -> None:
     """As after a finished run that was resumed for longer, and killed: a checkpoint that adapters/ does not know."""
     run = RunDirectory(path)
     tensors, values = run.load_checkpoint()
-    tensors["adapters"] += 0.5
+    for agent in range(2):
+        tensors[f"agent_{agent}.adapter"] += 0.5
     run.save_checkpoint(values.pop("iteration") + 1, tensors, values)
 
 

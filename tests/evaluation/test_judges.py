@@ -6,9 +6,9 @@ import pytest
 
 from rlhf_marl.evaluation.judges import HELD_OUT, PairwiseJudge, card_digest, held_out_scorers, own_scorers
 from rlhf_marl.rewards import JudgeCard, load_card
-from tests.conftest import tiny_llama, tiny_tokenizer, write_card
+from tests.conftest import tiny_sampler, write_card
 
-NO_BASE = (None, None)
+NO_BASE = None
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_shipped_judges_are_there_but_for_the_one_that_trained(cards):
 
 def judge(prefer) -> PairwiseJudge:
     """A judge whose weights of A and B are prefer(first, second)."""
-    made = PairwiseJudge(JudgeCard(name="pairs", kind="judge", batch_size=2), (tiny_llama(), tiny_tokenizer()))
+    made = PairwiseJudge(JudgeCard(name="pairs", kind="judge", batch_size=2), tiny_sampler())
 
     def grade(conversations):
         texts = [messages[-1]["content"] for messages in conversations]

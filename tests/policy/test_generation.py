@@ -1,10 +1,18 @@
 import pytest
 import torch
 
-from rlhf_marl.policy import generation
+from rlhf_marl.policy import prefix_cache
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.generation import PrefixCache, generate, sample, sampling_uniforms
+from rlhf_marl.policy.generation import SamplingKey, sample, sampling_uniforms
+from rlhf_marl.policy.generation import generate as generate_with_log_probabilities
+from rlhf_marl.policy.prefix_cache import PrefixCache
 from tests.conftest import tiny_llama, tiny_mistral
+
+
+def generate(model, prompts, **options):
+    """Token ids alone."""
+    return [tokens for tokens, _ in generate_with_log_probabilities(model, prompts, **options)]
+
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
 
@@ -12,7 +20,7 @@ PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
 @pytest.fixture(params=[0, 64])
 def worth_reading(request, monkeypatch):
     """What prompts begin with is always read apart, or never where prompts are as short as here."""
-    monkeypatch.setattr(generation, "_WORTH_READING", request.param)
+    monkeypatch.setattr(prefix_cache, "_WORTH_READING", request.param)
 
 
 @pytest.mark.parametrize("prompts", [PROMPTS, [[9, 8, 7, 6, 5, 4], [9, 8, 7, 6, 5, 4, 3, 2]]])
@@ -31,7 +39,7 @@ def test_greedy_equals_transformers_own_generate(architecture, prompts):
 
 def test_rows_do_not_depend_on_their_batch():
     model = tiny_llama()
-    uniforms = torch.stack([sampling_uniforms(0, 0, d, 0, 8) for d in range(3)])
+    uniforms = torch.stack([sampling_uniforms(SamplingKey(0, 0, d, 0), 8) for d in range(3)])
     together = generate(model, PROMPTS, max_new_tokens=8, stop_tokens=[2], uniforms=uniforms)
     alone = [
         generate(model, [p], max_new_tokens=8, stop_tokens=[2], uniforms=uniforms[i : i + 1])[0]
@@ -66,22 +74,36 @@ def test_stops_at_an_end_token_and_keeps_it():
 def test_sampling_picks_the_interval_that_holds_the_uniform():
     logits = torch.log(torch.tensor([[0.25, 0.5, 0.25]])).expand(5, 3)
     uniforms = torch.tensor([0.0, 0.24, 0.26, 0.74, 0.999], dtype=torch.float64)
-    assert sample(logits, uniforms, 1.0).tolist() == [0, 0, 1, 1, 2]
+    assert sample(logits, uniforms, 1.0)[0].tolist() == [0, 0, 1, 1, 2]
 
 
 def test_temperature_sharpens():
     logits = torch.tensor([[1.0, 0.0]]).expand(1000, 2)
     uniforms = torch.linspace(0, 0.999, 1000, dtype=torch.float64)
-    share = (sample(logits, uniforms, 0.5) == 0).double().mean()  # sigmoid(2) = 0.8808
+    share = (sample(logits, uniforms, 0.5)[0] == 0).double().mean()  # sigmoid(2) = 0.8808
     assert abs(share - 0.8808) < 0.002
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_log_probabilities_are_those_of_the_whole_sequence(temperature):
+    """Read once more in one pass; greedy ones at temperature 1."""
+    model = tiny_llama()
+    uniforms = torch.stack([sampling_uniforms(SamplingKey(0, 0, d, 0), 8) for d in range(3)]) if temperature else None
+    options = {"max_new_tokens": 8, "stop_tokens": [2], "uniforms": uniforms, "temperature": temperature}
+    for prompt, (tokens, log_probabilities) in zip(
+        PROMPTS, generate_with_log_probabilities(model, PROMPTS, **options), strict=True
+    ):
+        logits = model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        expected = (logits / (temperature or 1.0)).log_softmax(-1)[torch.arange(len(tokens)), tokens]
+        torch.testing.assert_close(torch.tensor(log_probabilities), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_uniforms_depend_on_each_of_the_four_numbers_alone():
-    base = sampling_uniforms(1, 2, 3, 0, 10)
-    assert torch.equal(base, sampling_uniforms(1, 2, 3, 0, 10))
-    assert torch.equal(base[:4], sampling_uniforms(1, 2, 3, 0, 4))
+    base = sampling_uniforms(SamplingKey(1, 2, 3, 0), 10)
+    assert torch.equal(base, sampling_uniforms(SamplingKey(1, 2, 3, 0), 10))
+    assert torch.equal(base[:4], sampling_uniforms(SamplingKey(1, 2, 3, 0), 4))
     for other in [(2, 2, 3, 0), (1, 3, 3, 0), (1, 2, 4, 0), (1, 2, 3, 1)]:
-        assert not torch.equal(base, sampling_uniforms(*other, 10))
+        assert not torch.equal(base, sampling_uniforms(SamplingKey(*other), 10))
 
 
 def test_rows_that_end_leave_and_the_others_go_on_alike():
@@ -90,7 +112,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
     prompts = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [12, 3], [5, 6, 7]]
-    uniforms = torch.stack([sampling_uniforms(0, a, d, 0, 24) for a in range(2) for d in range(5)])
+    uniforms = torch.stack([sampling_uniforms(SamplingKey(0, a, d, 0), 24) for a in range(2) for d in range(5)])
     ends = list(range(0, 100, 12))
     sizes = []
     hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
@@ -113,7 +135,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
 
 def test_alike_prompts_of_a_policy_are_read_once():
     model = tiny_llama()
-    uniforms = torch.stack([sampling_uniforms(0, a, 0, 0, 8) for a in range(6)])
+    uniforms = torch.stack([sampling_uniforms(SamplingKey(0, a, 0, 0), 8) for a in range(6)])
     sizes = []
     hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
     together = generate(model, [*PROMPTS, *PROMPTS], max_new_tokens=8, stop_tokens=[2], uniforms=uniforms)
@@ -147,4 +169,4 @@ def test_nothing_is_shared_or_remembered_where_layers_see_a_window():
     """Padding after a shared beginning would count as tokens of the window."""
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
-    assert generation.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0
+    assert prefix_cache.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from rlhf_marl.policy import log_probabilities as policy
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.generation import PrefixCache
-from rlhf_marl.policy.log_probabilities import microbatches, evaluate_responses
+from rlhf_marl.policy.log_probabilities import evaluate_responses, microbatches
+from rlhf_marl.policy.prefix_cache import PrefixCache
 from tests.conftest import tiny_llama, tiny_mistral
 
 STATES = [[5, 6, 7], [9, 8, 7, 6, 5]]
@@ -122,10 +122,10 @@ def test_the_base_model_remembers_a_state_that_all_dialogues_share(system):
     model, adapters = system
     sizes = []
     hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
-    memory, passes = PrefixCache(), []
+    prefixes, passes = PrefixCache(), []
     for states in ([[5, 6, 7]] * 2, [[5, 6, 7]] * 2, STATES, STATES):
         sizes.clear()
-        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, prefix_cache=prefix_cache)
+        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, prefixes=prefixes)
         passes.append(len(sizes))
         again = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0)
         torch.testing.assert_close(ours.kl, again.kl, atol=0, rtol=0)

@@ -13,8 +13,8 @@ import yaml
 from filelock import FileLock
 
 import rlhf_marl
-from rlhf_marl.runs import checkpoints
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.runs import checkpoints
 from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from tests.conftest import write_card
 from tests.servers import scores_of_lengths, serving

@@ -198,7 +198,7 @@ def test_adapters_older_than_the_newest_checkpoint_are_refused(trained, tmp_path
     checkpoint = RunDirectory(trained).load_checkpoint()
     assert checkpoint is not None
     tensors, values = checkpoint
-    tensors["adapters"][0, 5] += 1.0
+    tensors["agent_0.adapter"][5] += 1.0
     RunDirectory(trained).save_checkpoint(values.pop("iteration") + 1, tensors, values)
     with pytest.raises(UsageError, match=r"has trained on since it wrote its adapters \(4 of 3 iterations are saved\)"):
         rlhf_marl.export(trained, agent=0, to=tmp_path / "out")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,14 +14,19 @@ from transformers import AutoModelForCausalLM
 
 import rlhf_marl
 from rlhf_marl.config import check_config
-from rlhf_marl.dialogue.player import play_turns
+from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.runs.directory import read_jsonl
-from rlhf_marl.training.build import build
+from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
-from rlhf_marl.training.loop import transitions
+from rlhf_marl.training.loop import first_prompts, with_successors
 from tests.conftest import write_card
+
+
+def turns_of(experiment: Experiment) -> Iterator[Turn]:
+    return map(experiment.team.score, experiment.player.play(first_prompts(experiment, 0)))
+
 
 TIMES = {"seconds", "stage_seconds", "tokens_per_second"}
 
@@ -102,12 +108,12 @@ def test_an_existing_run_is_not_overwritten(tiny_content, tmp_path):
 
 def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities(tiny_content, tmp_path):
     run = train(tiny_content | {"actor": {"step_size": 0.05}}, tmp_path / "run")
-    system = build(run.config, "c", torch.device("cpu"))
+    agents = build_agents(run.config, "c", torch.device("cpu"))
     state, response = [5, 6, 7, 8], [20, 21, 22]
     for agent in range(2):
-        system.adapters.load(agent, run.path / "adapters" / f"agent_{agent}", "test")
+        agents.adapters.load(agent, run.path / "adapters" / f"agent_{agent}", "test")
     ours = evaluate_responses(
-        system.model, system.adapters, [state], [[response], [response]], temperature=1.0, pad=0
+        agents.chat_model.model, agents.adapters, [state], [[response], [response]], temperature=1.0, pad=0
     ).log_probability
     assert abs(ours[0, 0] - ours[1, 0]) > 1e-3
     for agent in range(2):
@@ -120,8 +126,7 @@ def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities
 
 def test_adding_an_agent_does_not_change_the_others_first_responses(tiny_content, tmp_path):
     def first_turn(content):
-        system = build(check_config(content, "c"), "c", torch.device("cpu"))
-        return next(play_turns(system, 0)).responses
+        return next(turns_of(build(check_config(content, "c"), "c", torch.device("cpu")))).samples
 
     three = tiny_content | {"agents": [*tiny_content["agents"], tiny_content["agents"][0]]}
     assert first_turn(three)[:2] == first_turn(tiny_content)
@@ -131,26 +136,26 @@ def test_transitions_of_v_and_q_critics(tiny_content):
     """V: as soon as the turn ends. Q: a turn later, with the next responses; the last turn's discount is 0."""
     for signal, restart in (("td_v", False), ("td_q", False), ("td_q", True)):
         content = tiny_content | {"actor": {"signal": signal}, "terminal": "restart" if restart else "zero", "turns": 3}
-        system = build(check_config(content, "c"), "c", torch.device("cpu"))
-        steps = list(transitions(system, play_turns(system, 0)))
-        assert [step.turn.number for step in steps] == [0, 1, 2]
-        assert [step.discount for step in steps] == [0.5, 0.5, 0.5 if restart else 0.0]
-        for now, following in pairwise(steps):
-            torch.testing.assert_close(now.next_features, following.features)
-        if restart or signal == "td_q":
-            torch.testing.assert_close(steps[-1].next_features, steps[0].features)
+        experiment = build(check_config(content, "c"), "c", torch.device("cpu"))
+        turns = list(with_successors(turns_of(experiment), experiment))
+        assert [turn.number for turn in turns] == [0, 1, 2]
+        assert [turn.discount for turn in turns] == [0.5, 0.5, 0.5 if restart else 0.0]
+        for now, following in pairwise([*turns, turns[0]]):
+            assert now.next_states == following.states
+            assert now.next_samples == (following.samples if signal == "td_q" else None)
 
 
 def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
     """Token in, token out: with a step of size zero, the trained log-probability is that of sampling."""
     run = train(tiny_content | {"actor": {"step_size": 1e-12}}, tmp_path / "run")
-    system = build(run.config, "c", torch.device("cpu"))
-    turn = next(play_turns(system, 0))
+    experiment = build(run.config, "c", torch.device("cpu"))
+    turn = next(turns_of(experiment))
+    learner = experiment.team.learner
     statistics = evaluate_responses(
-        system.model,
-        system.adapters,
+        learner.chat_model.model,
+        learner.adapters,
         turn.states,
-        [[r.tokens for r in a] for a in turn.responses],
+        turn.tokens,
         temperature=1.0,
         pad=2,
     )
@@ -177,7 +182,11 @@ def test_each_choice_of_the_config_trains(tiny_content, tmp_path, change):
 
 
 def test_one_agent_trains(tiny_content, tmp_path):
-    train(tiny_content | {"agents": tiny_content["agents"][:1]}, tmp_path / "run")
+    run = train(tiny_content | {"agents": tiny_content["agents"][:1]}, tmp_path / "run")
+    rows = read_jsonl(run.path / "metrics.jsonl")
+    assert [(row["update"], row["agent"]) for row in rows] == [(0, 0), (1, 0), (2, 0), (3, 0)]
+    assert all(row["gossip_bytes"] == row["disagreement_before"] == row["disagreement_after"] == 0 for row in rows)
+    assert all(row["gradient_norm"] > 0 for row in rows)
 
 
 def test_reward_rises(tiny_content, tmp_path):
@@ -258,7 +267,7 @@ def test_tensorboard_receives_the_metrics(tiny_content, tmp_path):
 def test_agents_with_the_same_card_share_its_memory(tiny_content):
     first, second = tiny_content["agents"]
     config = check_config(tiny_content | {"agents": [first, second, first]}, "c")
-    models = build(config, "c", torch.device("cpu")).reward_models
+    models = build(config, "c", torch.device("cpu")).team._scorers
     assert models[0] is models[2]
     assert models[0] is not models[1]
 
