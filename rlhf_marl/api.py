@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +24,7 @@ from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory, read_jsonl
 from rlhf_marl.runs.journal import Journal
 from rlhf_marl.sharing.export import export as export
-from rlhf_marl.training.build import build, build_agents
+from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
 
 
@@ -35,6 +35,7 @@ def train(
     resume: bool = False,
     name: str = "config",
     profile: bool = False,
+    builder: Callable[..., Experiment] = build,
 ) -> "Run":
     """Train the config's agents and return the run.
 
@@ -44,6 +45,8 @@ def train(
         resume: go on from the newest checkpoint in `run_dir`.
         name: what error messages and the default folder call a config that is not a path.
         profile: print at the end where the time went.
+        builder: puts the experiment together from (config, name, device, journal=...): by default
+            `rlhf_marl.training.build.build`, which takes other samplers, mixers and teams; see CONTRIBUTING.md.
 
     Raises:
         UsageError: one line per mistake in the config or its files.
@@ -63,7 +66,7 @@ def train(
     display = Display(config, path)
     display.loading()
     accelerator = _accelerator(config, path, name)
-    experiment = build(config, name, accelerator.device, journal=Journal(path / "answers"))
+    experiment = builder(config, name, accelerator.device, journal=Journal(path / "answers"))
     if run is None:
         run = RunDirectory.create(path, config, experiment.cards)
     else:

@@ -1,6 +1,6 @@
 """Config in, Experiment out. Cheap checks come first, so that a mistake is told before any model loads."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import final
@@ -68,12 +68,24 @@ class Agents:
     sampler: Sampler
 
 
-def build(config: Config, where: str, device: torch.device, journal: Journal = UNRECORDED) -> Experiment:
+def build(
+    config: Config,
+    where: str,
+    device: torch.device,
+    journal: Journal = UNRECORDED,
+    *,
+    sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
+    mixer: Callable[[Tensor, int], Mixer] = MatrixMixer,
+    team: Callable[..., Team] = LocalTeam,
+) -> Experiment:
     """Load and connect everything the config names.
 
     Args:
         where: what the config is called in error lines, usually its path.
         journal: where the answers of reward servers and endpoints are kept.
+        sampler: makes the agents' sampler from the base model and the adapters over it.
+        mixer: makes the mixer from the consensus matrix and the number of gossip rounds.
+        team: makes the team; called as LocalTeam is.
 
     Raises:
         UsageError: one line: file, key, what was given, what is allowed.
@@ -86,11 +98,11 @@ def build(config: Config, where: str, device: torch.device, journal: Journal = U
         questions = load_questions(config.prompts, config.seed, where)
         templates = load_controller_templates(config.controller, len(config.agents), where)
         cards = [finished_card(recipe) for recipe in recipes]
-        agents = build_agents(config, where, device)
+        agents = build_agents(config, where, device, sampler=sampler)
         _check_lengths(config, questions, agents.chat_model, where)
-        team = LocalTeam(
+        made = team(
             agents.sampler,
-            build_learner(config, agents, matrix),
+            build_learner(config, agents, mixer(matrix, config.topology.gossip_rounds)),
             cards,
             build_reward_models(cards, agents.sampler, journal),
             adjacency=graph,
@@ -99,8 +111,8 @@ def build(config: Config, where: str, device: torch.device, journal: Journal = U
             max_new_tokens=config.generation.max_new_tokens,
         )
         controller = build_controller(config.controller, templates, agents.sampler, device, where, journal)
-        player = Player(team.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
-        return Experiment(config, team, player, questions, cards, matrix, journal)
+        player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
+        return Experiment(config, made, player, questions, cards, matrix, journal)
 
 
 @contextmanager
@@ -116,7 +128,14 @@ def fits_into_memory(where: str) -> Iterator[None]:
         raise
 
 
-def build_agents(config: Config, where: str, device: torch.device, *, start: bool = True) -> Agents:
+def build_agents(
+    config: Config,
+    where: str,
+    device: torch.device,
+    *,
+    start: bool = True,
+    sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
+) -> Agents:
     """Load the base model and lay every agent's adapter over it: a fresh one, or with `start` the one it starts from.
 
     Raises:
@@ -144,7 +163,7 @@ def build_agents(config: Config, where: str, device: torch.device, *, start: boo
         if start and agent.adapter is not None:
             weights = find_data(f"{agent.adapter}/adapter_config.json", f"{where}: agents.{i}.adapter")
             adapters.load(i, weights.parent, f"{where}: agents.{i}.adapter")
-    return Agents(chat_model, adapters, TransformersSampler(chat_model, adapters))
+    return Agents(chat_model, adapters, sampler(chat_model, adapters))
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
@@ -177,9 +196,9 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
     return graph, matrix
 
 
-def build_learner(config: Config, agents: Agents, matrix: Tensor) -> Learner:
+def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
     """Critics, optimizers and what else the agents learn with."""
-    mixer = _Timed(MatrixMixer(matrix, config.topology.gossip_rounds))
+    mixer = _Timed(mixer)
     adapters = agents.adapters
     return Learner(
         actor=config.actor,

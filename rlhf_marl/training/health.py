@@ -9,20 +9,19 @@ _ENOUGH = 8  # samples that do not share a sign by chance
 
 
 def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]]:
-    """(kind, words) for each symptom in one metrics row."""
-    if row["actor_skipped"]:
+    """(kind, words) for each symptom in one metrics row; a team may leave out metrics that it does not have."""
+    if row.get("actor_skipped"):
         yield "actor_skipped", "its policy gradient was not finite; the update was skipped"
-    if row["critic_skipped"]:
+    if row.get("critic_skipped"):
         yield "critic_skipped", "a critic step was not finite; it was skipped"
-    if row["critic_dead_units"] > 0.95:
+    if row.get("critic_dead_units", 0.0) > 0.95:
         yield (
             "dead_critic",
             "nearly all critic units are off: the critic is dead; lower critic.step_size or critic.radius",
         )
-    size = row.get("critic_magnitude", abs(row["critic_value"]))  # rows of earlier versions have the mean alone
-    if size > 100:
+    if (size := row.get("critic_magnitude", 0.0)) > 100:
         yield "critic_scale", f"critic values reach {size:.0f}: rescale the reward card or lower critic.radius"
-    if row["critic_projected"] == 1.0:
+    if row.get("critic_projected") == 1.0:
         yield "projected", "every critic layer sits on the edge of its ball; a larger critic.radius may help"
     samples = config.dialogues * config.actor.turns_per_update
     positive = row.get("actor_signal_positive")
@@ -34,9 +33,9 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
             "all actor signals have the same sign: centre the rewards with the card's offset, or use actor.baseline "
             "leave_one_out",
         )
-    if row["entropy"] < 0.3:
+    if row.get("entropy", 1.0) < 0.3:
         yield "entropy", "policy entropy is below 0.3 nats a token: the policy has collapsed; try actor.kl_coefficient"
-    if row["kl"] / row["response_tokens"] > 2.0:
+    if row.get("kl", 0.0) / row["response_tokens"] > 2.0:
         yield "kl", "KL to the base model is above 2 nats a token: likely reward hacking; raise actor.kl_coefficient"
     if row["controller_fallbacks"] >= config.dialogues:
         yield (

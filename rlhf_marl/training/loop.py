@@ -124,7 +124,7 @@ def _save(
 def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
     """Updates in a row, up to the newest, in which some agent's actor or critic step was skipped."""
     for number in sorted({row["update"] for row in rows}):
-        bad = any(row["actor_skipped"] or row["critic_skipped"] for row in rows if row["update"] == number)
+        bad = any(row.get("actor_skipped") or row.get("critic_skipped") for row in rows if row["update"] == number)
         before = before + 1 if bad else 0
     return before
 
