@@ -30,12 +30,12 @@ def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
     return check_config(apply_overrides(load_yaml(path), overrides), reference)
 
 
-def check_config(content: Mapping[str, Any], source: str) -> Config:
+def check_config(content: Mapping[str, Any], where: str) -> Config:
     """Validate plain data as a Config; raise UsageError with one line per mistake."""
     try:
         return Config.model_validate(content)
     except ValidationError as error:
-        raise UsageError(explain(error, source, content, _all_keys())) from None
+        raise UsageError(explain(error, where, content, _all_keys())) from None
 
 
 def _all_keys() -> set[str]:

@@ -36,8 +36,8 @@ Retries = Annotated[int, Field(ge=0, le=1000)]
 _SECRET = re.compile(r"key|token$|secret|password", re.IGNORECASE)
 
 
-def explain(error: ValidationError, source: str, content: Any, allowed: Iterable[str] = ()) -> str:
-    """One line per mistake: `source: dotted.key: what was given; what is allowed`.
+def explain(error: ValidationError, where: str, content: Any, allowed: Iterable[str] = ()) -> str:
+    """One line per mistake: `where: dotted.key: what was given; what is allowed`.
 
     Args:
         allowed: all key names there are, for "did you mean".
@@ -45,13 +45,13 @@ def explain(error: ValidationError, source: str, content: Any, allowed: Iterable
             of the data is such a tag, and not what the user looks for.
     """
     return "\n".join(
-        printable(_line(detail, source, content, list(allowed))) for detail in error.errors(include_url=False)
+        printable(_line(detail, where, content, list(allowed))) for detail in error.errors(include_url=False)
     )
 
 
-def _line(detail: Any, source: str, content: Any, allowed: list[str]) -> str:
+def _line(detail: Any, where: str, content: Any, allowed: list[str]) -> str:
     key = ".".join(_keys(detail, content))
-    where = f"{source}: {key}" if key else source
+    where = f"{where}: {key}" if key else where
     given = "a value" if _SECRET.search(key) else _shorten(detail["input"])
     match detail["type"]:
         case "extra_forbidden":

@@ -44,11 +44,11 @@ class Completion(BaseModel):
 
 @final
 class Endpoint:
-    """who: what asks, for the error line. The key comes from the environment variable api_key_env alone."""
+    """where: what asks, for error lines. The key comes from the environment variable api_key_env alone."""
 
     def __init__(
         self,
-        who: str,
+        where: str,
         model: str,
         *,
         api_key_env: str,
@@ -58,9 +58,9 @@ class Endpoint:
         journal: Journal = UNRECORDED,
     ) -> None:
         """Raises UsageError if the variable is not set."""
-        self._who, self._model, self._retries, self._journal = who, model, max_retries, journal
+        self._where, self._model, self._retries, self._journal = where, model, max_retries, journal
         self._place = base_url or _OPENAI
-        key = key_from(api_key_env, who)
+        key = key_from(api_key_env, where)
         self._service = Service(f"{self._place.rstrip('/')}/chat/completions", key=key, timeout=timeout)
 
     def ask(self, conversations: Sequence[Sequence[Message]], max_tokens: int, **options: Any) -> list[Choice | None]:
@@ -99,7 +99,7 @@ class Endpoint:
             raise Unusable(f"answered {content[:80].decode(errors='replace')!r}, no chat completion") from None
 
     def _stopped(self, reason: str) -> RunStopped:
-        return RunStopped(self._service.hide(f"{self._who}: {self._model} at {self._place} {reason}"))
+        return RunStopped(self._service.hide(f"{self._where}: {self._model} at {self._place} {reason}"))
 
 
 def text_of(choice: Choice | None) -> str:
