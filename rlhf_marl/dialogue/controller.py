@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.instructions import Instructions, Task, load_instructions, render
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.services.endpoint import Endpoint, text_of
 
 

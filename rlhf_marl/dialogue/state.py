@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.sanitise import neutralise
 
 
 @dataclass(slots=True)

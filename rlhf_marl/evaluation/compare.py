@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_marl.evaluation.files import Evaluation
 from rlhf_marl.evaluation.metrics import distinct
-from rlhf_marl.evaluation.stored import Evaluation
 from rlhf_marl.evaluation.summary import Row, at, metric, said, score_of
 
 _SAME_QUESTIONS = ("turns", "seed", "max_new_tokens", "temperature")

@@ -26,9 +26,9 @@ from rlhf_marl.evaluation.source import recorded
 from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer, quiet
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.sharing import hub
-from rlhf_marl.sharing.base import describe_base
+from rlhf_marl.sharing.base_model import describe_base
 from rlhf_marl.sharing.card import RunFacts, model_card
-from rlhf_marl.sharing.folder import check_target, read_object, whole
+from rlhf_marl.sharing.export_folder import check_target, read_object, writing_export
 from rlhf_marl.sharing.results import load_evaluation
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -69,7 +69,7 @@ def export(
     where = f"{source}/config.yaml: model"
     config = read_object(adapter / _CONFIG)
     base = describe_base(facts.config.model, config.get("base_model_name_or_path"), f"{where}.name")
-    with whole(target) as folder:
+    with writing_export(target) as folder:
         inner = folder / "adapter" if merge else folder
         inner.mkdir(exist_ok=True)
         shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)

@@ -22,7 +22,7 @@ from rlhf_marl.config.schema import (
 from rlhf_marl.dialogue import controller as controllers
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.questions import Questions, load_questions
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.policy.adapters import StackedAdapters
@@ -33,6 +33,7 @@ from rlhf_marl.policy.loading import Source, dtype_for, load_causal_lm, load_tok
 from rlhf_marl.policy.mkl_linear import pack_linears
 from rlhf_marl.rewards import Card, ChatModel, RewardModel, build_reward_model, finished_card, load_card
 from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.sanitise import first_line
 from rlhf_marl.services.endpoint import Endpoint
 from rlhf_marl.training.system import DialogueSystem, Topology
 

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from rlhf_marl.algorithm import critic_kind
 from rlhf_marl.dialogue.player import Turn, play_turns
-from rlhf_marl.errors import RunStopped, UsageError, first_line
+from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes, writing_folder
 from rlhf_marl.perf.stopwatch import Stopwatch
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
+from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.learner import Step, critic_features, update
 from rlhf_marl.training.metrics import Row, check_earlier, dialogue_rows, metric_rows
 from rlhf_marl.training.system import DialogueSystem

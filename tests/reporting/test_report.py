@@ -13,7 +13,7 @@ import pytest
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.reporting.page import moving_average, refresh_report, write_report
-from rlhf_marl.reporting.read import read_run, visible
+from rlhf_marl.reporting.run_record import read_run
 from rlhf_marl.reporting.tables import cell, differences
 from rlhf_marl.reporting.topology import drawing
 from tests.reporting.runs import CARDS, HOSTILE, write_run
@@ -52,7 +52,7 @@ def test_verdicts_tables_and_health_are_said(run_dir):
     assert "the critic is dead" in text
     assert "policy entropy is below 0.3" in text
     assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
-    assert "the trained team's, own reward: 0.25 → 0.75 [+0.40, +0.60]" in text
+    assert "the trained team's, own reward (scaled): 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
 
 
@@ -91,11 +91,6 @@ def test_hostile_text_is_never_markup(tmp_path):
     said = data["runs"][0]["training"][0]["turns"][0]["responses"]
     assert said[0] == HOSTILE[0]
     assert said[2].startswith("⟨U+202E⟩gnp.exe ⟨U+001B⟩[31mred")
-
-
-def test_visible_keeps_words_and_shows_what_hides():
-    assert visible("naïve 漢字 עברית\n\t🙂") == "naïve 漢字 עברית\n\t🙂"
-    assert visible("a\u200bb\ud800\u2066") == "a⟨U+200B⟩b⟨U+D800⟩⟨U+2066⟩"
 
 
 def test_a_run_name_is_text_too(tmp_path):
@@ -174,7 +169,7 @@ def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch)
     row = re.search(r"<bdi>judge held</bdi></th>(.*?)</tr>", text).group(1)
     cells = [re.sub("<.*?>", "", cell) for cell in row.split("<td>")[1:]]
     assert [cell[:5] for cell in cells] == ["+0.75"] * 3 + ["-1.00"]  # 0, 0.5, 1 and 1.5 of four questions
-    assert re.search(r"team</th><td class=\"word\">own reward</td><td>0.25 → 1.50", text)
+    assert re.search(r"team</th><td class=\"word\">own reward \(scaled\)</td><td>0.25 → 1.50", text)
     file.write_text(file.read_text().replace('"refused"', '"refusd"'))
     text = words(page_of(first, second, out=tmp_path / "both.html"))
     assert "evaluation_dialogues.jsonl is not whole" in text

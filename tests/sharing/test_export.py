@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlhf_marl
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.sharing.folder import MARKER
+from rlhf_marl.sharing.export_folder import MARKER
 from tests.sharing.test_hub import environment
 
 IDS = torch.arange(3, 40).unsqueeze(0)
