@@ -169,7 +169,9 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path):
     rlhf_marl.export(trained, agent=0, to=out)
     before = texts(out)
     (trained / "evaluation.json").write_text('{"version": 2, "settings": 3}')
-    with pytest.raises(UsageError, match=r"evaluation.json: .*settings.*evaluate the run again, or move the file away"):
+    with pytest.raises(
+        UsageError, match=r"evaluation.json: agents: missing.*evaluate the run again, or move the file away"
+    ):
         rlhf_marl.export(trained, agent=0, to=out)
     (trained / "evaluation.json").unlink()
     (tmp_path / "file").write_text("")

@@ -14,9 +14,7 @@ import pytest
 from rlhf_marl.errors import UsageError
 from rlhf_marl.reporting.page import moving_average, refresh_report, write_report
 from rlhf_marl.reporting.run_record import read_run
-from rlhf_marl.reporting.tables import cell, differences
-from rlhf_marl.reporting.topology import drawing
-from tests.reporting.runs import CARDS, HOSTILE, write_run
+from tests.reporting.runs import HOSTILE, write_run
 
 
 @pytest.fixture
@@ -35,13 +33,6 @@ def words(page):
 
 def test_moving_average_by_hand():
     assert moving_average([1, 2, 3, 4, 5, 11], 5) == [1, 1.5, 2, 2.5, 3, 5]
-
-
-def test_episode_is_the_mean_over_turns(run_dir):
-    run = read_run(run_dir)
-    assert len(run.episodes[0]) == 12
-    assert run.episodes[0] == pytest.approx([0.1 * k for k in range(12)])
-    assert run.episodes[2][0] == pytest.approx(1.0)
 
 
 def test_verdicts_tables_and_health_are_said(run_dir):
@@ -105,16 +96,6 @@ def test_torn_last_line_is_left_out_and_said(run_dir, name):
     assert f"{name}: its last line is torn" in words(page_of(run_dir))
 
 
-def test_damaged_lines_are_counted(run_dir):
-    lines = (run_dir / "dialogues.jsonl").read_text().splitlines()
-    lines[3] = "[1, 2]"
-    lines[7] = json.dumps({"iteration": 1})
-    (run_dir / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
-    run = read_run(run_dir)
-    assert "dialogues.jsonl: 2 lines cannot be read and are left out; the first is 4" in run.notes
-    assert sum(len(dialogue["turns"]) for dialogue in run.dialogues) == 34
-
-
 FILES = ("config.yaml", "environment.json", "reward_models.json", "metrics.jsonl", "dialogues.jsonl", "adapters")
 
 
@@ -173,27 +154,6 @@ def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch)
     file.write_text(file.read_text().replace('"refused"', '"refusd"'))
     text = words(page_of(first, second, out=tmp_path / "both.html"))
     assert "evaluation_dialogues.jsonl is not whole" in text
-
-
-def test_config_differences_by_hand():
-    found = differences([{"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}])
-    assert found == [("a.c.1", ["2", "3"])]
-
-
-def test_cells_by_hand():
-    metric = {"base": 1.0, "trained": 1.5, "difference": 0.5, "low": 0.25, "high": 0.75}
-    assert cell(metric, True) == {"value": "1.00 → 1.50", "interval": "[+0.25, +0.75]", "tone": "up"}
-    assert cell(metric)["tone"] == "clear"
-    assert cell(None) == {"value": "–", "interval": "", "tone": ""}
-    assert cell({"rate": 0.5, "low": None, "high": None}) == {"value": "0.50", "interval": "", "tone": ""}
-
-
-def test_topology_has_an_edge_for_every_weight():
-    drawn = drawing({"matrix": [[0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [0.25, 0.0, 0.75]]})
-    assert [edge["weight"] for edge in drawn["edges"]] == ["0.25", "0.25"]
-    assert [node["weight"] for node in drawn["nodes"]] == ["0.50", "0.75", "0.75"]
-    assert drawing({"matrix": [[1, 2]]}) is None
-    assert drawing(None) is None
 
 
 def data_of(page):
@@ -316,7 +276,3 @@ def test_a_report_that_fails_is_a_warning(run_dir, caplog):
 def test_the_same_folder_twice_is_refused(run_dir):
     with pytest.raises(UsageError, match="named twice"):
         write_report([run_dir, run_dir / ".." / "run"])
-
-
-def test_cards_are_named(run_dir):
-    assert read_run(run_dir).agents == list(CARDS)
