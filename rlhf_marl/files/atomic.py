@@ -48,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces `path` when the block ends; after an error `path` is as before."""
+    """Yield a new folder that replaces `path` when the block ends; an error in the block leaves `path` unchanged."""
     temporary = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -25,9 +25,9 @@ from rlhf_marl.runs.metrics import first_and_last_fifth
 from rlhf_marl.sanitise import visible
 
 _log = logging.getLogger("rlhf_marl")
-_DIALOGUE_BYTES = 10_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
+_DIALOGUE_BYTES = 10_000_000  # in the page, of all runs together: keeps the page under 15 MB
 _WINDOW = 5  # Figure 4
-_MAX_POINTS = 400  # light points of one agent; the average is drawn in full
+_MAX_POINTS = 400  # single rewards drawn per agent; the moving average is drawn in full
 # An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.
 _EMPTY = ""
 # Of the map library inside plotly.js: where an element with this id stands already, it adds no style sheet.
@@ -63,7 +63,7 @@ def refresh_report(path: Path) -> None:
 
 
 def render(runs: Sequence[RunRecord]) -> str:
-    """The page as text."""
+    """The page as HTML text."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
@@ -108,7 +108,7 @@ def render(runs: Sequence[RunRecord]) -> str:
 
 
 def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float | None]:
-    """Mean of the finite ones among each value and the `window` - 1 before it; None where there are none."""
+    """Moving average over `window` values that skips non-finite ones; None where all are."""
     averages: list[float | None] = []
     for i in range(len(values)):
         known = [value for value in values[max(0, i - window + 1) : i + 1] if math.isfinite(value)]
@@ -117,7 +117,7 @@ def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float
 
 
 def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Other runs' trained agents against the first's, on the questions that both answered."""
+    """Comparisons of the other runs with the first, for those that are evaluated."""
     if len(runs) < 2 or runs[0].evaluation is None:
         return []
     from rlhf_marl.evaluation.compare import compare  # with scipy, which one run does not need
@@ -140,7 +140,7 @@ def _evaluation(run: RunRecord) -> Evaluation:
 
 
 def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]:
-    """What the template shows of one run."""
+    """Template variables of one run."""
     evaluation = run.evaluation
     training, evaluated = shown
     return {
@@ -184,8 +184,8 @@ def _described(topology: Any) -> str:
 
 
 def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """What report.js shows, and of each run the numbers of training and evaluated dialogues kept for its browser."""
-    # Evaluated dialogues are few, as a rule, and kept; those of the training share what they leave.
+    """The data for report.js, and per run how many training and evaluated dialogues it contains."""
+    # Evaluated dialogues are usually few: they come first, training dialogues get the rest of the budget.
     share = _DIALOGUE_BYTES // len(runs)
     held = []
     for run in runs:
@@ -210,7 +210,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
 
 
 def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
-    """Every dialogue, or every second, third ...: as many as take at most `budget` bytes in the page, and those."""
+    """(every k-th dialogue, their bytes in the page), with the smallest k that fits into `budget` bytes."""
     sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
     step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
     while (size := sum(sizes[::step])) > budget and step < len(sizes):

@@ -20,14 +20,14 @@ T = TypeVar("T")
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _SERIES = ("td_error", "kl", "entropy", "disagreement_before", "disagreement_after")
 _MUCH_TRUNCATION = 0.5
-_DEEPEST = 50  # nesting of a file that is shown as it is
-_MOST_AGENTS = 1000  # a larger number in a file is damage
+_DEEPEST = 50  # nesting of a JSON file
+_MOST_AGENTS = 1000  # larger agent numbers are damage
 
 
 @final
 @dataclass
 class RunRecord:
-    """One run, ready to be shown.
+    """The content of one run directory, ready for the report.
 
     agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
     [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
@@ -196,7 +196,7 @@ def _evaluation_turn(row: Row) -> Row:
 
 
 def _dialogues(turns: list[Row]) -> list[Row]:
-    """Turns of one dialogue together, in the order of training."""
+    """Group training turns by dialogue, in order of training."""
     found: dict[tuple[int, int], Row] = {}
     for turn in sorted(turns, key=lambda turn: turn["at"]):
         iteration, dialogue, _ = turn.pop("at")
@@ -206,7 +206,7 @@ def _dialogues(turns: list[Row]) -> list[Row]:
 
 
 def _questions(turns: list[Row]) -> list[Row]:
-    """Base and trained turns of one question together."""
+    """Group evaluated turns by question, base beside trained."""
     found: dict[str, dict[int, Row]] = {}
     kinds: dict[str, str] = {}
     for turn in turns:
@@ -262,7 +262,7 @@ def _check_whole(run: RunRecord, metrics: list[Row]) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number in six digits, else None."""
+    """A finite number rounded to six digits, else None."""
     try:
         return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits

@@ -100,7 +100,7 @@ def _number(value: float | None, sign: str = "") -> str:
 
 
 def differences(configs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Keys in which the runs' configs differ, and each run's value."""
+    """Config keys whose values differ between runs, with each run's value."""
     flat = [dict(_flat(config)) for config in configs]
     keys = sorted({key for config in flat for key in config})
     rows = [(key, [config.get(key, "–") for config in flat]) for key in keys]

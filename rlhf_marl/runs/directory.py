@@ -68,12 +68,12 @@ class RunDirectory:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             flush(path.parent)
             with run.locked():
-                cls.check_free(path)  # another process may have been first
+                cls.check_free(path)  # again, with the lock held
                 write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
                 write_text(run._reward_models, _dump_cards(cards))
                 run.metrics.touch()
                 run.dialogues.touch()
-                dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
+                dump_config(config, path / "config.yaml")  # last: it marks the run directory as complete
         except OSError as error:
             if error.errno in FULL:
                 raise unwritable(path, error, "start again") from None
@@ -81,7 +81,7 @@ class RunDirectory:
         return run
 
     def save_topology(self, matrix: Tensor) -> None:
-        """Record the consensus matrix (N, N), for readers without torch."""
+        """Write the consensus matrix (N, N) as JSON."""
         self._write(self.path / "topology.json", json.dumps({"matrix": matrix.tolist()}) + "\n")
 
     @staticmethod

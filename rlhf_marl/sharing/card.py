@@ -1,6 +1,6 @@
-"""The model card of one agent: huggingface_hub's header, and a text from model_card.md.jinja.
+"""The model card of one agent: the hub's metadata header, and text from model_card.md.jinja.
 
-Nothing that a model wrote enters it. What people wrote (names, descriptions, questions) is escaped.
+It contains no model output. Text that people wrote (names, descriptions, questions) is escaped.
 """
 
 import json
@@ -33,19 +33,19 @@ from rlhf_marl.sharing.results import Interval, hub_results, measured, training_
 from rlhf_marl.training.health import warnings_of
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-_PATH = re.compile(r"[/\\]")  # what names a file may name one of this machine
+_PATH = re.compile(r"[/\\]")  # warnings that name a file may contain a local path
 _HUB_LIKE = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @final
 class Verbatim(str):
-    """Text that is Markdown already, or stands in a block of code."""
+    """Text that is not escaped: Markdown, or the content of a code block."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a run directory says of its agents, read once.
+    """What the card needs of a run directory.
 
     Attributes:
         rows: of metrics.jsonl, up to the adapters' last iteration, as far as they can be read.
@@ -200,7 +200,7 @@ def _member(member: Member) -> str:
 
 
 def _name(reference: str) -> str:
-    """A model reference as others may read it: of a local folder its own name only."""
+    """A model reference without local paths: of a folder only its name."""
     local = reference.startswith((".", "/", "~")) or Path(reference).exists()
     return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
 

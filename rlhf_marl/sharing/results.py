@@ -46,7 +46,7 @@ def measured(evaluation: Agent) -> Iterator[tuple[str, Metric]]:
 
 
 def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
-    """The hub's form of the reward's change and of the win rate, with their intervals as arguments."""
+    """Reward change and win rate in the hub's format, with intervals as metric_args."""
     settings = evaluation.settings
     questions = Path(settings.questions).name or "questions"
     judges = ", ".join(evaluation.held_out_judges)
