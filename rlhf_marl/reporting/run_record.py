@@ -84,7 +84,7 @@ def read_run(path: Path) -> RunRecord:
     for key in _SERIES:
         run.series[key] = [[row[key] for row in metrics if row["agent"] == i] for i in range(len(run.agents))]
     run.health = list(_health(metrics, config))
-    _check_whole(run, metrics)
+    _note_unfinished(run, metrics)
     return run
 
 
@@ -252,7 +252,7 @@ def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
             )
 
 
-def _check_whole(run: RunRecord, metrics: list[Row]) -> None:
+def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
     done = max((row["iteration"] for row in metrics), default=-1) + 1
     asked = run.config.get("iterations")
     if isinstance(asked, int) and done < asked:
