@@ -11,6 +11,7 @@ from rich.text import Text
 from rlhf_marl.evaluation.labels import LABELS, label_of
 from rlhf_marl.evaluation.statistics import direction
 from rlhf_marl.reporting.tables import cross_metric, formatted
+from rlhf_marl.reporting.terminal import safe_text
 from rlhf_marl.runs.metrics import first_and_last_fifth
 from rlhf_marl.sanitise import printable
 
@@ -54,7 +55,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
 
 def _say(console: Console, line: str, style: str = "") -> None:
     """Print one line, sanitised."""
-    console.print(Text(printable(line), style=style), soft_wrap=True)
+    console.print(safe_text(line, style), soft_wrap=True)
 
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
@@ -64,7 +65,7 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
     )
     table.add_column("reward model", overflow="fold")
     for row in cross["rows"]:
-        table.add_column(Text(printable(row)))
+        table.add_column(safe_text(row))
     for j, judge in enumerate(cross["judges"]):
         cells = []
         for i in range(len(cross["rows"])):
@@ -73,7 +74,7 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
             mark = "*" if i in judge["trained_agents"] else ""
             value, _, between = _cell(found, difference=True).partition("\n")
             cells.append(Text(f"{value}{mark}\n{between}", style=style))
-        table.add_row(Text(printable(judge["name"]) + ("" if judge["trained_agents"] else "\nheld out")), *cells)
+        table.add_row(safe_text(judge["name"]) + ("" if judge["trained_agents"] else "\nheld out"), *cells)
     return table
 
 
@@ -87,7 +88,7 @@ def show_side_by_side(
     console = console or Console(highlight=False)
     table = Table(title="trained against base: difference [95% interval]", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "", *names):
-        table.add_column(Text(printable(column)), overflow="fold")
+        table.add_column(safe_text(column), overflow="fold")
     n_agents = max(len(result["agents"]) for result in results)
     for i in [*range(n_agents), "team"]:
         columns = [_speaker(result, i) for result in results]
@@ -98,14 +99,14 @@ def show_side_by_side(
         table.add_section()
     console.print(table)
     for name, comparison in compared.items():
-        title = Text(printable(f"trained agents of {name} against those of {names[0]}: difference [95% interval]"))
+        title = safe_text(f"trained agents of {name} against those of {names[0]}: difference [95% interval]")
         found = [*comparison["agents"], comparison["team"]]
         table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team"):
             table.add_column(column)
         for key in found[-1]:
             cells = [_cell(column[key], difference=True) for column in found]
-            table.add_row(Text(printable(label_of(key).short)), *(Text(text) for text in cells))
+            table.add_row(safe_text(label_of(key).short), *(Text(text) for text in cells))
         if found[-1]:
             console.print(table)
         for warning in comparison["warnings"]:
@@ -124,7 +125,7 @@ def _speaker(result: dict[str, Any], i: int | str) -> dict[str, Any]:
 
 
 def _reward_model(column: dict[str, Any]) -> Text:
-    return Text(printable(column.get("reward_model", "all" if column else "-")))
+    return safe_text(column.get("reward_model", "all" if column else "-"))
 
 
 def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
@@ -137,7 +138,7 @@ def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None
         table.add_column(column)
     for agent, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items()):
         first, last = first_and_last_fifth([row["reward_scaled"] for row in rows if row["agent"] == agent])
-        table.add_row(str(agent), Text(printable(name)), f"{first:+.3f}", f"{last:+.3f}")
+        table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}")
     console.print(table)
 
 

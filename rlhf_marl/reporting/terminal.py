@@ -39,12 +39,12 @@ class Display:
         self._warned: set[tuple[str, int]] = set()
         self._iterations, self._tokens = 0, 0.0
 
-    def _print(self, content: object) -> None:
-        self._console.print(content, soft_wrap=True)
+    def _print(self, content: str | Table, style: str = "") -> None:
+        self._console.print(safe_text(content, style) if isinstance(content, str) else content, soft_wrap=True)
 
     def loading(self) -> None:
         self._print(
-            _text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
+            f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading"
         )
 
     def stopping(self) -> None:
@@ -66,12 +66,12 @@ class Display:
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(_text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
+            self._print(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._print(_text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+                    self._print(f"warning: agent {row['agent']}: {words}", "yellow")
 
     def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
         """Newest message of each agent's symptoms, and the number of rows that have it."""
@@ -89,20 +89,20 @@ class Display:
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
             first, last = first_and_last_fifth(_rewards(rows, agent))
-            table.add_row(str(agent), _text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+            table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
         for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(_text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
+            self._print(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             found = json.loads(best.read_text("utf-8"))
             metric = f"{self._config.best_metric} {found['score']:+.3f}"
-            self._print(_text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
-        self._print(_text(f"run directory: {self._path}"))
+            self._print(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}")
+        self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
-            self._print(_text(f"report, for a browser: {self._path / 'report.html'}"))
+            self._print(f"report, for a browser: {self._path / 'report.html'}")
 
     def profile(self, seconds: dict[str, float]) -> None:
         """Print the wall time of each stage."""
@@ -119,7 +119,7 @@ class Display:
         )
 
 
-def _text(words: str, style: str = "") -> Text:
+def safe_text(words: str, style: str = "") -> Text:
     """Plain text: no markup, control or bidi characters."""
     return Text(printable(words), style)
 
