@@ -42,8 +42,7 @@ def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
         "settings": SETTINGS
         | {"questions": "/home/someone/held_out.jsonl", "n_questions": 20, "turns": 3, "confidence": 0.9},
         "agents": [{"agent": number, **agent} for number in range(agents)],
-        "team": speaker
-        | {"against_single": {"own_reward": metric(0.25, 1.0, 0.5, 1.125), "held_out_reward": None}},
+        "team": speaker | {"against_single": {"own_reward": metric(0.25, 1.0, 0.5, 1.125), "held_out_reward": None}},
         "held_out_judges": ["strict", "mild"],
         "cross_rewards": {
             "judges": [{"name": "vowels", "trained_agents": [0]}],
