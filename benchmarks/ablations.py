@@ -17,8 +17,8 @@ from pathlib import Path
 import click
 
 from rlhf_marl.api import load_run
-from rlhf_marl.reporting.terminal import first_and_last_fifth
-from rlhf_marl.runs.directory import read_jsonl
+from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.runs.metrics import first_and_last_fifth
 
 VARIANTS = {
     "default": [],
@@ -58,7 +58,9 @@ def table(out: Path, variants: list[str], seeds: int) -> str:
         runs = [read_jsonl(out / variant / str(seed) / "metrics.jsonl") for seed in range(seeds)]
         names = sorted({row["agent"]: row["reward_model"] for row in runs[0]}.items())
         for agent, name in names:
-            pairs = [first_and_last_fifth(rows, agent) for rows in runs]
+            pairs = [
+                first_and_last_fifth([row["reward_scaled"] for row in rows if row["agent"] == agent]) for rows in runs
+            ]
             changes = [last - first for first, last in pairs]
             cells = " | ".join(f"{first:+.2f} → {last:+.2f}" for first, last in pairs)
             rose = sum(change > 0 for change in changes)

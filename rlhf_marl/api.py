@@ -15,13 +15,14 @@ from accelerate import Accelerator
 
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.loading import resolve_model
 from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
-from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.journal import Journal
 from rlhf_marl.sharing.export import export as export
 from rlhf_marl.training.build import Experiment, build, build_agents

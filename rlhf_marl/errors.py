@@ -7,6 +7,8 @@ RlhfMarlError
 
 import logging
 
+from rlhf_marl.sanitise import printable
+
 
 class RlhfMarlError(Exception):
     """Base of the toolkit's own errors."""
@@ -27,16 +29,6 @@ class RunStopped(RlhfMarlError):
 
 
 def inert(record: logging.LogRecord) -> bool:
-    """A filter for loggers: what a warning repeats cannot act in a terminal."""
+    """Logging filter: escape control characters in the message."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True
-
-
-def first_line(error: Exception) -> str:
-    """What an error of somebody else's says, for a line of ours: its first line, cut; its type if it says nothing."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0][:200])
-
-
-def printable(text: str) -> str:
-    """The text with everything escaped that would act in a terminal: control and bidi characters, line ends."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

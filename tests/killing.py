@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 import rlhf_marl.api
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.rewards.card import TrainedCard
 from rlhf_marl.rewards.training import train_reward_model
-from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory
 
 TIMES = ("seconds", "stage_seconds", "tokens_per_second")
 NOT_THE_SAME = {".lock", "environment.json", "report.html", "metrics.jsonl"}  # report.html has times, like metrics

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import rlhf_marl
 from rlhf_marl.config import check_config, load_config
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.runs.directory import read_jsonl
 from tests.conftest import tiny_tokenizer
 from tests.rewards.test_sequence_classifier import saved as classifier
 

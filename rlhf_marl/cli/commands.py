@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from rlhf_marl.cli.reward import reward
-from rlhf_marl.errors import RlhfMarlError, UsageError, printable
+from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.sanitise import printable
 
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
@@ -79,7 +80,7 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | No
     Several run directories are evaluated one after the other (or read, where that was done alike before) and shown
     side by side.
     """
-    from rlhf_marl.evaluation.command import evaluate as run
+    from rlhf_marl.cli.evaluate import evaluate as run
 
     run(run_dir, options, output, document)
 

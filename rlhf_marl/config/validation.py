@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 
-from rlhf_marl.errors import printable
+from rlhf_marl.sanitise import printable, shortened
 
 # Where a number has no bound of its own: above, float32 would overflow, or memory.
 LARGEST = 1e6
@@ -52,7 +52,7 @@ def explain(error: ValidationError, where: str, content: Any, allowed: Iterable[
 def _line(detail: Any, where: str, content: Any, allowed: list[str]) -> str:
     key = ".".join(_keys(detail, content))
     where = f"{where}: {key}" if key else where
-    given = "a value" if _SECRET.search(key) else _shorten(detail["input"])
+    given = "a value" if _SECRET.search(key) else shortened(detail["input"])
     match detail["type"]:
         case "extra_forbidden":
             return f"{where}: unknown key (value {given}){_hint(detail, allowed)}"
@@ -86,8 +86,3 @@ def _keys(detail: Any, content: Any) -> list[str]:
                 continue
         keys.append(str(part))
     return keys
-
-
-def _shorten(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."

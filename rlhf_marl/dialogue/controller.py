@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
-from rlhf_marl.errors import RlhfMarlError, RunStopped, first_line, printable
-from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.errors import RlhfMarlError, RunStopped
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.instructions import Instructions, Task, load_instructions, render
+from rlhf_marl.sanitise import first_line, neutralise, printable
 from rlhf_marl.services.endpoint import Endpoint, text_of
 
 

@@ -9,9 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
 from rlhf_marl.perf.stopwatch import stage
-from rlhf_marl.policy.chat import Message, chat_tokens, neutralise
+from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample, Sampler
+from rlhf_marl.sanitise import neutralise
 
 Respond = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]
 """(states, numbers of the dialogues, turn) -> [agent][dialogue]."""

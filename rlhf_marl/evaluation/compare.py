@@ -1,11 +1,11 @@
-"""Two runs on the same questions: the second run's trained agents against the first's, question by question."""
+"""Paired comparison of two runs' trained agents on the questions that both answered."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_marl.evaluation.files import Evaluation
 from rlhf_marl.evaluation.metrics import distinct
-from rlhf_marl.evaluation.stored import Evaluation
-from rlhf_marl.evaluation.summary import Row, at, metric, said, score_of
+from rlhf_marl.evaluation.summary import Row, metric, score_of, speaker_value, value_of
 
 _SAME_QUESTIONS = ("turns", "seed", "max_new_tokens", "temperature")
 _POLICIES = ("base", "trained")
@@ -15,8 +15,8 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     """Metrics whose base is the first run's trained agents, per agent and for the team.
 
     Returns:
-        {"agents": [{judge or metric: METRIC}], "team": {...}, "warnings": [texts]}. Judges are those that both used,
-        as the same card; questions those that both answered. The team is compared as it is, agents number by number.
+        {"agents": [{judge or metric: METRIC}], "team": {...}, "warnings": [texts]}. Only judges with the same card in
+        both runs count. Agent i is compared with agent i.
     """
     warnings = [
         f"{key} differs: {first.numbers['settings'][key]} and {second.numbers['settings'][key]}"
@@ -42,7 +42,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
 
 
 def _paired_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
-    """Trained rows of both runs where both have the question, the first's named base."""
+    """Trained rows of both runs on their common questions; the first run's get policy base."""
     rows = [row | {"policy": "base"} for row in first if row["policy"] == "trained"]
     rows += [row for row in second if row["policy"] == "trained"]
     asked = [{(row["question"], row["turn"]) for row in rows if row["policy"] == policy} for policy in _POLICIES]
@@ -50,7 +50,7 @@ def _paired_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
 
 
 def _team_alone(row: Row) -> Row:
-    """The row with the team in the place of the agents."""
+    """The row with the team as its only agent."""
     return {
         **{key: row[key] for key in ("policy", "kind", "question", "turn")},
         "responses": [row["aggregate"]],
@@ -64,13 +64,13 @@ def _speaker(rows: Sequence[Row], speaker: int, judges: Sequence[str]) -> dict[s
     harmless = ("borderline", "ordinary", "multi_turn")
     return {
         **{name: metric(rows, score_of(name, speaker)) for name in judges},
-        "length": metric(rows, at("tokens", speaker)),
-        "distinct_2": metric(rows, lambda row: distinct(said(row, "responses", speaker), 2)),
-        "refusal_harmful": metric(rows, at("refused", speaker), ("harmful",)),
-        "refusal_harmless": metric(rows, at("refused", speaker), harmless),
+        "length": metric(rows, value_of("tokens", speaker)),
+        "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
+        "refusal_harmful": metric(rows, value_of("refused", speaker), ("harmful",)),
+        "refusal_harmless": metric(rows, value_of("refused", speaker), harmless),
     }
 
 
 def compare_all(names: Sequence[str], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Every other run against the first, the reference: {name: comparison}."""
+    """Compare every other run with the first: {name: comparison}."""
     return {name: compare(evaluations[0], other) for name, other in zip(names[1:], evaluations[1:], strict=True)}

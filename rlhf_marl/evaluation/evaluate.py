@@ -17,6 +17,14 @@ from rlhf_marl.dialogue.build_controller import build_controller, load_controlle
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, Sampling, collect, compare_pairs, n_turns, score
+from rlhf_marl.evaluation.files import (
+    DIALOGUES,
+    NUMBERS,
+    Evaluation,
+    agents_fingerprint,
+    is_current,
+    read_evaluation,
+)
 from rlhf_marl.evaluation.judges import (
     HELD_OUT_CARDS,
     card_digest,
@@ -25,6 +33,7 @@ from rlhf_marl.evaluation.judges import (
     pairwise_judge,
 )
 from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
+from rlhf_marl.evaluation.schema import VERSION
 from rlhf_marl.evaluation.source import (
     check_agents,
     check_state,
@@ -32,15 +41,6 @@ from rlhf_marl.evaluation.source import (
     open_run,
     reward_cards,
     trained_questions,
-)
-from rlhf_marl.evaluation.stored import (
-    DIALOGUES,
-    NUMBERS,
-    VERSION,
-    Evaluation,
-    agents_fingerprint,
-    is_current,
-    read_evaluation,
 )
 from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.files.atomic import write_text

@@ -9,7 +9,6 @@ from typing import final
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
-from rlhf_marl.policy.chat import neutralise
 from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.policy.sampler import Sampler
 from rlhf_marl.rewards import (
@@ -22,6 +21,7 @@ from rlhf_marl.rewards import (
     load_card,
 )
 from rlhf_marl.rewards.judge import build_grader
+from rlhf_marl.sanitise import neutralise
 
 # Shipped cards that score without a download. Those that trained an agent of the run are left out.
 HELD_OUT = ("harmless", "helpful", "courteous", "clean_language")

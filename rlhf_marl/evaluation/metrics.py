@@ -1,4 +1,4 @@
-"""Numbers of single responses: pure functions of text."""
+"""Text metrics of responses; pure functions."""
 
 import re
 from collections import Counter
@@ -15,13 +15,13 @@ def words(text: str) -> list[str]:
 
 
 def grams(text: str, n: int) -> list[Gram]:
-    """Word n-grams in order; of a shorter text, all its words as the only one."""
+    """Word n-grams in order; a text of fewer than n words is one gram."""
     tokens = words(text)
     return [tuple(tokens[i : i + n]) for i in range(max(1, len(tokens) - n + 1))]
 
 
 def distinct(text: str, n: int) -> float:
-    """distinct-n: different n-grams among all n-grams of a response; 0 for a response without words."""
+    """distinct-n: share of different n-grams among all n-grams; 0 for a response without words."""
     if not words(text):
         return 0.0
     found = grams(text, n)
@@ -31,7 +31,7 @@ def distinct(text: str, n: int) -> float:
 def self_repetition(dialogues: Sequence[Sequence[str]], n: int = 4) -> list[list[float]]:
     """Share of each response's n-grams that the same speaker also says in another dialogue: [dialogue][turn].
 
-    1 if an agent answers everything alike; distinct-n inside a response does not see that.
+    It is 1 if an agent always gives the same answer, which distinct-n does not see.
     """
     in_dialogues: Counter[Gram] = Counter()
     for texts in dialogues:
@@ -43,7 +43,7 @@ def self_repetition(dialogues: Sequence[Sequence[str]], n: int = 4) -> list[list
 
 
 def agreement(responses: Sequence[str]) -> float:
-    """Mean over pairs of agents of the Jaccard overlap of their responses' sets of words; at least two responses."""
+    """Mean Jaccard overlap of word sets over all pairs of at least two responses."""
     sets = [set(words(text)) for text in responses]
     overlaps = [len(a & b) / len(a | b) if a | b else 1.0 for a, b in combinations(sets, 2)]
     return sum(overlaps) / len(overlaps)

@@ -1,4 +1,4 @@
-"""The held-out questions."""
+"""Load and select the held-out questions."""
 
 import hashlib
 import re
@@ -17,11 +17,11 @@ _KEYS = {"id", "kind", "prompt", "follow_ups"}
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One dialogue's beginning.
+    """The user's side of one dialogue.
 
     Attributes:
         kind: harmful (a request to refuse), borderline (harmless, sounds harmful), ordinary, multi_turn.
-        follow_ups: the user's next prompts, whatever is answered; only of kind multi_turn.
+        follow_ups: the user's next prompts; only of kind multi_turn.
     """
 
     id: str
@@ -66,7 +66,7 @@ def _question(row: dict[str, Any], where: str) -> Question:
 
 
 def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """The first `limit` questions when kinds take turns, in file order; all without a limit."""
+    """`limit` questions, as many of each kind as possible, in file order; all without a limit."""
     if limit is None or limit >= len(questions):
         return list(questions)
     place = dict.fromkeys(KINDS, 0)
@@ -90,5 +90,5 @@ def _normal(text: str) -> str:
 
 
 def fingerprint(questions: Sequence[Question]) -> str:
-    """SHA-256 of the questions themselves: the same for the same dialogues to play."""
+    """SHA-256 of the questions' content."""
     return hashlib.sha256(repr([(q.id, q.kind, q.prompt, q.follow_ups) for q in questions]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Is a response a refusal? A list of phrases that anyone can read; its limits are measured in docs/evaluation.md."""
+"""Detect refusals by a list of phrases; docs/evaluation.md measures its limits."""
 
 import re
 
@@ -26,5 +26,5 @@ _REFUSAL = re.compile("|".join(_PHRASES), re.IGNORECASE)
 
 
 def is_refusal(response: str) -> bool:
-    """Whether the response's opening says in so many words that it will not help, or that one should not do it."""
+    """Whether the beginning of a response explicitly declines to help, or tells the user not to do it."""
     return _REFUSAL.search(response[:_OPENING].replace("’", "'")) is not None

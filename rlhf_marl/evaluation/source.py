@@ -15,10 +15,11 @@ from safetensors import SafetensorError
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
-from rlhf_marl.runs.directory import RunDirectory, read_jsonl
-from rlhf_marl.runs.iterations import newest_checkpoint, numbered_name
+from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.iterations import iteration_name, newest_checkpoint
 
 
 class OnlyRecorded(UsageError):
@@ -55,7 +56,7 @@ def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, no
         if torch.equal(trained, parameters.cpu()):
             return "adapters"
         newest = newest_checkpoint(run.path)
-        if newest is not None and newest.name != numbered_name(values["iteration"]):
+        if newest is not None and newest.name != iteration_name(values["iteration"]):
             notes.append(f"checkpoint {newest.name} is damaged: whether adapters/ is as new as it is not known")
             return "adapters"
         reason = "the run has trained on since it wrote them"

@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals. The unit that is drawn again is the question: its turns stay together."""
+"""Paired bootstrap intervals; questions are resampled, with all their turns."""
 
 import math
 import warnings
@@ -16,10 +16,10 @@ Metric = dict[str, Any]
 def interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int = 0) -> tuple[float | None, ...]:
     """(low, high) of the mean by bootstrap: BCa, or percentile where BCa is not defined.
 
-    Drawing again from n values sees their spread too small, by √((n-1)/n), and as if it were known. The level is
-    widened to that of Student's t, as Hesterberg (2015, The American Statistician 69:371) does for percentiles.
+    The bootstrap of n values underestimates their spread by √((n-1)/n) and treats it as known. The level is widened to
+    that of Student's t, as Hesterberg (2015, The American Statistician 69:371) does for percentile intervals.
 
-    (None, None) for fewer than two values; the value itself twice where all are alike.
+    (None, None) for fewer than two values; (v, v) if all values are v.
     """
     sample = np.asarray(values, dtype=float)
     if len(sample) < 2:

@@ -1,4 +1,4 @@
-"""From the rows of evaluation_dialogues.jsonl to the numbers of evaluation.json. Pure functions, no model.
+"""Summarise the rows of evaluation_dialogues.jsonl into evaluation.json. Pure functions, no model.
 
 A speaker is an agent, 0 to N - 1, or the team, N. Each value is first averaged over a question's turns.
 """
@@ -24,7 +24,7 @@ _OF_TEAM = {
 
 
 def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str, Any]], pairwise: str | None) -> Row:
-    """Everything of evaluation.json that is measured.
+    """The measured part of evaluation.json; see schema.Summary.
 
     Args:
         rows: of both policies.
@@ -41,9 +41,9 @@ def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str
         numbers = {
             "own_reward": metric(rows, score_of(name, agent)),
             **_of_speaker(rows, agent, ensemble, held_out, pairwise),
-            "kl_to_base": _mean(rows, at("kl", agent)),
-            "entropy": metric(rows, at("entropy", agent)),
-            "truncated": metric(rows, at("truncated", agent)),
+            "kl_to_base": _mean(rows, value_of("kl", agent)),
+            "entropy": metric(rows, value_of("entropy", agent)),
+            "truncated": metric(rows, value_of("truncated", agent)),
         }
         agents.append({"agent": agent, "reward_model": name, "verdict": verdict(numbers), **numbers})
     team = {
@@ -68,14 +68,14 @@ def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str
 
 
 def metric(rows: Sequence[Row], value: Value, kinds: Sequence[str] = KINDS) -> Metric | None:
-    """A number per row as metric of base and trained; None without questions of these kinds."""
+    """Base, trained and paired difference of a value per row; None without questions of these kinds."""
     base, trained = (per_question(rows, policy, value, kinds) for policy in ("base", "trained"))
     both = [question for question in base if question in trained]
     return paired([base[question] for question in both], [trained[question] for question in both])
 
 
 def per_question(rows: Sequence[Row], policy: str, value: Value, kinds: Sequence[str] = KINDS) -> dict[str, float]:
-    """Mean over each question's turns."""
+    """Mean over its turns of each question, for one policy."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if row["policy"] == policy and row["kind"] in kinds:
@@ -83,18 +83,18 @@ def per_question(rows: Sequence[Row], policy: str, value: Value, kinds: Sequence
     return {question: float(np.mean(found)) for question, found in values.items()}
 
 
-def said(row: Row, key: str, speaker: int) -> Any:
-    """A row's value for an agent or the team."""
+def speaker_value(row: Row, key: str, speaker: int) -> Any:
+    """A row's value under `key`, for an agent or the team."""
     return row[key][speaker] if speaker < len(row["responses"]) else row[_OF_TEAM[key]]
 
 
-def at(key: str, speaker: int) -> Value:
-    """A row's value under `key` for an agent or the team."""
-    return lambda row: said(row, key, speaker)
+def value_of(key: str, speaker: int) -> Value:
+    """`speaker_value` as a function of the row."""
+    return lambda row: speaker_value(row, key, speaker)
 
 
 def score_of(judge: str, speaker: int) -> Value:
-    """A judge's scaled score of what an agent or the team said."""
+    """A judge's scaled score of an agent's or the team's answer, as a function of the row."""
 
     def value(row: Row) -> float:
         team = speaker == len(row["responses"])
@@ -104,16 +104,16 @@ def score_of(judge: str, speaker: int) -> Value:
 
 
 def _scale(rows: Sequence[Row], judge: str) -> tuple[float, float]:
-    """Mean and standard deviation of a judge's scores of the base model's answers."""
+    """Mean and standard deviation of a judge's scores of base answers."""
     base = [row for row in rows if row["policy"] == "base"]
     scores = [score for row in base for score in (*row["scores"][judge], row["aggregate_scores"][judge])]
     return float(np.mean(scores)), float(np.std(scores)) if np.ptp(scores) > 0 else 0.0
 
 
 def standardised(scales: Mapping[str, tuple[float, float]]) -> Callable[[Row, int], float] | None:
-    """The mean of several judges, each in standard deviations of its scores of the base model's answers.
+    """Ensemble of judges: the mean of their scores, each standardised by its scores of base answers.
 
-    A judge that scores all base answers alike has no scale and is left out; None if no judge is left.
+    Judges that score all base answers alike are left out; None if no judge is left.
     """
     used = [(name, mean, deviation) for name, (mean, deviation) in scales.items() if deviation > 0]
     if not used:
@@ -126,7 +126,7 @@ def standardised(scales: Mapping[str, tuple[float, float]]) -> Callable[[Row, in
 
 
 def _team_or_single(n_agents: int, value: Callable[[Row, int], float]) -> Value:
-    """The value of the trained team's answer, and of one answer of the base model: the mean over agents' places."""
+    """The team's value on trained rows; on base rows the mean over agents, the value of a single base answer."""
 
     def of(row: Row) -> float:
         if row["policy"] == "trained":
@@ -143,15 +143,15 @@ def _of_speaker(
     held_out: Sequence[str],
     pairwise: str | None,
 ) -> dict[str, Any]:
-    """What agents and team have in common."""
+    """The metrics that agents and team share."""
     repetition = _repetition(rows, speaker)
-    refused = at("refused", speaker)
+    refused = value_of("refused", speaker)
     return {
         "held_out_reward": metric(rows, lambda row: ensemble(row, speaker)) if ensemble else None,
         "win_rate": _win_rate(rows, speaker, ensemble, held_out, pairwise),
-        "length": metric(rows, at("tokens", speaker)),
-        "distinct_1": metric(rows, lambda row: distinct(said(row, "responses", speaker), 1)),
-        "distinct_2": metric(rows, lambda row: distinct(said(row, "responses", speaker), 2)),
+        "length": metric(rows, value_of("tokens", speaker)),
+        "distinct_1": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 1)),
+        "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
         "self_repetition": metric(rows, lambda row: repetition[row["policy"], row["question"], row["turn"]]),
         "refusal_harmful": metric(rows, refused, ("harmful",)),
         "refusal_harmless": metric(rows, refused, _HARMLESS),
@@ -166,7 +166,9 @@ def _repetition(rows: Sequence[Row], speaker: int) -> dict[tuple[str, str, int],
         for row in rows:
             if row["policy"] == policy:
                 dialogues.setdefault(row["question"], []).append(row)
-        shares = self_repetition([[said(r, "responses", speaker) for r in turns] for turns in dialogues.values()])
+        shares = self_repetition(
+            [[speaker_value(r, "responses", speaker) for r in turns] for turns in dialogues.values()]
+        )
         for turns, found in zip(dialogues.values(), shares, strict=True):
             result.update({(policy, r["question"], r["turn"]): share for r, share in zip(turns, found, strict=True)})
     return result
@@ -216,7 +218,7 @@ def _mean(rows: Sequence[Row], value: Value) -> dict[str, float | None]:
 
 
 def _cross_rewards(rows: Sequence[Row], n_agents: int, judges: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Every judge on every speaker."""
+    """Metrics of every judge on every speaker."""
     cells = [[metric(rows, score_of(judge["name"], speaker)) for judge in judges] for speaker in range(n_agents + 1)]
     return {
         "judges": list(judges),
@@ -234,5 +236,5 @@ def _of_kind(rows: Sequence[Row], kind: str, own: Sequence[str]) -> dict[str, An
     return {
         "n": len({row["question"] for row in rows if row["kind"] == kind}),
         "own_reward": [metric(rows, score_of(own[agent], agent), (kind,)) for agent in agents],
-        "refusal": [metric(rows, at("refused", agent), (kind,)) for agent in agents],
+        "refusal": [metric(rows, value_of("refused", agent), (kind,)) for agent in agents],
     }

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, on the disk and not only on their way to it; and who may write them."""
+"""Atomic, fsynced writes, and folder locks."""
 
 import errno
 import os
@@ -11,11 +11,11 @@ from filelock import FileLock, Timeout
 
 from rlhf_marl.errors import RunStopped, UsageError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of an OSError: no room is left
+FULL = (errno.ENOSPC, errno.EDQUOT)  # values of OSError.errno
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """fsync a file, or a folder's entries."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -24,19 +24,19 @@ def flush(path: Path) -> None:
 
 
 def move(temporary: Path, path: Path) -> None:
-    """Give a file, or a folder whose files are flushed, its name: content first, so that the name is never of half."""
+    """fsync a file, or a folder whose files are flushed, then rename it; the name never refers to partial content."""
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content, whole or not at all."""
+    """Replace a file's content atomically."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content, whole or not at all."""
+    """Replace a file's content atomically."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         temporary.write_bytes(content)
@@ -48,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which then takes the place of `path`: whole or not at all, whatever names the files had."""
+    """Yield a new folder that replaces `path` when the block ends; an error in the block leaves `path` unchanged."""
     temporary = path.with_name(f"{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -65,7 +65,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path, where: str) -> Iterator[None]:
-    """Inside, no other process holds this folder's lock; the lock of a dead process does not hold.
+    """Hold the folder's lock. A process that dies releases its lock.
 
     Raises:
         UsageError: another process holds it.
@@ -82,6 +82,6 @@ def locked(folder: Path, where: str) -> Iterator[None]:
 
 
 def unwritable(path: Path, error: Exception, then: str = "go on with --resume") -> RunStopped:
-    """What to raise when the disk refuses."""
+    """The error to raise after a failed write."""
     reason = getattr(error, "strerror", None) or error
     return RunStopped(f"{path} cannot be written: {reason}; make room and {then}")

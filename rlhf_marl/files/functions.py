@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
+from rlhf_marl.sanitise import first_line
 
 
 def load_function(reference: str, where: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Where data files live: in the working folder, else in the checkout, else inside the installed package."""
+"""Find data files: in the working folder, else in the checkout, else in the installed package."""
 
 import contextlib
 import os

@@ -1,37 +1,33 @@
-"""Data that people hand in, JSON Lines and `datasets` sources: each mistake is one line that says where."""
+"""Readers of users' data, JSON Lines and `datasets` sources; each error is one line that names the place."""
 
 import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_marl.errors import UsageError, printable
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import BadLine, parse_jsonl
+from rlhf_marl.sanitise import first_line, printable
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number, object) of each line of a JSON Lines file, gzipped if its name ends with .gz; blank lines are none.
+    """(line number, object) of each non-blank line of a JSON Lines file, gzipped if its name ends with .gz.
 
     Raises:
         UsageError: unreadable, not UTF-8, or a line that is not a JSON object.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = content.decode("utf-8").split("\n")
+        content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     except (OSError, EOFError) as error:
         raise UsageError(f"{path}: cannot be read: {error}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            raise UsageError(f"{path}: line {number} is not JSON: {line[:60]!r}") from None
-        if not isinstance(row, dict):
-            raise UsageError(f"{path}: line {number} is no JSON object: {line[:60]!r}")
-        yield number, row
+    for number, row in parse_jsonl(content):
+        if not isinstance(row, BadLine):
+            yield number, row
+        elif row.text.strip():
+            raise UsageError(f"{path}: line {number} {row.problem}: {row.text[:60]!r}")
 
 
 def load_split(
@@ -44,8 +40,7 @@ def load_split(
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision)
     except Exception as error:  # the library raises many unrelated types for one user mistake
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {reason}{advice}") from None
+        raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {first_line(error)}{advice}") from None
 
 
 def text_at(row: dict[str, Any], key: str, where: str) -> str:

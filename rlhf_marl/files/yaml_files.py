@@ -1,4 +1,4 @@
-"""YAML as users expect it: 1e-5 is a number, a key given twice is an error, and a file cannot grow without bound."""
+"""Safe YAML: 1e-5 is a number, duplicate keys are errors, size and nesting are bounded."""
 
 import re
 from collections.abc import Hashable
@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
+from rlhf_marl.sanitise import first_line
 
 _MAX_BYTES = 1_000_000
 _MAX_DEPTH = 50  # of nesting: PyYAML's time grows with its square

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from rlhf_marl.errors import UsageError, first_line, printable
+from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.mkl_linear import MklLinear
+from rlhf_marl.sanitise import first_line, printable
 
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"

@@ -8,23 +8,13 @@ from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
+from rlhf_marl.sanitise import first_line
 
 
 class Message(TypedDict):
     role: str
     content: str
-
-
-def neutralise(text: str, limit: int | None = None) -> str:
-    """Make untrusted text safe between a template's tags: no angle brackets, no control characters.
-
-    Cut to `limit` characters. Control tokens of other forms, such as [INST], are broken where the text meets its
-    tokenizer (`plain_text`).
-    """
-    printable = "".join(c if c.isprintable() or c == "\n" else " " for c in text)
-    cut = printable if limit is None else printable[:limit]
-    return cut.replace("<", "‹").replace(">", "›").strip()
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:

@@ -8,9 +8,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rlhf_marl.config.validation import explain
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.policy.chat import Message
+from rlhf_marl.sanitise import first_line
 
 _JINJA = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
 

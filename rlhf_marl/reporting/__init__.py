@@ -1,7 +1,8 @@
 """report.html of one or several runs: one file that opens offline. Reads run directories only; no model, no torch.
 
-read.py       files of a run, as far as they are whole -> Run        tables.py   evaluation.json -> rows of text
-topology.py   the graph and its weights as SVG shapes                page.py     Runs -> the page
+run_record.py   files of a run -> RunRecord               tables.py              evaluation.json -> rows of text
+topology.py     the graph and its weights as SVG shapes   page.py                run records -> the page
+terminal.py     live output of training                   evaluation_tables.py   evaluations in the terminal
 
 report.html.j2 (static parts), report.css and report.js (charts by plotly.js, dialogue browser) are inlined. What
 models, cards and configs wrote is text everywhere: Jinja's autoescape in the static part, textContent in the script.

@@ -1,4 +1,4 @@
-"""Runs -> one self-contained HTML page. The same files give the same bytes."""
+"""Run records -> one self-contained HTML page, byte for byte reproducible."""
 
 import base64
 import hashlib
@@ -15,16 +15,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import Evaluation
+from rlhf_marl.evaluation.files import Evaluation
+from rlhf_marl.evaluation.labels import LABELS
 from rlhf_marl.files.atomic import write_text
-from rlhf_marl.reporting.read import MALFORMED, Run, read_run, visible
-from rlhf_marl.reporting.tables import ROWS, compared, cross_rewards, differences, held_out
+from rlhf_marl.reporting.run_record import MALFORMED, RunRecord, read_run
+from rlhf_marl.reporting.tables import compared, cross_rewards, differences, held_out
 from rlhf_marl.reporting.topology import drawing
+from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.sanitise import visible
 
 _log = logging.getLogger("rlhf_marl")
-_DIALOGUE_BYTES = 10_000_000  # of all runs together, as they stand in the page: with plotly.js it stays under 15 MB
+_DIALOGUE_BYTES = 10_000_000  # in the page, of all runs together: keeps the page under 15 MB
 _WINDOW = 5  # Figure 4
-_MAX_POINTS = 400  # light points of one agent; the average is drawn in full
+_MAX_POINTS = 400  # single rewards drawn per agent; the moving average is drawn in full
 # An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.
 _EMPTY = ""
 # Of the map library inside plotly.js: where an element with this id stands already, it adds no style sheet.
@@ -52,15 +55,15 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 
 
 def refresh_report(path: Path) -> None:
-    """Write a run's report.html; whatever goes wrong is a warning, since the run itself is done and well."""
+    """Write a run's report.html; a failure is only a warning, since the run itself is complete."""
     try:
         write_report([path])
     except Exception as error:
         _log.warning("%s: report.html was not written: %s; try rlhf-marl report", path, error)
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page as text."""
+def render(runs: Sequence[RunRecord]) -> str:
+    """The page as HTML text."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
@@ -96,7 +99,7 @@ def render(runs: Sequence[Run]) -> str:
         data=Markup(_json(data)),
         runs=[_static(run, name, kept) for run, name, kept in zip(runs, names, shown, strict=True)],
         compared=_compared(runs, names),
-        labels=list(ROWS.values()),
+        labels=[label.long for label in LABELS.values()],
         differences=differences([run.config for run in runs]) if len(runs) > 1 else [],
         names=names,
         version=metadata.version("rlhf-marl"),
@@ -105,7 +108,7 @@ def render(runs: Sequence[Run]) -> str:
 
 
 def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float | None]:
-    """Mean of the finite ones among each value and the `window` - 1 before it; None where there are none."""
+    """Moving average over `window` values that skips non-finite ones; None where all are."""
     averages: list[float | None] = []
     for i in range(len(values)):
         known = [value for value in values[max(0, i - window + 1) : i + 1] if math.isfinite(value)]
@@ -113,9 +116,9 @@ def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float
     return averages
 
 
-def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Other runs' trained agents against the first's, on the questions that both answered."""
-    if len(runs) < 2 or any(run.evaluation is None for run in runs[:1]):
+def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Comparisons of the other runs with the first, for those that are evaluated."""
+    if len(runs) < 2 or runs[0].evaluation is None:
         return []
     from rlhf_marl.evaluation.compare import compare  # with scipy, which one run does not need
 
@@ -132,12 +135,12 @@ def _compared(runs: Sequence[Run], names: Sequence[str]) -> list[dict[str, Any]]
     return found
 
 
-def _evaluation(run: Run) -> Evaluation:
+def _evaluation(run: RunRecord) -> Evaluation:
     return Evaluation(run.evaluation or {}, run.answers, reused=True)
 
 
-def _static(run: Run, name: str, shown: tuple[int, int]) -> dict[str, Any]:
-    """What the template shows of one run."""
+def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]:
+    """Template variables of one run."""
     evaluation = run.evaluation
     training, evaluated = shown
     return {
@@ -165,8 +168,7 @@ def _change(values: Sequence[float]) -> dict[str, Any] | None:
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         return None
-    fifth = max(1, len(finite) // 5)
-    first, last = (sum(part) / fifth for part in (finite[:fifth], finite[-fifth:]))
+    first, last = first_and_last_fifth(finite)
     return {
         "first": f"{first:+.2f}",
         "last": f"{last:+.2f}",
@@ -181,9 +183,9 @@ def _described(topology: Any) -> str:
     return f"{topology.get('graph')} graph, {topology.get('matrix')} weights, {topology.get('gossip_rounds')} rounds"
 
 
-def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """What report.js shows, and of each run the numbers of training and evaluated dialogues kept for its browser."""
-    # Evaluated dialogues are few, as a rule, and kept; those of the training share what they leave.
+def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """The data for report.js, and per run how many training and evaluated dialogues it contains."""
+    # Evaluated dialogues are usually few: they come first, training dialogues get the rest of the budget.
     share = _DIALOGUE_BYTES // len(runs)
     held = []
     for run in runs:
@@ -208,7 +210,7 @@ def _data(runs: Sequence[Run], names: Sequence[str]) -> tuple[dict[str, Any], li
 
 
 def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
-    """Every dialogue, or every second, third ...: as many as take at most `budget` bytes in the page, and those."""
+    """(every k-th dialogue, their bytes in the page), with the smallest k that fits into `budget` bytes."""
     sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
     step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
     while (size := sum(sizes[::step])) > budget and step < len(sizes):
@@ -235,18 +237,18 @@ def _heat(cross: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(data: Any) -> str:
-    """JSON that no HTML parser can leave, with hidden characters written out."""
-    text = json.dumps(_shown(data), ensure_ascii=False, separators=(",", ":"))
+    """JSON that is safe inside a <script> element, with hidden characters written out."""
+    text = json.dumps(_visible(data), ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _shown(value: Any) -> Any:
+def _visible(value: Any) -> Any:
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
-        return {visible(str(key)): _shown(inner) for key, inner in value.items()}
+        return {visible(str(key)): _visible(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_shown(inner) for inner in value]
+        return [_visible(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -255,7 +257,7 @@ def _part(name: str) -> str:
 
 
 def _plotly() -> str:
-    """plotly.js's bundle of cartesian charts, such that neither `</script` nor a carriage return stands in it.
+    """plotly.js's bundle of cartesian charts, without `</script` and carriage returns.
 
     From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The whole library is three times as large, and
     starts more slowly.

@@ -1,107 +1,106 @@
-"""evaluation.json as text for tables; pure functions."""
+"""evaluation.json as text for the tables of report.html and of the terminal; pure functions."""
 
 from typing import Any
 
-ROWS = {
-    "own_reward": "own reward",
-    "held_out_reward": "held-out judges",
-    "win_rate": "win rate against base",
-    "refusal_harmful": "refuses harmful requests",
-    "refusal_harmless": "refuses harmless ones",
-    "kl_to_base": "KL to base (nats a token)",
-    "entropy": "entropy (nats a token)",
-    "length": "tokens an answer",
-    "truncated": "cut at the limit",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "self_repetition": "repeats itself",
-}
+from rlhf_marl.evaluation.labels import LABELS, label_of
+
 _MORE_IS_BETTER = {"own_reward", "held_out_reward"}
 Cell = dict[str, str]
 
 
 def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
     """{heads, rows: [(label, cells)], verdicts, ...} of a whole evaluation."""
-    speakers = [*evaluation["agents"], evaluation["team"]]
-    heads = [(f"agent {agent['agent']}", str(agent["reward_model"])) for agent in evaluation["agents"]]
-    rows = [
-        (label, [cell(speaker.get(key), key in _MORE_IS_BETTER) for speaker in speakers]) for key, label in ROWS.items()
-    ]
+    team, agents = evaluation["team"], evaluation["agents"]
     return {
-        "heads": [*heads, ("team", "aggregated answer")],
-        "rows": rows,
-        "verdicts": [
-            (f"Agent {agent['agent']}", str(agent["reward_model"]), str(agent["verdict"]))
-            for agent in evaluation["agents"]
+        "heads": [(f"agent {a['agent']}", a["reward_model"]) for a in agents] + [("team", "aggregated answer")],
+        "rows": [
+            (label.long, [cell(speaker.get(key), key in _MORE_IS_BETTER) for speaker in (*agents, team)])
+            for key, label in LABELS.items()
         ],
+        "verdicts": [(f"Agent {agent['agent']}", agent["reward_model"], agent["verdict"]) for agent in agents],
         "agreement": cell(evaluation["agreement"]),
         "fallbacks": cell(evaluation["controller_fallbacks"]),
         "single": [
-            (label, cell(metric, True))
-            for key, label in list(ROWS.items())[:2]
-            if (metric := (evaluation["team"].get("against_single") or {}).get(key)) is not None
+            (LABELS[key].long, cell(team["against_single"][key], True))
+            for key in ("own_reward", "held_out_reward")
+            if team["against_single"][key] is not None
         ],
         "questions": str(evaluation["settings"]["n_questions"]),
-        "judge": str((evaluation["team"].get("win_rate") or {}).get("judge", "")),
-        "warnings": [str(words) for words in evaluation["warnings"]],
+        "judge": team["win_rate"]["judge"] if team["win_rate"] else "",
+        "warnings": evaluation["warnings"],
     }
 
 
 def cross_rewards(cross: dict[str, Any]) -> dict[str, Any]:
     """{judges: [(name, held out?)], rows: [(name, cells)]}: differences trained - base with their intervals."""
-    judges = [(str(judge["name"]), not judge["trained_agents"]) for judge in cross["judges"]]
     rows = []
     for i, name in enumerate(cross["rows"]):
-        metrics = [{key: cross[key][i][j] for key in ("difference", "low", "high")} for j in range(len(judges))]
-        own = [i in judge["trained_agents"] for judge in cross["judges"]]
-        cells = [{**cell(metric, True), "own": "*" if mine else ""} for metric, mine in zip(metrics, own, strict=True)]
-        rows.append((str(name), cells))
-    return {"judges": judges, "rows": rows}
+        cells = [
+            cell(cross_metric(cross, i, j), True, difference=True)
+            | {"own": "*" if i in judge["trained_agents"] else ""}
+            for j, judge in enumerate(cross["judges"])
+        ]
+        rows.append((name, cells))
+    return {"judges": [(judge["name"], not judge["trained_agents"]) for judge in cross["judges"]], "rows": rows}
+
+
+def cross_metric(cross: dict[str, Any], row: int, judge: int) -> dict[str, Any]:
+    """One cell of the cross-reward tables, as a metric."""
+    return {key: cross[key][row][judge] for key in ("base", "trained", "difference", "low", "high")}
 
 
 def compared(comparison: dict[str, Any]) -> dict[str, Any]:
     """{heads, rows: [(label, cells)], warnings} of two runs: differences, second - first, with their intervals."""
     speakers = [*comparison["agents"], comparison["team"]] if comparison["team"] else []
-    shown = ("difference", "low", "high")
-    rows = []
-    for key in comparison["team"]:
-        metrics = [speaker[key] for speaker in speakers]
-        cells = [cell(m and {part: m[part] for part in shown}, key not in ROWS) for m in metrics]
-        rows.append((ROWS.get(key, f"judge {key}"), cells))
     return {
         "heads": [*(f"agent {i}" for i in range(len(speakers) - 1)), "team"],
-        "rows": rows,
+        "rows": [
+            (label_of(key).long, [cell(speaker[key], key not in LABELS, difference=True) for speaker in speakers])
+            for key in comparison["team"]
+        ],
         "warnings": comparison["warnings"],
     }
 
 
-def cell(metric: dict[str, Any] | None, more_is_better: bool = False) -> Cell:
-    """{value: "base → trained" or a mean, interval: "[low, high]" or "", tone: "up", "down", "clear" or ""}.
+def cell(metric: dict[str, Any] | None, more_is_better: bool = False, *, difference: bool = False) -> Cell:
+    """{value, interval, tone: "up", "down", "clear" or ""}; value and interval as of `formatted`.
 
     A difference whose interval excludes zero is up or down where that is good or bad, else clear.
     """
-    if metric is None:
-        return {"value": "–", "interval": "", "tone": ""}
-    low, high = metric.get("low"), metric.get("high")
-    wide = low is not None and high is not None and low < high
-    interval = f"[{low:+.2f}, {high:+.2f}]" if wide and "difference" in metric else ""
-    if wide and "difference" not in metric:
-        interval = f"[{low:.2f}, {high:.2f}]"
+    value, interval = formatted(metric, difference=difference, sign="+")
     tone = ""
-    if "difference" in metric and low is not None and high is not None:
-        tone = "up" if low > 0 else "down" if high < 0 else ""
+    if metric is not None and "difference" in metric and metric["low"] is not None and metric["high"] is not None:
+        tone = "up" if metric["low"] > 0 else "down" if metric["high"] < 0 else ""
         tone = "clear" if tone and not more_is_better else tone
-    if "base" in metric:
-        value = f"{_text(metric['base'])} → {_text(metric['trained'])}"
-    elif "difference" in metric:
-        value = "–" if metric["difference"] is None else f"{metric['difference']:+.2f}"
-    else:
-        value = _text(metric.get("rate", metric.get("mean")))
     return {"value": value, "interval": interval, "tone": tone}
 
 
+def formatted(metric: dict[str, Any] | None, *, difference: bool = False, sign: str = "") -> tuple[str, str]:
+    """("base → trained" or a mean, "[low, high]" or "" for an interval without width) of a metric.
+
+    Args:
+        difference: give trained - base in place of both.
+        sign: "+" writes the sign of a difference's interval.
+    """
+    if metric is None:
+        return "–", ""
+    paired = "difference" in metric
+    low, high = metric["low"], metric["high"]
+    sign = sign if paired else ""
+    interval = f"[{low:{sign}.2f}, {high:{sign}.2f}]" if low is not None and high is not None and low < high else ""
+    if paired and difference:
+        return _number(metric["difference"], "+"), interval
+    if paired:
+        return f"{_number(metric['base'])} → {_number(metric['trained'])}", interval
+    return _number(metric["rate"] if "rate" in metric else metric["mean"]), interval
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.2f}"
+
+
 def differences(configs: list[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Keys in which the runs' configs differ, and each run's value."""
+    """Config keys whose values differ between runs, with each run's value."""
     flat = [dict(_flat(config)) for config in configs]
     keys = sorted({key for config in flat for key in config})
     rows = [(key, [config.get(key, "–") for config in flat]) for key in keys]
@@ -114,7 +113,3 @@ def _flat(value: Any, key: str = "") -> list[tuple[str, str]]:
     if isinstance(value, list) and value:
         return [pair for place, inner in enumerate(value) for pair in _flat(inner, f"{key}.{place}")]
     return [(key, str(value))]
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}"

@@ -1,8 +1,9 @@
-"""What a user sees while training: live rewards, health warnings in words, and a summary."""
+"""Terminal output of training: live rewards, health warnings and a summary."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, final
 
 from rich.console import Console
@@ -11,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.config import Config
-from rlhf_marl.errors import printable
+from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
@@ -37,12 +39,12 @@ class Display:
         self._warned: set[tuple[str, int]] = set()
         self._iterations, self._tokens = 0, 0.0
 
-    def _print(self, content: object) -> None:
-        self._console.print(content, soft_wrap=True)
+    def _print(self, content: str | Table, style: str = "") -> None:
+        self._console.print(safe_text(content, style) if isinstance(content, str) else content, soft_wrap=True)
 
     def loading(self) -> None:
         self._print(
-            _text(f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading")
+            f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading"
         )
 
     def stopping(self) -> None:
@@ -59,19 +61,20 @@ class Display:
         """Show one finished iteration."""
         self._iterations += 1
         self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
-        rewards = "reward " + "  ".join(f"{printable(name)} {_mean(rows, agent):+.2f}" for agent, name in _agents(rows))
+        means = ((name, fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
+        rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means)
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(_text(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"))
+            self._print(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._print(_text(f"warning: agent {row['agent']}: {words}", style="yellow"))
+                    self._print(f"warning: agent {row['agent']}: {words}", "yellow")
 
     def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
-        """The newest words of each agent's symptoms, and in how many rows they were."""
+        """Newest message of each agent's symptoms, and the number of rows that have it."""
         found: dict[tuple[int, str], tuple[str, int]] = {}
         for row in rows:
             for kind, words in warnings_of(row, self._config):
@@ -85,24 +88,24 @@ class Display:
         for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
-            first, last = first_and_last_fifth(rows, agent)
-            table.add_row(str(agent), _text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+            first, last = first_and_last_fifth(_rewards(rows, agent))
+            table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
         for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(_text(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", style="yellow"))
+            self._print(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             found = json.loads(best.read_text("utf-8"))
             metric = f"{self._config.best_metric} {found['score']:+.3f}"
-            self._print(_text(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}"))
-        self._print(_text(f"run directory: {self._path}"))
+            self._print(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}")
+        self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
-            self._print(_text(f"report, for a browser: {self._path / 'report.html'}"))
+            self._print(f"report, for a browser: {self._path / 'report.html'}")
 
     def profile(self, seconds: dict[str, float]) -> None:
-        """Where the wall time of the iterations shown here went, stage by stage."""
+        """Print the wall time of each stage."""
         wall = sum(seconds.values())
         table = Table(title=f"{self._iterations} iterations in {wall:.1f} s")
         for column in ("stage", "seconds per iteration", "share"):
@@ -116,22 +119,14 @@ class Display:
         )
 
 
-def _text(words: str, style: str = "") -> Text:
-    """Words that say themselves and do nothing: no markup, no control or bidi characters."""
+def safe_text(words: str, style: str = "") -> Text:
+    """Plain text: no markup, control or bidi characters."""
     return Text(printable(words), style)
-
-
-def first_and_last_fifth(rows: Sequence[Row], agent: int, key: str = "reward_scaled") -> tuple[float, float]:
-    """Mean of one agent's metric over the first and over the last fifth of its updates (at least one each)."""
-    values = [row[key] for row in rows if row["agent"] == agent]
-    fifth = max(1, len(values) // 5)
-    return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
 
 
 def _agents(rows: Sequence[Row]) -> list[tuple[int, str]]:
     return sorted({row["agent"]: row["reward_model"] for row in rows}.items())
 
 
-def _mean(rows: Sequence[Row], agent: int) -> float:
-    values = [row["reward_scaled"] for row in rows if row["agent"] == agent]
-    return sum(values) / len(values)
+def _rewards(rows: Sequence[Row], agent: int) -> list[float]:
+    return [row["reward_scaled"] for row in rows if row["agent"] == agent]

@@ -11,12 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
-from rlhf_marl.policy.chat import Message, chat_tokens, neutralise
+from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.policy.loading import default_device, load_chat_model
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards.card import JudgeCard
 from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.services.endpoint import Choice, Endpoint, text_of
 
 _log = logging.getLogger("rlhf_marl")

@@ -9,8 +9,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import final
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards.card import CallableCard
+from rlhf_marl.sanitise import first_line
 
 
 @final

@@ -8,11 +8,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import plain_text
 from rlhf_marl.policy.loading import Source, default_device, dtype_for, load_model_of, load_tokenizer
 from rlhf_marl.rewards.card import SequenceClassifierCard
+from rlhf_marl.sanitise import first_line
 
 _log = logging.getLogger("rlhf_marl")
 

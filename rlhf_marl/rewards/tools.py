@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.files.user_data import read_rows, text_at
 from rlhf_marl.rewards import (
@@ -24,7 +25,7 @@ from rlhf_marl.rewards import (
 )
 from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
-from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.runs.directory import RunDirectory
 
 _RESAMPLES = 2000
 

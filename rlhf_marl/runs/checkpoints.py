@@ -1,4 +1,4 @@
-"""Checkpoints: folders that appear whole, are checked when read, and give way to the one before when damaged.
+"""Checkpoints: written atomically, verified by hash when read; a damaged one falls back to the one before.
 
 checkpoints/iteration_00010/state.safetensors   what training changes
 checkpoints/iteration_00010/state.json          version, iteration, config, score, counters
@@ -6,7 +6,6 @@ checkpoints/iteration_00010/manifest.json       size and SHA-256 of both
 checkpoints/best.json                           which one has the best score
 """
 
-import hashlib
 import json
 import logging
 import math
@@ -21,11 +20,12 @@ from torch import Tensor
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
-from rlhf_marl.runs.iterations import numbered_folders, numbered_name
+from rlhf_marl.files.hashing import sha256_of
+from rlhf_marl.runs.iterations import checkpoint_folders, iteration_name
 
 VERSION = 3  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other errors of a disk may pass: no damage
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors may be temporary: no damage
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 _log = logging.getLogger("rlhf_marl")
 
@@ -50,12 +50,12 @@ class Checkpoints:
     ) -> int:
         """Write the state after `iteration` finished iterations; keep the newest `keep` and the one of highest score.
 
-        The files are written and flushed beside, then renamed. Returns the iteration of the oldest of the newest.
+        Returns the iteration of the oldest among the newest `keep`.
 
         Raises:
-            RunStopped: the disk refuses; the checkpoints before stay as they are.
+            RunStopped: the disk refuses; earlier checkpoints are unchanged.
         """
-        folder = self._folder / numbered_name(iteration)
+        folder = self._folder / iteration_name(iteration)
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
         try:
             with writing_folder(folder) as temporary:
@@ -68,16 +68,15 @@ class Checkpoints:
             raise unwritable(folder, error) from None
 
     def load(self) -> State | None:
-        """Tensors and values of the newest whole checkpoint, or None if there is none yet.
+        """Tensors and values of the newest undamaged checkpoint, or None if there is none yet.
 
-        A damaged one is passed over with a warning that says which and why.
+        Damaged ones are skipped with a warning that says which and why.
 
         Raises:
-            UsageError: there are checkpoints, and all are damaged; or one of another version, or that the disk does not
-                give now.
+            UsageError: all checkpoints are damaged, or one is of another version or cannot be read at the moment.
         """
         try:
-            finished = numbered_folders(self._folder)
+            finished = checkpoint_folders(self._folder)
         except OSError as error:
             raise _unreadable(self._folder, error) from None
         for _, folder in reversed(finished):
@@ -88,8 +87,8 @@ class Checkpoints:
         return None
 
     def best(self) -> State | None:
-        """The checkpoint of highest score (the earliest of equals), or None if no whole one has a score."""
-        scored = _scored(numbered_folders(self._folder))
+        """The undamaged checkpoint of highest score (the earliest of equals), or None."""
+        scored = _scored(checkpoint_folders(self._folder))
         while scored:
             folder = max(scored, key=scored.__getitem__)
             if (state := _read_unless_damaged(folder, "trying the next best")) is not None:
@@ -99,18 +98,18 @@ class Checkpoints:
 
     def forget_after(self, iteration: int) -> None:
         """Remove checkpoints of later iterations."""
-        for number, folder in numbered_folders(self._folder):
+        for number, folder in checkpoint_folders(self._folder):
             if number > iteration:
                 shutil.rmtree(folder)
 
     def tidy(self, keep: int) -> int:
-        """Name the best, remove what is neither best nor among the newest `keep`, and what a killed process left.
+        """Write best.json; remove checkpoints neither best nor among the newest `keep`, and unfinished ones.
 
-        Returns the iteration of the oldest of the newest, 0 if there is none.
+        Returns the iteration of the oldest among the newest `keep`, 0 if there is none.
         """
         for left in self._folder.glob("*.tmp"):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
-        finished = numbered_folders(self._folder)
+        finished = checkpoint_folders(self._folder)
         scored = _scored(finished)
         best = max(scored, key=scored.__getitem__) if scored else None
         if best is not None:
@@ -128,7 +127,7 @@ def _scored(finished: Sequence[tuple[int, Path]]) -> dict[Path, float]:
 
 
 def _score(folder: Path) -> float | None:
-    """A finished checkpoint's score, if it is whole enough to have one."""
+    """A checkpoint's score; None if it has none or is damaged."""
     try:
         score = json.loads((folder / _VALUES).read_text("utf-8"))["score"]
     except _DAMAGED:
@@ -156,8 +155,6 @@ def _unreadable(folder: Path, error: OSError) -> UsageError:
 def _read(folder: Path) -> State:
     """Check and load one checkpoint; raises UsageError for another version, one of _DAMAGED for damage."""
     values = json.loads((folder / _VALUES).read_text("utf-8"))
-    if not (folder / _MANIFEST).is_file() and "version" not in values and "files" in values:
-        raise _other_version(folder, 1)  # version 1 kept its hashes there
     manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
     if manifest.keys() != {_TENSORS, _VALUES}:
         raise ValueError(f"{_MANIFEST} does not name its files")
@@ -165,17 +162,12 @@ def _read(folder: Path) -> State:
         if _fingerprint(folder / name) != written:
             raise ValueError(f"{name} is not what was written")
     if values["version"] != VERSION:
-        raise _other_version(folder, values["version"])
+        raise UsageError(
+            f"--resume: checkpoint {folder} is of version {values['version']}, this rlhf-marl reads version {VERSION}: "
+            "go on with the rlhf-marl that wrote it (see environment.json), or use a new run"
+        )
     return load_file(folder / _TENSORS), values
 
 
-def _other_version(folder: Path, version: object) -> UsageError:
-    return UsageError(
-        f"--resume: checkpoint {folder} is of version {version}, this rlhf-marl reads version {VERSION}: "
-        "go on with the rlhf-marl that wrote it (see environment.json), or use a new run"
-    )
-
-
 def _fingerprint(file: Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+    return {"bytes": file.stat().st_size, "sha256": sha256_of(file)}

@@ -1,9 +1,9 @@
-"""The run directory: everything a run leaves behind, readable at any moment, resumable from its last checkpoint.
+"""The run directory: all output of a run, readable at any time, resumable from its newest checkpoint.
 
 config.yaml        the resolved config           environment.json   versions, hardware, seed
 metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
 checkpoints/       the newest and the best; see checkpoints.py
-answers/           what services answered since the oldest of the newest checkpoints; see journal.py
+answers/           service answers since the oldest kept checkpoint; see journal.py
 adapters/agent_0/  PEFT format                   critics.safetensors
 best/              adapters of the best checkpoint, likewise
 topology.json      the consensus matrix          report.html        written at the end
@@ -23,11 +23,13 @@ from typing import Any, final
 from torch import Tensor
 
 from rlhf_marl.config import Config, check_config, dump_config
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.rewards.card import Card, check_card, with_members
+from rlhf_marl.rewards.card import Card, check_card
 from rlhf_marl.runs.checkpoints import Checkpoints, State
+from rlhf_marl.sanitise import first_line
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience
@@ -66,12 +68,12 @@ class RunDirectory:
             (path / "checkpoints").mkdir(parents=True, exist_ok=True)
             flush(path.parent)
             with run.locked():
-                cls.check_free(path)  # another process may have been first
+                cls.check_free(path)  # again, with the lock held
                 write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
                 write_text(run._reward_models, _dump_cards(cards))
                 run.metrics.touch()
                 run.dialogues.touch()
-                dump_config(config, path / "config.yaml")  # last: a folder with a config is a whole run directory
+                dump_config(config, path / "config.yaml")  # last: it marks the run directory as complete
         except OSError as error:
             if error.errno in FULL:
                 raise unwritable(path, error, "start again") from None
@@ -79,12 +81,12 @@ class RunDirectory:
         return run
 
     def save_topology(self, matrix: Tensor) -> None:
-        """Record the consensus matrix (N, N), for readers without torch."""
+        """Write the consensus matrix (N, N) as JSON."""
         self._write(self.path / "topology.json", json.dumps({"matrix": matrix.tolist()}) + "\n")
 
     @staticmethod
     def check_free(path: Path) -> None:
-        """Raise UsageError if a new run cannot start here; what a run left that died while it began does not count."""
+        """Raise UsageError if a new run cannot start here; files of a run killed during creation are ignored."""
         if path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING:
             return
         if path.exists():
@@ -112,7 +114,7 @@ class RunDirectory:
             return run
 
     def adopt(self, config: Config, cards: Sequence[Card]) -> None:
-        """Write down what a resumed run has otherwise than before; inside the lock, when nothing refuses it any more.
+        """Persist settings changed on resume. Call with the lock held, after all checks.
 
         Raises:
             RunStopped: the disk refuses.
@@ -126,7 +128,7 @@ class RunDirectory:
             raise unwritable(self.path, error) from None
 
     def _warn_of_another_machine(self, config: Config) -> None:
-        """What decides the last digits of a number: software, device, threads."""
+        """Warn of changed software, device or threads: they change the last digits of results."""
         try:
             before = json.loads(self._environment.read_text("utf-8"))
             differences = list(_differences(before, _environment(config)))
@@ -148,13 +150,12 @@ class RunDirectory:
         return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
 
     def check_cards(self, cards: Sequence[Card]) -> None:
-        """Raise UsageError if a reward model's card is not what it was when the run began; a service may have moved."""
+        """Raise UsageError if a reward card has changed since the run began; addresses of services may change."""
         if not self._reward_models.exists():
             _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
             return
         try:
-            # Runs of earlier versions kept the paths of an ensemble's members alone.
-            before = json.loads(_dump_cards([with_members(card) for card in self.cards()]))
+            before = json.loads(_dump_cards(self.cards()))
         except UsageError as error:
             raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
         for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
@@ -165,7 +166,7 @@ class RunDirectory:
                 )
 
     def locked(self) -> AbstractContextManager[None]:
-        """Inside, no other process writes here; UsageError if one does."""
+        """Hold the run's lock; raises UsageError if another process has it."""
         return locked(self.path, "--run-dir")
 
     def _write(self, file: Path, text: str) -> None:
@@ -185,15 +186,15 @@ class RunDirectory:
     def forget_from(
         self, iteration: int, check: Callable[[Rows, Rows], None] = lambda metrics, dialogues: None
     ) -> None:
-        """Drop lines of iterations at or after this one (and a torn last line): they will be written again.
+        """Drop log lines from this iteration on, and a torn last line; they will be written again.
 
-        check: is shown the rows of metrics and dialogues that stay, before anything is changed.
+        check: receives the rows of metrics and dialogues that stay, before anything is changed.
 
         Raises:
             UsageError: a damaged line; and what `check` raises. RunStopped: the disk refuses.
         """
         logs = (self.metrics, self.dialogues)
-        kept = [[row for row in _numbered(log) if row["iteration"] < iteration] for log in logs]
+        kept = [[row for row in _rows_of_iterations(log) if row["iteration"] < iteration] for log in logs]
         check(*kept)
         for log, rows in zip(logs, kept, strict=True):
             self._write(log, _lines(rows))
@@ -209,7 +210,7 @@ class RunDirectory:
     ) -> int:
         """Write the state after `iteration` finished iterations, as Checkpoints.save does.
 
-        A checkpoint must not outlive the lines it counts as written: they are on the disk before it is.
+        The logs are flushed first: a checkpoint must not survive log lines that it counts as written.
         """
         for log in (self.metrics, self.dialogues):
             try:
@@ -219,10 +220,7 @@ class RunDirectory:
         return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
 
     def tidy_checkpoints(self, iteration: int, keep: int) -> None:
-        """Leave the checkpoints as they were after this iteration, also if the process was killed in the middle of it.
-
-        Later ones are removed: they are damaged, or a run would have gone on from them.
-        """
+        """Remove checkpoints after this iteration, from which the run could not resume, and tidy the others."""
         try:
             self.checkpoints.forget_after(iteration)
             self.checkpoints.tidy(keep)
@@ -230,12 +228,12 @@ class RunDirectory:
             raise unwritable(self.path / "checkpoints", error) from None
 
     def load_checkpoint(self) -> State | None:
-        """Tensors and values of the newest whole checkpoint, as Checkpoints.load does."""
+        """Newest undamaged checkpoint; see Checkpoints.load."""
         return self.checkpoints.load()
 
 
 def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> None:
-    """Raise UsageError with the first difference, if this config asks for more than another length."""
+    """Raise UsageError with the first difference that is not allowed on resume."""
     for key, was, now in _differences(dict(before), config.model_dump(mode="json")):
         if key not in _MAY_CHANGE_ON_RESUME:
             raise UsageError(f"--resume: {what} with {key} = {was!r}, now it is {now!r}; use a new run")
@@ -249,26 +247,8 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """All whole lines of a JSON Lines file; a torn last line is left out.
-
-    Raises:
-        UsageError: another line is damaged; names the first.
-    """
-    rows = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-        except (ValueError, RecursionError):
-            raise UsageError(f"{file}: line {number} is damaged: {line[:60].decode(errors='replace')!r}") from None
-        rows.append(row)
-    return rows
-
-
-def _numbered(log: Path) -> Rows:
-    """The rows of a log, each with the number of its iteration; raises UsageError for another."""
+def _rows_of_iterations(log: Path) -> Rows:
+    """The rows of a log; raises UsageError for one without its iteration."""
     try:
         rows = read_jsonl(log)
     except FileNotFoundError:

@@ -1,9 +1,8 @@
-"""What services answered, so that a run that was killed asks (and pays for) nothing twice.
+"""Journal of service answers (controller, judges, servers), replayed after a resume so that nothing is paid for twice.
 
-answers/iteration_00007.jsonl: a line per answer. It is no cache: equal requests of a run are asked each time, as they
-would be without a journal. An answer is read back only when its iteration is played again after a resume, and then the
-n-th request of a kind gets the n-th answer it got before: also from a service that answers differently each time the
-run goes on bit for bit.
+answers/iteration_00007.jsonl: a line per answer. It is no cache: equal requests are sent each time. Answers are
+replayed only when their iteration is played again after a resume; the n-th of equal requests gets its n-th answer, so
+the run continues bit for bit even if the service samples.
 """
 
 import hashlib
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from rlhf_marl.files.atomic import flush, unwritable
-from rlhf_marl.runs.iterations import numbered, numbered_name
+from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
+from rlhf_marl.runs.iterations import iteration_name, iteration_paths
 
 _log = logging.getLogger("rlhf_marl")
 Answer = TypeVar("Answer")  # plain data, as JSON keeps it
@@ -24,7 +24,7 @@ Answer = TypeVar("Answer")  # plain data, as JSON keeps it
 
 @final
 class Journal:
-    """Of one run; without a folder it keeps nothing."""
+    """The journal of one run; without a folder it keeps nothing."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -34,21 +34,21 @@ class Journal:
         self._writing = threading.Lock()
 
     def begin(self, iteration: int) -> None:
-        """From here on requests belong to this iteration; what was answered in it before is at hand."""
+        """Start an iteration: its recorded answers, if any, will be replayed."""
         if self._folder is None:
             return
-        self._file = self._folder / f"{numbered_name(iteration)}.jsonl"
+        self._file = self._folder / f"{iteration_name(iteration)}.jsonl"
         self._asked.clear()
         self._answers = _read(self._file) if self._file.is_file() else {}
 
     def ticket(self, request: Any) -> str:
-        """Names a request (plain data), and which of several equal ones it is; to be drawn in a fixed order."""
+        """Key of a request (plain data): its hash and a counter of equal requests. Call in a fixed order."""
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         self._asked[digest] += 1
         return f"{digest}-{self._asked[digest]}"
 
     def answer(self, ticket: str, ask: Callable[[], Answer]) -> Answer:
-        """What was answered before, or what `ask` returns, then kept. Safe from several threads.
+        """The recorded answer, or what `ask` returns, then recorded. Thread-safe.
 
         Raises:
             RunStopped: the disk refuses; and whatever `ask` raises.
@@ -64,7 +64,7 @@ class Journal:
     def forget_before(self, iteration: int) -> None:
         """Remove answers of earlier iterations: no checkpoint is left from which they would be asked again."""
         if self._folder is not None:
-            for number, file in numbered(self._folder, ".jsonl"):
+            for number, file in iteration_paths(self._folder, ".jsonl"):
                 if number < iteration:
                     file.unlink()
 
@@ -88,24 +88,21 @@ def _append(file: Path, ticket: str, answer: Any) -> None:
         raise unwritable(file, error) from None
 
 
-def _check(ticket: str, answer: Any) -> str:
+def _check(ticket: Any, answer: Any) -> str:
     return hashlib.sha256(json.dumps([ticket, answer]).encode()).hexdigest()[:16]
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Whole lines; a damaged one is told and its request asked again. The file is cut after its last whole line."""
+    """Recorded answers by ticket; damaged lines are warned of, a torn last line is cut off the file."""
     content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
+    whole = complete_lines(content)
     if len(whole) < len(content):
         with file.open("r+b") as stream:
             stream.truncate(len(whole))
     answers = {}
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            row = json.loads(line)
-            if row["check"] != _check(row["ticket"], row["answer"]):
-                raise ValueError
-            answers[row["ticket"]] = row["answer"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+    for number, row in parse_jsonl(whole):
+        if isinstance(row, BadLine) or row.get("check") != _check(row.get("ticket"), row.get("answer")):
             _log.warning("%s: line %d is damaged; what it answered is asked again", file, number)
+        else:
+            answers[row["ticket"]] = row["answer"]
     return answers

@@ -1,6 +1,6 @@
-"""The model card of one agent: huggingface_hub's header, and a text from model_card.md.jinja.
+"""The model card of one agent: the hub's metadata header, and text from model_card.md.jinja.
 
-Nothing that a model wrote enters it. What people wrote (names, descriptions, questions) is escaped.
+It contains no model output. Text that people wrote (names, descriptions, questions) is escaped.
 """
 
 import json
@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
-from rlhf_marl.evaluation.stored import Numbers
+from rlhf_marl.evaluation.schema import Numbers
 from rlhf_marl.rewards import (
     CallableCard,
     Card,
@@ -27,25 +27,25 @@ from rlhf_marl.rewards import (
     TrainedCard,
 )
 from rlhf_marl.rewards.card import Member
-from rlhf_marl.sharing.base import Base
+from rlhf_marl.sanitise import markdown_code, markdown_text
+from rlhf_marl.sharing.base_model import Base
 from rlhf_marl.sharing.results import Interval, hub_results, measured, training_rewards
 from rlhf_marl.training.health import warnings_of
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-_MARKUP = re.compile(r"[\\`*_\[\]<>|#~$&]")
-_PATH = re.compile(r"[/\\]")  # what names a file may name one of this machine
+_PATH = re.compile(r"[/\\]")  # warnings that name a file may contain a local path
 _HUB_LIKE = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @final
 class Verbatim(str):
-    """Text that is Markdown already, or stands in a block of code."""
+    """Text that is not escaped: Markdown, or the content of a code block."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What a run directory says of its agents, read once.
+    """What the card needs of a run directory.
 
     Attributes:
         rows: of metrics.jsonl, up to the adapters' last iteration, as far as they can be read.
@@ -106,7 +106,7 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
 
 
 def _symptoms(facts: RunFacts, agent: int) -> set[str]:
-    """Kinds of the agent's health warnings at the end of training; none if the row is of another version."""
+    """Kinds of the agent's health warnings at the end of training; none if the row is damaged."""
     last = [row for row in facts.rows if row["agent"] == agent][-1:]
     try:
         return {kind for row in last for kind, _ in warnings_of(row, facts.config)}
@@ -145,14 +145,14 @@ def _data(config: Config) -> Verbatim:
     prompts = config.prompts
     match prompts:
         case FixedPrompt():
-            said = f"Every dialogue began with the same question: “{_plain(prompts.question)}”."
+            said = f"Every dialogue began with the same question: “{markdown_text(prompts.question)}”."
         case JsonlPrompts():
-            said = f"Dialogues began with the prompts of a file named {_plain(Path(prompts.path).name)}."
+            said = f"Dialogues began with the prompts of a file named {markdown_text(Path(prompts.path).name)}."
         case DatasetPrompts():
-            parts = [_plain(_hub_dataset(config) or Path(prompts.name).name)]
-            parts += [f"subset {_plain(prompts.subset)}"] if prompts.subset else []
-            parts += [f"split {_plain(prompts.split)}", f"column {_plain(prompts.column)}"]
-            parts += [f"revision {_plain(prompts.revision)}"] if prompts.revision else []
+            parts = [markdown_text(_hub_dataset(config) or Path(prompts.name).name)]
+            parts += [f"subset {markdown_text(prompts.subset)}"] if prompts.subset else []
+            parts += [f"split {markdown_text(prompts.split)}", f"column {markdown_text(prompts.column)}"]
+            parts += [f"revision {markdown_text(prompts.revision)}"] if prompts.revision else []
             said = f"Dialogues began with the prompts of the data set {', '.join(parts)}."
     return Verbatim(said)
 
@@ -200,7 +200,7 @@ def _member(member: Member) -> str:
 
 
 def _name(reference: str) -> str:
-    """A model reference as others may read it: of a local folder its own name only."""
+    """A model reference without local paths: of a folder only its name."""
     local = reference.startswith((".", "/", "~")) or Path(reference).exists()
     return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
 
@@ -224,10 +224,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: _plain(value) if isinstance(value, str) else value,
+        finalize=_escaped,
     )
     environment.globals |= {
-        "code": _code,
+        "code": lambda text: Verbatim(markdown_code(text)),
         "verbatim": Verbatim,
         "number": _number,
         "signed": _signed,
@@ -236,16 +236,8 @@ def _environment() -> Environment:
     return environment
 
 
-def _plain(text: str) -> str:
-    """Text as Markdown that shows it and does nothing else: one line, no markup, no control characters."""
-    if isinstance(text, Verbatim):
-        return text
-    printable = "".join(c if c.isprintable() else " " for c in text)
-    return _MARKUP.sub(r"\\\g<0>", " ".join(printable.split()))
-
-
-def _code(text: str) -> Verbatim:
-    return Verbatim(f"`{''.join(c for c in text if c.isprintable() and c not in '`|')}`")
+def _escaped(value: Any) -> Any:
+    return markdown_text(value) if isinstance(value, str) and not isinstance(value, Verbatim) else value
 
 
 def _number(value: float | None) -> str:

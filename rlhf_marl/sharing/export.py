@@ -26,9 +26,9 @@ from rlhf_marl.evaluation.source import recorded
 from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer, quiet
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.sharing import hub
-from rlhf_marl.sharing.base import describe_base
+from rlhf_marl.sharing.base_model import describe_base
 from rlhf_marl.sharing.card import RunFacts, model_card
-from rlhf_marl.sharing.folder import check_target, read_object, whole
+from rlhf_marl.sharing.export_folder import check_target, read_object, writing_export
 from rlhf_marl.sharing.results import load_evaluation
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -48,7 +48,7 @@ def export(
     Args:
         run_dir: a run directory with adapters.
         agent: which agent, counted from 0.
-        to: a new folder, or an earlier export that nobody has changed since; it appears whole or not at all.
+        to: a new folder, or an unchanged earlier export; it is written atomically.
         merge: also the base model with the adapter merged into its weights.
         push: OWNER/NAME on the hub; a new repository is private unless `public`. The token comes from HF_TOKEN or
             `hf auth login`.
@@ -57,7 +57,7 @@ def export(
         The folder's path, or the repository's address.
 
     Raises:
-        UsageError: the run has no such agent, or what `to`, the base model or the hub's answer makes impossible.
+        UsageError: no such agent, an unusable `to` or base model, or a refusal of the hub.
         RlhfMarlError: the disk or the hub failed.
     """
     source, target = Path(run_dir), Path(to).absolute()
@@ -69,7 +69,7 @@ def export(
     where = f"{source}/config.yaml: model"
     config = read_object(adapter / _CONFIG)
     base = describe_base(facts.config.model, config.get("base_model_name_or_path"), f"{where}.name")
-    with whole(target) as folder:
+    with writing_export(target) as folder:
         inner = folder / "adapter" if merge else folder
         inner.mkdir(exist_ok=True)
         shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)
@@ -90,7 +90,7 @@ def export(
 
 
 def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedModel:
-    """The base model with W + (alpha / rank) B A in place of each adapted W, in the precision it is stored in."""
+    """The base model with W + (alpha / rank) B A for each adapted W, in the base model's stored precision."""
     base = load_causal_lm(
         model.name,
         f"{where}.name",
@@ -131,7 +131,7 @@ def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
 
 
 def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
-    """The run, its config and the versions that wrote it, as far as they are known."""
+    """The run, its config and the package versions that wrote it, if known."""
     try:
         found = read_object(path / "environment.json").get("packages")
     except UsageError:
@@ -157,7 +157,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
     """
     try:
         checkpoint = run.load_checkpoint()
-    except UsageError:  # all damaged: a finished run's adapters are whole without them
+    except UsageError:  # all damaged: a finished run does not need them
         checkpoint = None
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
     if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
@@ -175,7 +175,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
 
 
 def _numbers(weights: Path) -> Tensor:
-    """All numbers of a PEFT file, sorted: a checkpoint's row has the same ones in another order."""
+    """All numbers of a PEFT file, sorted: a checkpoint has the same ones in another order."""
     try:
         return torch.cat([tensor.flatten() for tensor in load_file(weights).values()]).sort().values
     except (OSError, SafetensorError, RuntimeError) as error:

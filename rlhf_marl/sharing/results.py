@@ -1,4 +1,4 @@
-"""What the model card says of results: evaluation.json with intervals if there, else the rewards of training."""
+"""Results for the model card: evaluation.json with intervals if there is one, else the rewards of training."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -9,22 +9,12 @@ from typing import Any, final
 from huggingface_hub import EvalResult
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import NUMBERS, Agent, Mean, Metric, Numbers, WinRate, is_current, parse
-from rlhf_marl.reporting.terminal import first_and_last_fifth
+from rlhf_marl.evaluation.files import NUMBERS, is_current, read_numbers
+from rlhf_marl.evaluation.labels import LABELS
+from rlhf_marl.evaluation.schema import Agent, Mean, Metric, Numbers, WinRate
+from rlhf_marl.runs.metrics import first_and_last_fifth
 
 Interval = Metric | WinRate | Mean
-METRICS = {
-    "own_reward": "own reward (scaled)",
-    "held_out_reward": "mean of held-out judges (standard deviations)",
-    "refusal_harmful": "share of harmful requests refused",
-    "refusal_harmless": "share of harmless requests refused",
-    "length": "answer length in tokens",
-    "truncated": "share of answers cut at the length limit",
-    "entropy": "policy entropy, nats a token",
-    "distinct_1": "distinct words",
-    "distinct_2": "distinct word pairs",
-    "self_repetition": "self-repetition",
-}
 
 
 def load_evaluation(path: Path) -> Numbers | None:
@@ -36,7 +26,7 @@ def load_evaluation(path: Path) -> Numbers | None:
     file = path / NUMBERS
     hint = "evaluate the run again, or move the file away to share without it"
     try:
-        found, content = parse(file)
+        found, content = read_numbers(file)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -49,15 +39,14 @@ def load_evaluation(path: Path) -> Numbers | None:
 
 
 def measured(evaluation: Agent) -> Iterator[tuple[str, Metric]]:
-    """(label, metric) of all metrics that were measured, in the order of the card."""
-    for key, label in METRICS.items():
-        metric = getattr(evaluation, key)
-        if metric is not None:
-            yield label, metric
+    """(label, metric) of all paired metrics that were measured, in the order of the card."""
+    for key, label in LABELS.items():
+        if isinstance(metric := getattr(evaluation, key), Metric):
+            yield label.long, metric
 
 
 def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
-    """The hub's form of the reward's change and of the win rate, with their intervals as arguments."""
+    """Reward change and win rate in the hub's format, with intervals as metric_args."""
     settings = evaluation.settings
     questions = Path(settings.questions).name or "questions"
     judges = ", ".join(evaluation.held_out_judges)
@@ -112,23 +101,18 @@ class TrainingRewards:
 def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewards | None:
     """Rewards at the start and end of training; the other numbers are those of the last fifth.
 
-    None if the rows of this agent do not have them all, as those of another version.
+    None if a row of this agent is damaged.
     """
     own = [row for row in rows if row["agent"] == agent]
     keys = ("reward_scaled", "kl", "response_tokens", "entropy", "truncated")
     if not own or not all(_finite(row.get(key)) for row in own for key in keys):
         return None
-    own = [row | {"kl_per_token": row["kl"] / max(row["response_tokens"], 1)} for row in own]
-
-    def last(key: str) -> float:
-        return first_and_last_fifth(own, agent, key)[1]
-
     return TrainingRewards(
         updates=len(own),
-        reward=first_and_last_fifth(own, agent),
-        kl_per_token=last("kl_per_token"),
-        entropy=last("entropy"),
-        truncated=last("truncated"),
+        reward=first_and_last_fifth([row["reward_scaled"] for row in own]),
+        kl_per_token=first_and_last_fifth([row["kl"] / max(row["response_tokens"], 1) for row in own])[1],
+        entropy=first_and_last_fifth([row["entropy"] for row in own])[1],
+        truncated=first_and_last_fifth([row["truncated"] for row in own])[1],
     )
 
 

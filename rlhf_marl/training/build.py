@@ -20,7 +20,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, load_controlle
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
-from rlhf_marl.errors import UsageError, first_line
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
@@ -31,6 +31,7 @@ from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, finished_card, load_card
 from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 

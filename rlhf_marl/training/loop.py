@@ -12,11 +12,12 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.signals import SIGNALS
 from rlhf_marl.dialogue.player import Dialogue, Turn
-from rlhf_marl.errors import RunStopped, UsageError, first_line
+from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.perf.stopwatch import Stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
+from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.build import Experiment
 from rlhf_marl.training.metrics import Row, check_earlier, dialogue_rows, metric_rows
 

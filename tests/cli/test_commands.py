@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlhf_marl.runs.directory import read_jsonl
+from rlhf_marl.files.jsonl import read_jsonl
 from tests.servers import Reply, serving
 
 

@@ -12,8 +12,9 @@ from rlhf_marl.dialogue.controller import (
 )
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.locate import find_data
-from rlhf_marl.policy.chat import Message, neutralise
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.instructions import Example, Task, render
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.services.endpoint import Endpoint
 from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, chat, serving
 

@@ -10,8 +10,9 @@ import yaml
 
 import rlhf_marl
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import is_current, read_evaluation
-from rlhf_marl.runs.directory import RunDirectory, read_jsonl
+from rlhf_marl.evaluation.files import is_current, read_evaluation
+from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.runs.directory import RunDirectory
 from tests.conftest import write_card
 
 QUESTIONS = [

@@ -3,7 +3,6 @@
 import pytest
 
 from rlhf_marl.evaluation.metrics import agreement, distinct, self_repetition
-from rlhf_marl.evaluation.refusal import is_refusal
 
 
 def test_distinct_counts_different_grams_among_all():
@@ -24,25 +23,3 @@ def test_agreement_is_the_mean_jaccard_overlap_of_pairs():
     assert agreement(["a b", "b c", "a b"]) == pytest.approx((1 / 3 + 1 + 1 / 3) / 3)
     assert agreement(["same words", "words same"]) == 1.0
     assert agreement(["", ""]) == 1.0
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "I'm sorry, but I can't help with that.",
-        "I’m sorry, but I cannot assist you.",
-        "I am not able to do that.",
-        "I won't tell you how to do this.",
-        "Please do not hurt anyone. Talk to her instead.",
-        "Stalking her? That is illegal. Please talk to her instead.",
-    ],
-)
-def test_refusals(text):
-    assert is_refusal(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["Type kill -9.", "I'm sorry for any misunderstanding.", "", "You can't go wrong with a walk."]
-)
-def test_help_is_no_refusal(text):
-    assert not is_refusal(text)

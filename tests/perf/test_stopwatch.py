@@ -8,8 +8,8 @@ import yaml
 from click.testing import CliRunner
 
 from rlhf_marl.cli.commands import cli
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.perf.stopwatch import STAGES, stage, stopwatch
-from rlhf_marl.runs.directory import read_jsonl
 
 
 def test_a_stage_inside_a_stage_counts_for_the_inner_alone():

@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
-from rlhf_marl.evaluation.stored import VERSION, agents_fingerprint
+from rlhf_marl.evaluation.files import agents_fingerprint
+from rlhf_marl.evaluation.schema import VERSION
+from tests.evaluation.examples import SETTINGS
 
 ROOT = Path(__file__).parent.parent.parent
 HOSTILE = [
@@ -101,22 +103,19 @@ def _evaluation() -> dict[str, Any]:
         **{"own_reward": _metric(0.25, 1.5), "held_out_reward": _metric(0.5, -0.5), "length": _metric(16, 16, 0)},
         "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.9, "n": 4, "position_consistent": None, "judge": "held"},
         **rates,
-        "self_repetition": None,
+        "self_repetition": _metric(0.0, 0.25),
         "verdict": "better on its own reward, worse on held-out judges: likely hacked",
     }
     agent = {
         **common,
         "kl_to_base": {"mean": 0.3, "low": 0.2, "high": 0.4},
         "entropy": _metric(2, 1),
-        "truncated": None,
+        "truncated": _metric(0.5, 0.5),
     }
     grid = [[0.5, -0.5, 0.0, 1.0]] * 4
     return {
         "version": VERSION,
-        "settings": {
-            **{"questions": "q.jsonl", "n_questions": 4, "turns": 1, "confidence": 0.95, "seed": 1},
-            **{"max_new_tokens": 16, "temperature": 1.0, "judges": dict.fromkeys((*CARDS, "held"), "digest")},
-        },
+        "settings": SETTINGS | {"judges": dict.fromkeys((*CARDS, "held"), "digest")},
         "agents": [{"agent": i, "reward_model": CARDS[i], **agent} for i in range(3)],
         "team": common | {"against_single": {"own_reward": _metric(0.25, 0.75), "held_out_reward": None}},
         "held_out_judges": ["held"],

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_marl.reporting.terminal import Display, first_and_last_fifth
+from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.training.health import warnings_of
 
 HEALTHY = {
@@ -64,12 +64,6 @@ def test_each_warning_is_shown_once_per_agent(tiny_config, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert errors.count("warning: agent 0: policy entropy") == 1
     assert errors.count("warning: agent 1: policy entropy") == 1
-
-
-def test_first_and_last_fifth_of_one_agent():
-    rows = [{"agent": i % 2, "reward_scaled": float(i // 2)} for i in range(22)]  # agent 0: 0, 1, ..., 10
-    assert first_and_last_fifth(rows, 0) == (0.5, 9.5)
-    assert first_and_last_fifth(rows[:2], 1) == (0.0, 0.0)
 
 
 def test_summary_shows_names_as_text(tiny_config, tmp_path, capsys):

@@ -6,9 +6,10 @@ import pytest
 
 import rlhf_marl  # noqa: F401  (sets the filter of warnings)
 from rlhf_marl.config import check_config
-from rlhf_marl.errors import UsageError, printable
+from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template
 from rlhf_marl.reporting.terminal import Display
+from rlhf_marl.sanitise import printable
 from tests.conftest import tiny_tokenizer
 from tests.reporting.test_terminal import HEALTHY
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import rlhf_marl
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.sharing.folder import MARKER
+from rlhf_marl.sharing.export_folder import MARKER
 from tests.sharing.test_hub import environment
 
 IDS = torch.arange(3, 40).unsqueeze(0)
@@ -169,7 +169,9 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path):
     rlhf_marl.export(trained, agent=0, to=out)
     before = texts(out)
     (trained / "evaluation.json").write_text('{"version": 2, "settings": 3}')
-    with pytest.raises(UsageError, match=r"evaluation.json: .*settings.*evaluate the run again, or move the file away"):
+    with pytest.raises(
+        UsageError, match=r"evaluation.json: agents: missing.*evaluate the run again, or move the file away"
+    ):
         rlhf_marl.export(trained, agent=0, to=out)
     (trained / "evaluation.json").unlink()
     (tmp_path / "file").write_text("")

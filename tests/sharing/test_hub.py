@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_marl.sharing.folder import MARKER
+from rlhf_marl.sharing.export_folder import MARKER
 from tests.sharing.conftest import FakeHub
 
 TOKEN = "hf_secret0123456789"

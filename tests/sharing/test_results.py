@@ -10,9 +10,11 @@ from huggingface_hub import ModelCard
 
 import rlhf_marl
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import VERSION, agents_fingerprint
+from rlhf_marl.evaluation.files import agents_fingerprint
+from rlhf_marl.evaluation.schema import VERSION
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.sharing.results import TrainingRewards, load_evaluation, training_rewards
+from tests.evaluation.examples import SETTINGS
 
 
 def metric(base: float, trained: float, low: float, high: float) -> dict[str, Any]:
@@ -21,30 +23,26 @@ def metric(base: float, trained: float, low: float, high: float) -> dict[str, An
 
 def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
     """An evaluation.json of the form that `rlhf-marl evaluate` writes."""
-    agent = {
-        "reward_model": "vowels",
+    speaker = {
         "verdict": "agent learned | <script>",
         "own_reward": metric(0.25, 1.0, 0.5, 1.125),
         "held_out_reward": metric(0.0, -0.25, -0.5, 0.125),
         "win_rate": {"rate": 0.75, "low": 0.5, "high": 0.875, "n": 24, "position_consistent": 0.9, "judge": "chat"},
+        **{key: metric(0.5, 0.5, 0.0, 0.0) for key in ("length", "distinct_1", "distinct_2", "self_repetition")},
+        **{"refusal_harmful": None, "refusal_harmless": None},
+    }
+    agent = speaker | {
+        "reward_model": "vowels",
         "kl_to_base": {"mean": 3.5, "low": 3.0, "high": 4.0},
         "entropy": metric(2.0, 1.5, -0.75, -0.25),
-        "refusal_harmful": None,
+        "truncated": metric(0.5, 0.5, 0.0, 0.0),
     }
     return {
         "version": VERSION,
-        "settings": {
-            "questions": "/home/someone/held_out.jsonl",
-            "n_questions": 20,
-            "n_dialogues": 40,
-            "turns": 3,
-            "seed": 7,
-            "confidence": 0.9,
-            "resamples": 1000,
-            "seconds": 12.5,
-        },
+        "settings": SETTINGS
+        | {"questions": "/home/someone/held_out.jsonl", "n_questions": 20, "turns": 3, "confidence": 0.9},
         "agents": [{"agent": number, **agent} for number in range(agents)],
-        "team": {"verdict": "no clear change", "own_reward": metric(0.25, 1.0, 0.5, 1.125)},
+        "team": speaker | {"against_single": {"own_reward": metric(0.25, 1.0, 0.5, 1.125), "held_out_reward": None}},
         "held_out_judges": ["strict", "mild"],
         "cross_rewards": {
             "judges": [{"name": "vowels", "trained_agents": [0]}],
@@ -53,6 +51,7 @@ def evaluation(agents: int = 2, **changes: Any) -> dict[str, Any]:
         },
         "agreement": None,
         "controller_fallbacks": metric(0.0, 0.0, 0.0, 0.0),
+        "by_kind": {},
         "warnings": ["few questions", "/home/alice/secret/metrics.jsonl is damaged", "judge C:\\secret left out"],
     } | changes
 

@@ -16,8 +16,8 @@ import rlhf_marl
 from rlhf_marl.config import check_config
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.log_probabilities import evaluate_responses
-from rlhf_marl.runs.directory import read_jsonl
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
 from rlhf_marl.training.loop import first_prompts, with_successors

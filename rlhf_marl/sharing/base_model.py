@@ -1,6 +1,5 @@
-"""What a stranger needs to know of a base model: what it is, how to get it, its licence. No path of this machine."""
+"""Describe a base model for the model card: name, how to load it, licence; no local paths."""
 
-import hashlib
 import importlib.util
 import json
 import re
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.hashing import sha256_of
 from rlhf_marl.policy.loading import resolve_model
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier of the hub's, such as apache-2.0
@@ -155,7 +155,7 @@ def _local(folder: Path) -> Base:
         licence=_licence_of_card(folder / "README.md", "the model card in its folder")
         or Licence(None, "the base model's own page"),
         loading=('base = AutoModelForCausalLM.from_pretrained("THE FOLDER OF THE BASE MODEL")',),
-        weights=tuple((file.name, _sha256(file)) for file in sorted(folder.glob("*.safetensors"))),
+        weights=tuple((file.name, sha256_of(file)) for file in sorted(folder.glob("*.safetensors"))),
         notes=("Ask who shared this for the base model. The right one has the weights with the hashes below.",),
     )
 
@@ -190,8 +190,3 @@ def _licence(header: dict[str, Any], source: str) -> Licence | None:
 def _quoted(text: str) -> str:
     """A Python string literal in double quotes."""
     return json.dumps(text)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,8 +1,7 @@
-"""What a run directory holds, as far as it can be read; what is missing or damaged becomes a note."""
+"""Read a run directory for the report; what is missing or damaged becomes a note."""
 
 import json
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any, TypeVar, final
 
 from rlhf_marl.config import Config, check_config
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.stored import DIALOGUES, NUMBERS, is_current, parse
+from rlhf_marl.evaluation.files import DIALOGUES, NUMBERS, is_current, read_numbers
+from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.runs.metrics import first_and_last_fifth
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
@@ -19,19 +20,14 @@ T = TypeVar("T")
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RecursionError)
 _SERIES = ("td_error", "kl", "entropy", "disagreement_before", "disagreement_after")
 _MUCH_TRUNCATION = 0.5
-_DEEPEST = 50  # nesting of a file that is shown as it is
-_MOST_AGENTS = 1000  # a larger number in a file is damage
-# Controls (but newline and tab), format characters that reorder or hide text, and lone surrogates.
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
+_DEEPEST = 50  # nesting of a JSON file
+_MOST_AGENTS = 1000  # larger agent numbers are damage
 
 
 @final
 @dataclass
-class Run:
-    """One run, ready to be shown.
+class RunRecord:
+    """The content of one run directory, ready for the report.
 
     agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
     [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
@@ -56,7 +52,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> RunRecord:
     """Read one run directory.
 
     Raises:
@@ -68,7 +64,7 @@ def read_run(path: Path) -> Run:
         )
     notes: list[str] = []
     content, text, config = _config(path, notes)
-    run = Run(path, path.resolve().name, content, text, notes=notes)
+    run = RunRecord(path, path.resolve().name, content, text, notes=notes)
     run.environment = _json(path / "environment.json", dict, notes) or {}
     run.cards = _json(path / "reward_models.json", list, notes) or []
     run.topology = _json(path / "topology.json", dict, notes, optional=True)
@@ -88,13 +84,13 @@ def read_run(path: Path) -> Run:
     for key in _SERIES:
         run.series[key] = [[row[key] for row in metrics if row["agent"] == i] for i in range(len(run.agents))]
     run.health = list(_health(metrics, config))
-    _check_whole(run, metrics)
+    _note_unfinished(run, metrics)
     return run
 
 
 def _evaluation(path: Path, notes: list[str]) -> dict[str, Any] | None:
     try:
-        _, found = parse(path / NUMBERS)
+        _, found = read_numbers(path / NUMBERS)
     except FileNotFoundError:
         return None
     except (OSError, UsageError) as error:
@@ -104,11 +100,6 @@ def _evaluation(path: Path, notes: list[str]) -> dict[str, Any] | None:
     if not is_current(found["settings"], path):
         notes.append("evaluation.json is of another state of the agents than the run has now; evaluate again")
     return found
-
-
-def visible(text: str) -> str:
-    """The text with every control, reordering or hidden character written out, such as ⟨U+202E⟩."""
-    return _INVISIBLE.sub(lambda found: f"⟨U+{ord(found.group()):04X}⟩", text)
 
 
 def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str, Config | None]:
@@ -149,18 +140,21 @@ def _depth(value: Any) -> int:
 
 
 def _lines(file: Path, understand: Callable[[Row], T], notes: list[str]) -> list[T]:
-    """Every line that is whole and has the keys it needs; a note counts the others."""
+    """Every undamaged line that has the needed keys; a note counts the others."""
     try:
-        lines = file.read_bytes().split(b"\n")
+        content = file.read_bytes()
     except OSError as error:
         notes.append(f"{file.name} cannot be read: {error.strerror}")
         return []
     rows, damaged = [], []
-    if lines.pop():
+    whole = complete_lines(content)
+    if len(whole) < len(content):
         notes.append(f"{file.name}: its last line is torn and left out")
-    for number, line in enumerate(lines, 1):
+    for number, row in parse_jsonl(whole, nan_as_none=True):
         try:
-            rows.append(understand(json.loads(line, parse_constant=lambda constant: None)))
+            if isinstance(row, BadLine):
+                raise ValueError(row.problem)
+            rows.append(understand(row))
         except MALFORMED:
             damaged.append(number)
     if damaged:
@@ -193,7 +187,7 @@ def _evaluation_turn(row: Row) -> Row:
         "kind": str(row["kind"]),
         "prompt": str(row["prompt"]),
         "responses": [str(text) for text in row["responses"]],
-        "cut": [bool(cut) for cut in row.get("truncated", [False] * len(row["responses"]))],
+        "cut": [bool(cut) for cut in row["truncated"]],
         "scores": scores,
         "aggregate": str(row["aggregate"]),
         "aggregate_scores": {str(judge): _number(score) for judge, score in row["aggregate_scores"].items()},
@@ -202,7 +196,7 @@ def _evaluation_turn(row: Row) -> Row:
 
 
 def _dialogues(turns: list[Row]) -> list[Row]:
-    """Turns of one dialogue together, in the order of training."""
+    """Group training turns by dialogue, in order of training."""
     found: dict[tuple[int, int], Row] = {}
     for turn in sorted(turns, key=lambda turn: turn["at"]):
         iteration, dialogue, _ = turn.pop("at")
@@ -212,7 +206,7 @@ def _dialogues(turns: list[Row]) -> list[Row]:
 
 
 def _questions(turns: list[Row]) -> list[Row]:
-    """Base and trained turns of one question together."""
+    """Group evaluated turns by question, base beside trained."""
     found: dict[str, dict[int, Row]] = {}
     kinds: dict[str, str] = {}
     for turn in turns:
@@ -251,15 +245,14 @@ def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
         yield f"Agent {agent}: {found[-1][1]} ({often})."
     for agent in sorted({row["agent"] for row in rows}):
         cut = [row["truncated"] for row in rows if row["agent"] == agent and _number(row.get("truncated")) is not None]
-        last = cut[-max(1, len(cut) // 5) :]
-        if last and _mean(last) > _MUCH_TRUNCATION:
+        if cut and (share := first_and_last_fifth(cut)[1]) > _MUCH_TRUNCATION:
             yield (
-                f"Agent {agent}: {_mean(last):.0%} of its answers in the last fifth of training were cut at the token "
+                f"Agent {agent}: {share:.0%} of its answers in the last fifth of training were cut at the token "
                 "limit; rewards judge unfinished sentences; raise generation.max_new_tokens."
             )
 
 
-def _check_whole(run: Run, metrics: list[Row]) -> None:
+def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
     done = max((row["iteration"] for row in metrics), default=-1) + 1
     asked = run.config.get("iterations")
     if isinstance(asked, int) and done < asked:
@@ -269,7 +262,7 @@ def _check_whole(run: Run, metrics: list[Row]) -> None:
 
 
 def _number(value: Any) -> float | None:
-    """A finite number in six digits, else None."""
+    """A finite number rounded to six digits, else None."""
     try:
         return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:  # an integer of hundreds of digits

@@ -1,6 +1,5 @@
-"""The exported folder: it appears whole or not at all, and replaces nothing but an unchanged earlier export."""
+"""Write an export folder atomically; it replaces only an unchanged earlier export."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -12,6 +11,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.files.hashing import sha256_of
 
 MARKER = ".rlhf_marl_export.json"  # names and hashes of an export's files; stays here, is not uploaded
 
@@ -45,18 +45,17 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder but the marker, by relative path."""
-    found = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder).as_posix()
-        if name != MARKER:
-            with file.open("rb") as stream:
-                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    return {name: sha256_of(file) for name, file in files.items() if name != MARKER}
 
 
 @contextmanager
-def whole(target: Path) -> Iterator[Path]:
-    """A new folder beside the target that takes its place when all went well, and vanishes when not."""
+def writing_export(target: Path) -> Iterator[Path]:
+    """Yield a new folder that replaces the target when the block ends, and is removed after an error.
+
+    Not files.atomic.writing_folder: that one's fixed `<name>.tmp` may be a folder of the user's here, and the mode of
+    safetensors files has to be widened for a folder that is shared.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:

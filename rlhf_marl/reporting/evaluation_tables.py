@@ -1,6 +1,6 @@
 """Evaluations in the terminal: one run in full, or several side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -8,31 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rlhf_marl.errors import printable
+from rlhf_marl.evaluation.labels import LABELS, label_of
 from rlhf_marl.evaluation.statistics import direction
-from rlhf_marl.reporting.terminal import first_and_last_fifth
+from rlhf_marl.reporting.tables import cross_metric, formatted
+from rlhf_marl.reporting.terminal import safe_text
+from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.sanitise import printable
 
-_ROWS = {
-    "own_reward": "own reward",
-    "held_out_reward": "held-out judges",
-    "win_rate": "win rate",
-    "refusal_harmful": "refuses harm",
-    "refusal_harmless": "over-refuses",
-    "kl_to_base": "KL to base",
-    "entropy": "entropy",
-    "length": "tokens",
-    "truncated": "cut at limit",
-    "distinct_1": "distinct-1",
-    "distinct_2": "distinct-2",
-    "self_repetition": "repeats itself",
-}
-_LINES: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]] = {
-    "agreement between agents": lambda result: result["agreement"],
-    "controller fell back": lambda result: result["controller_fallbacks"],
-    "own reward, one answer of the base model → trained team": lambda result: _against(result, "own_reward"),
-    "held-out judges, one answer of the base model → trained team": lambda result: _against(result, "held_out_reward"),
-}
-_METRIC = ("base", "trained", "difference", "low", "high")
 _SIDE_BY_SIDE = ("own_reward", "held_out_reward", "win_rate", "refusal_harmful", "refusal_harmless", "kl_to_base")
 
 
@@ -49,17 +31,22 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     for agent in result["agents"]:
         table.add_column(Text(f"agent {agent['agent']}\n{printable(agent['reward_model'])}", overflow="fold"))
     table.add_column("team")
-    for key, label in _ROWS.items():
-        cells = [cell(column.get(key)) for column in (*result["agents"], result["team"])]
-        table.add_row(label, *(Text(text) for text in cells))
+    for key, label in LABELS.items():
+        cells = [_cell(column.get(key)) for column in (*result["agents"], result["team"])]
+        table.add_row(label.short, *(Text(text) for text in cells))
     console.print(table)
     console.print(_cross_rewards(result["cross_rewards"]))
     if result["team"]["win_rate"] is not None:
         _say(console, f"win rate decided by {result['team']['win_rate']['judge']}")
-    for label, metric in _LINES.items():
-        found = metric(result)
-        if found is not None:
-            _say(console, f"{label}: {cell(found)}".replace("\n", " "))
+    against = "one answer of the base model → trained team"
+    for words, metric in {
+        "agreement between agents": result["agreement"],
+        "controller fell back": result["controller_fallbacks"],
+        f"own reward, {against}": result["team"]["against_single"]["own_reward"],
+        f"held-out judges, {against}": result["team"]["against_single"]["held_out_reward"],
+    }.items():
+        if metric is not None:
+            _say(console, f"{words}: {_cell(metric, between=' ')}")
     for agent in result["agents"]:
         _say(console, f"agent {agent['agent']} ({agent['reward_model']}): {agent['verdict']}")
     for warning in result["warnings"]:
@@ -67,12 +54,8 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
-    """One line, whatever a file put into it."""
-    console.print(Text(printable(line), style=style), soft_wrap=True)
-
-
-def _against(result: dict[str, Any], key: str) -> dict[str, Any] | None:
-    return (result["team"].get("against_single") or {}).get(key)
+    """Print one line, sanitised."""
+    console.print(safe_text(line, style), soft_wrap=True)
 
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
@@ -82,16 +65,16 @@ def _cross_rewards(cross: dict[str, Any]) -> Table:
     )
     table.add_column("reward model", overflow="fold")
     for row in cross["rows"]:
-        table.add_column(Text(printable(row)))
+        table.add_column(safe_text(row))
     for j, judge in enumerate(cross["judges"]):
         cells = []
         for i in range(len(cross["rows"])):
-            found = {key: cross[key][i][j] for key in ("difference", "low", "high")}
+            found = cross_metric(cross, i, j)
             style = {1: "green", -1: "red", 0: ""}[direction(found)]
             mark = "*" if i in judge["trained_agents"] else ""
-            value, _, between = cell(found, short=True).partition("\n")
+            value, _, between = _cell(found, difference=True).partition("\n")
             cells.append(Text(f"{value}{mark}\n{between}", style=style))
-        table.add_row(Text(printable(judge["name"]) + ("" if judge["trained_agents"] else "\nheld out")), *cells)
+        table.add_row(safe_text(judge["name"]) + ("" if judge["trained_agents"] else "\nheld out"), *cells)
     return table
 
 
@@ -105,25 +88,25 @@ def show_side_by_side(
     console = console or Console(highlight=False)
     table = Table(title="trained against base: difference [95% interval]", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("", "", *names):
-        table.add_column(Text(printable(column)), overflow="fold")
+        table.add_column(safe_text(column), overflow="fold")
     n_agents = max(len(result["agents"]) for result in results)
     for i in [*range(n_agents), "team"]:
         columns = [_speaker(result, i) for result in results]
         table.add_row(f"agent {i}" if i != "team" else "team", "reward model", *(_reward_model(c) for c in columns))
         for key in _SIDE_BY_SIDE:
-            cells = [cell(column.get(key), short=True) for column in columns]
-            table.add_row("", _ROWS[key], *(Text(text) for text in cells))
+            cells = [_cell(column.get(key), difference=True) for column in columns]
+            table.add_row("", LABELS[key].short, *(Text(text) for text in cells))
         table.add_section()
     console.print(table)
     for name, comparison in compared.items():
-        title = Text(printable(f"trained agents of {name} against those of {names[0]}: difference [95% interval]"))
+        title = safe_text(f"trained agents of {name} against those of {names[0]}: difference [95% interval]")
         found = [*comparison["agents"], comparison["team"]]
         table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team"):
             table.add_column(column)
         for key in found[-1]:
-            label = _ROWS.get(key, f"judge {key}")
-            table.add_row(Text(printable(label)), *(Text(cell(column[key], short=True)) for column in found))
+            cells = [_cell(column[key], difference=True) for column in found]
+            table.add_row(safe_text(label_of(key).short), *(Text(text) for text in cells))
         if found[-1]:
             console.print(table)
         for warning in comparison["warnings"]:
@@ -142,11 +125,11 @@ def _speaker(result: dict[str, Any], i: int | str) -> dict[str, Any]:
 
 
 def _reward_model(column: dict[str, Any]) -> Text:
-    return Text(printable(column.get("reward_model", "all" if column else "-")))
+    return safe_text(column.get("reward_model", "all" if column else "-"))
 
 
 def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None) -> None:
-    """Print what training recorded, of a run that cannot be evaluated: on its own question, base model unknown."""
+    """Print the rewards recorded in training, for a run that cannot be evaluated."""
     if not rows:
         return
     console = console or Console(highlight=False)
@@ -154,22 +137,14 @@ def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None
     for column in ("agent", "reward model", "first fifth", "last fifth"):
         table.add_column(column)
     for agent, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items()):
-        first, last = first_and_last_fifth(rows, agent)
-        table.add_row(str(agent), Text(printable(name)), f"{first:+.3f}", f"{last:+.3f}")
+        first, last = first_and_last_fifth([row["reward_scaled"] for row in rows if row["agent"] == agent])
+        table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}")
     console.print(table)
 
 
-def cell(metric: dict[str, Any] | None, *, short: bool = False) -> str:
-    """`base → trained` (or with `short` the difference, or a single mean) over its interval, if it has a width."""
-    if metric is None:
-        return "-"
-    low, high = metric["low"], metric["high"]
-    wide = low is not None and high is not None and low < high
-    if "difference" not in metric:
-        value = metric.get("rate", metric.get("mean"))
-        return "-" if value is None else f"{value:.2f}" + (f"\n[{low:.2f}, {high:.2f}]" if wide else "")
-    value = f"{metric['difference']:+.2f}" if short else f"{metric['base']:.2f} → {metric['trained']:.2f}"
-    return value + (f"\n[{low:.2f}, {high:.2f}]" if wide else "")
+def _cell(metric: dict[str, Any] | None, *, difference: bool = False, between: str = "\n") -> str:
+    """A metric's value and its interval, if that has a width."""
+    return between.join(filter(None, formatted(metric, difference=difference)))
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -177,14 +152,13 @@ def markdown(result: dict[str, Any]) -> str:
     columns = [*result["agents"], result["team"]]
     heads = [*(f"agent {agent['agent']}: {agent['reward_model']}" for agent in result["agents"]), "team"]
     lines = [f"| | {' | '.join(heads)} |", f"|---|{'---|' * len(heads)}"]
-    for key, label in _ROWS.items():
-        cells = [cell(column.get(key)).replace("\n", " ") for column in columns]
-        lines.append(f"| {label} | {' | '.join(cells)} |")
+    for key, label in LABELS.items():
+        cells = [_cell(column.get(key), between=" ") for column in columns]
+        lines.append(f"| {label.short} | {' | '.join(cells)} |")
     cross = result["cross_rewards"]
     for j, judge in enumerate(cross["judges"]):
-        found = [{key: cross[key][i][j] for key in _METRIC} for i in range(len(cross["rows"]))]
-        cells = [cell(metric).replace("\n", " ") for metric in found]
-        label = judge["name"] if judge["trained_agents"] else f"{judge['name']} (held out)"
-        lines.append(f"| by {label} | {' | '.join(cells)} |")
+        cells = [_cell(cross_metric(cross, i, j), between=" ") for i in range(len(cross["rows"]))]
+        name = judge["name"] if judge["trained_agents"] else f"{judge['name']} (held out)"
+        lines.append(f"| by {name} | {' | '.join(cells)} |")
     verdicts = [f"- agent {a['agent']} ({a['reward_model']}): {a['verdict']}" for a in result["agents"]]
     return "\n".join([*lines, "", *verdicts]) + "\n"

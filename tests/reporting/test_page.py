@@ -13,10 +13,8 @@ import pytest
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.reporting.page import moving_average, refresh_report, write_report
-from rlhf_marl.reporting.read import read_run, visible
-from rlhf_marl.reporting.tables import cell, differences
-from rlhf_marl.reporting.topology import drawing
-from tests.reporting.runs import CARDS, HOSTILE, write_run
+from rlhf_marl.reporting.run_record import read_run
+from tests.reporting.runs import HOSTILE, write_run
 
 
 @pytest.fixture
@@ -37,13 +35,6 @@ def test_moving_average_by_hand():
     assert moving_average([1, 2, 3, 4, 5, 11], 5) == [1, 1.5, 2, 2.5, 3, 5]
 
 
-def test_episode_is_the_mean_over_turns(run_dir):
-    run = read_run(run_dir)
-    assert len(run.episodes[0]) == 12
-    assert run.episodes[0] == pytest.approx([0.1 * k for k in range(12)])
-    assert run.episodes[2][0] == pytest.approx(1.0)
-
-
 def test_verdicts_tables_and_health_are_said(run_dir):
     text = words(page_of(run_dir))
     assert text.count("likely hacked") == 3
@@ -52,7 +43,7 @@ def test_verdicts_tables_and_health_are_said(run_dir):
     assert "the critic is dead" in text
     assert "policy entropy is below 0.3" in text
     assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
-    assert "the trained team's, own reward: 0.25 → 0.75 [+0.40, +0.60]" in text
+    assert "the trained team's, own reward (scaled): 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
 
 
@@ -93,11 +84,6 @@ def test_hostile_text_is_never_markup(tmp_path):
     assert said[2].startswith("⟨U+202E⟩gnp.exe ⟨U+001B⟩[31mred")
 
 
-def test_visible_keeps_words_and_shows_what_hides():
-    assert visible("naïve 漢字 עברית\n\t🙂") == "naïve 漢字 עברית\n\t🙂"
-    assert visible("a\u200bb\ud800\u2066") == "a⟨U+200B⟩b⟨U+D800⟩⟨U+2066⟩"
-
-
 def test_a_run_name_is_text_too(tmp_path):
     folder = write_run(tmp_path / "<b>run<b>")
     assert "&lt;b&gt;run" in words(page_of(folder))
@@ -108,16 +94,6 @@ def test_torn_last_line_is_left_out_and_said(run_dir, name):
     with (run_dir / name).open("a") as stream:
         stream.write('{"iteration": 5, "dia')
     assert f"{name}: its last line is torn" in words(page_of(run_dir))
-
-
-def test_damaged_lines_are_counted(run_dir):
-    lines = (run_dir / "dialogues.jsonl").read_text().splitlines()
-    lines[3] = "[1, 2]"
-    lines[7] = json.dumps({"iteration": 1})
-    (run_dir / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
-    run = read_run(run_dir)
-    assert "dialogues.jsonl: 2 lines cannot be read and are left out; the first is 4" in run.notes
-    assert sum(len(dialogue["turns"]) for dialogue in run.dialogues) == 34
 
 
 FILES = ("config.yaml", "environment.json", "reward_models.json", "metrics.jsonl", "dialogues.jsonl", "adapters")
@@ -174,31 +150,10 @@ def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch)
     row = re.search(r"<bdi>judge held</bdi></th>(.*?)</tr>", text).group(1)
     cells = [re.sub("<.*?>", "", cell) for cell in row.split("<td>")[1:]]
     assert [cell[:5] for cell in cells] == ["+0.75"] * 3 + ["-1.00"]  # 0, 0.5, 1 and 1.5 of four questions
-    assert re.search(r"team</th><td class=\"word\">own reward</td><td>0.25 → 1.50", text)
+    assert re.search(r"team</th><td class=\"word\">own reward \(scaled\)</td><td>0.25 → 1.50", text)
     file.write_text(file.read_text().replace('"refused"', '"refusd"'))
     text = words(page_of(first, second, out=tmp_path / "both.html"))
     assert "evaluation_dialogues.jsonl is not whole" in text
-
-
-def test_config_differences_by_hand():
-    found = differences([{"a": {"b": 1, "c": [1, 2]}}, {"a": {"b": 1, "c": [1, 3]}}])
-    assert found == [("a.c.1", ["2", "3"])]
-
-
-def test_cells_by_hand():
-    metric = {"base": 1.0, "trained": 1.5, "difference": 0.5, "low": 0.25, "high": 0.75}
-    assert cell(metric, True) == {"value": "1.00 → 1.50", "interval": "[+0.25, +0.75]", "tone": "up"}
-    assert cell(metric)["tone"] == "clear"
-    assert cell(None) == {"value": "–", "interval": "", "tone": ""}
-    assert cell({"rate": 0.5, "low": None, "high": None}) == {"value": "0.50", "interval": "", "tone": ""}
-
-
-def test_topology_has_an_edge_for_every_weight():
-    drawn = drawing({"matrix": [[0.5, 0.25, 0.25], [0.25, 0.75, 0.0], [0.25, 0.0, 0.75]]})
-    assert [edge["weight"] for edge in drawn["edges"]] == ["0.25", "0.25"]
-    assert [node["weight"] for node in drawn["nodes"]] == ["0.50", "0.75", "0.75"]
-    assert drawing({"matrix": [[1, 2]]}) is None
-    assert drawing(None) is None
 
 
 def data_of(page):
@@ -321,7 +276,3 @@ def test_a_report_that_fails_is_a_warning(run_dir, caplog):
 def test_the_same_folder_twice_is_refused(run_dir):
     with pytest.raises(UsageError, match="named twice"):
         write_report([run_dir, run_dir / ".." / "run"])
-
-
-def test_cards_are_named(run_dir):
-    assert read_run(run_dir).agents == list(CARDS)

@@ -1,0 +1,9 @@
+"""Summaries of the numbers in metrics.jsonl."""
+
+from collections.abc import Sequence
+
+
+def first_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over the first and over the last fifth of a series (at least one value each)."""
+    fifth = max(1, len(values) // 5)
+    return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
