@@ -1,0 +1,1 @@
+"""The run directory: directory.py its files, checkpoints.py its checkpoints."""

@@ -184,7 +184,7 @@ REFUSED = {
     "deep row": ("dialogues.jsonl", first_line(lambda line: DEEP + "\n"), "dialogues.jsonl: line 1 is damaged"),
     "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it names no iteration"),
     "no name": ("metrics.jsonl", without("reward_model"), "metrics.jsonl: row 1 is damaged, there twice or another"),
-    "no entropy": ("metrics.jsonl", without("entropy"), "metrics.jsonl: row 1 is damaged, there twice or another"),
+    "no reward": ("metrics.jsonl", without("reward_scaled"), "metrics.jsonl: row 1 is damaged, there twice or another"),
     "twice": (
         "dialogues.jsonl",
         first_line(lambda line: 2 * line),
