@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
+from rlhf_marl.training.system import DialogueSystem
 
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.controller import Controller, ScriptedController
@@ -41,7 +42,6 @@ from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import SharedPrefix, response_logits
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import run_iteration
-from rlhf_marl.training.system import DialogueSystem
 
 PARTS = ("decode", "generation", "backward", "iteration", "memory", "growth")
 AGENTS = (1, 3, 8)

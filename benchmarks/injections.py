@@ -20,7 +20,7 @@ from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.loading import default_device
-from rlhf_marl.rewards.card import JudgeCard
+from rlhf_marl.rewards import JudgeCard
 from rlhf_marl.rewards.judge import Judge, build_grader
 from rlhf_marl.training.build import load_model, local_chat
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import click
 import torch
+from rlhf_marl.training.system import DialogueSystem
 from transformers import DynamicCache
 
 from rlhf_marl.config import load_config
 from rlhf_marl.policy import mkl_linear as packed
 from rlhf_marl.training.build import build
-from rlhf_marl.training.system import DialogueSystem
 
 STEPS, REPEATS, PROMPT = 12, 7, 60
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from rlhf_marl.training.system import DialogueSystem
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_marl.config import Config
 from rlhf_marl.policy.chat import left_pad
 from rlhf_marl.policy.loading import default_device, dtype_for, load_causal_lm
-from rlhf_marl.training.system import DialogueSystem
 
 NEVER = 0  # an id that no model here samples: every response has its full length
 Rows = Sequence[Sequence[int]]

@@ -25,7 +25,7 @@ import yaml
 from rlhf_marl.config import check_config
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.runs.journal import Journal
+from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import run_training
 from tests.conftest import tiny_llama, tiny_tokenizer

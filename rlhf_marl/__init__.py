@@ -8,7 +8,7 @@ from rlhf_marl.errors import inert
 if TYPE_CHECKING:
     from rlhf_marl.api import Agent, Run, evaluate, load_run, train
     from rlhf_marl.config import load_config
-    from rlhf_marl.sharing.export import export
+    from rlhf_marl.hub.export import export
 
 logging.getLogger("rlhf_marl").addFilter(inert)
 

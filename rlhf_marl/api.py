@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.loading import resolve_model
@@ -23,8 +24,7 @@ from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.runs.journal import Journal
-from rlhf_marl.sharing.export import export as export
+from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
 

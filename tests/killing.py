@@ -28,7 +28,7 @@ import torch
 
 import rlhf_marl.api
 from rlhf_marl.files.jsonl import read_jsonl
-from rlhf_marl.rewards.card import TrainedCard
+from rlhf_marl.rewards import TrainedCard
 from rlhf_marl.rewards.training import train_reward_model
 from rlhf_marl.runs.directory import RunDirectory
 

@@ -112,7 +112,7 @@ cli.add_command(reward)
 @click.option("--public", is_flag=True, help="With --push: a repository that everyone can read.")
 def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
     """Write a trained agent of RUN_DIR with a model card, in the Hugging Face hub's format."""
-    from rlhf_marl.sharing.export import export as write
+    from rlhf_marl.hub.export import export as write
 
     click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
 

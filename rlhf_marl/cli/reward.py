@@ -59,7 +59,8 @@ def train(card: str, to: Path | None) -> None:
     """Train the reward model of CARD (kind: trained) from its preference pairs."""
     from rlhf_marl.errors import UsageError
     from rlhf_marl.rewards import TrainedCard, load_card
-    from rlhf_marl.rewards.training import cached_folder, train_reward_model
+    from rlhf_marl.rewards.trained import cached_folder
+    from rlhf_marl.rewards.training import train_reward_model
 
     recipe = load_card(card, "reward train")
     if not isinstance(recipe, TrainedCard):
@@ -140,7 +141,7 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
 @click.argument("card", nargs=-1, required=True)
 def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
     """Score a run's dialogues with other reward models; JSON Lines on stdout."""
-    from rlhf_marl.rewards.tools import rescored
+    from rlhf_marl.evaluation.rescore import rescored
 
     for row in rescored(run_dir, card):
         click.echo(json.dumps(row))

@@ -17,8 +17,8 @@ from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.instructions import render
 from rlhf_marl.policy.loading import load_chat_model
 from rlhf_marl.policy.sampler import LocalChat, Sampler, TransformersSampler
-from rlhf_marl.runs.journal import Journal
 from rlhf_marl.services.endpoint import Endpoint
+from rlhf_marl.services.journal import Journal
 
 
 def load_controller_templates(config: Controller, n_agents: int, where: str) -> controllers.Templates | None:

@@ -47,9 +47,9 @@ from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.loading import ChatModel, default_device
-from rlhf_marl.rewards import Card, finished_card, load_card
+from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.runs.journal import UNRECORDED
+from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import build_agents, build_reward_models, fits_into_memory
 
 Progress = Callable[[str, int, int], None]
@@ -126,7 +126,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         config = config.model_copy(update={"generation": generation})
     with fits_into_memory(where):
         templates = load_controller_templates(config.controller, len(config.agents), where)
-        cards = [finished_card(card) for card in cards]
+        cards = [card.finished() for card in cards]
         agents = build_agents(config, where, device, start=False)
         controller = build_controller(config.controller, templates, agents.sampler, device, where, UNRECORDED)
         own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))

@@ -13,8 +13,8 @@ from rlhf_marl.config.validation import explain
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.schema import VERSION, Numbers
 from rlhf_marl.files.hashing import sha256_of
+from rlhf_marl.files.iterations import newest_checkpoint
 from rlhf_marl.files.user_data import read_rows
-from rlhf_marl.runs.iterations import newest_checkpoint
 
 NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"
 

@@ -17,7 +17,6 @@ from rlhf_marl.rewards import (
     JudgeCard,
     RewardModel,
     build_reward_model,
-    finished_card,
     load_card,
 )
 from rlhf_marl.rewards.judge import build_grader
@@ -75,7 +74,7 @@ def held_out_scorers(
             raise UsageError(f"--judges: two cards are named {card.name!r}; give one of them another name")
         try:
             if not _names(card) & trained:
-                card = finished_card(card)
+                card = card.finished()
             if _names(card) & trained or _contents(card) & contents:
                 if references is not None:
                     warnings.append(f"judge {card.name} is no held-out judge: it trained an agent of this run")
@@ -90,17 +89,13 @@ def held_out_scorers(
 
 def _names(card: Card) -> set[str]:
     """The card's name and those of an ensemble's members."""
-    return {card.name}.union(*(_names(member) for member in _members(card)))
+    return {card.name}.union(*(_names(member) for member in card.member_cards()))
 
 
 def _contents(card: Card) -> set[str]:
     """What the card scores by, and what an ensemble's members do: under another name or scale it is the same."""
     content = {card.model_dump_json(exclude=_NOT_CONTENT)} if not isinstance(card, EnsembleCard) else set()
-    return content.union(*(_contents(finished_card(member)) for member in _members(card)))
-
-
-def _members(card: Card) -> list[Card]:
-    return card.member_cards() if isinstance(card, EnsembleCard) else []
+    return content.union(*(_contents(member.finished()) for member in card.member_cards()))
 
 
 def card_digest(card: Card) -> str:
@@ -111,7 +106,7 @@ def card_digest(card: Card) -> str:
         if Path(name).suffix:
             with suppress(UsageError):
                 digest.update(find_data(name, card.name).read_bytes())
-    for member in _members(card):
+    for member in card.member_cards():
         digest.update(card_digest(member).encode())
     return digest.hexdigest()[:16]
 

@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.iterations import iteration_name, newest_checkpoint
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.runs.iterations import iteration_name, newest_checkpoint
 
 
 class OnlyRecorded(UsageError):

@@ -1,17 +1,88 @@
 """Several reward models as one."""
 
 from collections.abc import Sequence
-from typing import final
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, final
 
-from rlhf_marl.rewards import RewardModel, score_all
-from rlhf_marl.rewards.card import Card, EnsembleCard
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, model_validator
+from pydantic_core import PydanticCustomError
+
+from rlhf_marl.rewards.base import CardBase, Finite, RewardModel, absolute, score_all
+from rlhf_marl.services.journal import Journal
+
+
+def _path_or_card(value: Any) -> str | CardBase:
+    from rlhf_marl.rewards.registry import card_adapter  # which knows this kind, too
+
+    if (isinstance(value, str) and value) or isinstance(value, CardBase):
+        return value
+    if isinstance(value, dict):
+        return card_adapter().validate_python(value)
+    raise PydanticCustomError("path_or_card", "Input should be a card's path or a card")
+
+
+class Member(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+
+    card: Annotated[str | SerializeAsAny[CardBase], PlainValidator(_path_or_card)]
+    """Path of the member's card, or the card itself."""
+    weight: Finite = 1.0
+
+
+class EnsembleCard(CardBase):
+    """Several cards as one: the weighted sum, the mean or the minimum of their scaled scores."""
+
+    kind: Literal["ensemble"]
+    combine: Literal["sum", "mean", "minimum"] = "mean"
+    """sum: weighted; mean: weighted, divided by the sum of the weights; minimum: of the members, weights unused."""
+    members: Annotated[list[Member], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _mean_exists(self) -> "EnsembleCard":
+        if self.combine == "mean" and sum(member.weight for member in self.members) == 0:
+            raise ValueError("members: the weights sum to 0, which has no mean; use combine: sum")
+        return self
+
+    def member_cards(self, within: tuple[Path, ...] = ()) -> list[CardBase]:
+        """The members' cards; those that are named by a path are read, as `load_card` does."""
+        from rlhf_marl.rewards.registry import load_card  # which knows this kind, too
+
+        where = f"card {self.name}: members"
+        return [load_card(m.card, where, within) if isinstance(m.card, str) else m.card for m in self.members]
+
+    def with_members(self, cards: Sequence[str | CardBase]) -> Self:
+        """The same with these as its members' cards, or paths of them."""
+        pairs = zip(self.members, cards, strict=True)
+        return self.model_copy(update={"members": [member.model_copy(update={"card": card}) for member, card in pairs]})
+
+    def resolved(self, within: tuple[Path, ...]) -> Self:
+        return self.with_members([member.resolved(within) for member in self.member_cards(within)])
+
+    def finished(self) -> Self:
+        return self.with_members([member.finished() for member in self.member_cards()])
+
+    def build(self, base: Any, journal: Journal) -> RewardModel:
+        members = self.member_cards()
+        return Ensemble(self, [(member, member.build(base, journal)) for member in members])
+
+    def scores_with(self) -> str:
+        return ", ".join(member.name for member in self.member_cards())
+
+    def in_words(self) -> str:
+        names = [Path(m.card).stem if isinstance(m.card, str) else m.card.name for m in self.members]
+        return f"{self.combine} of {', '.join(names)}"
+
+    def beside(self, folder: Path) -> Self:
+        return self.with_members(
+            [absolute(m.card, folder) if isinstance(m.card, str) else m.card.beside(folder) for m in self.members]
+        )
 
 
 @final
 class Ensemble:
     """Combines the members' scaled scores, so that each member's own scale and offset have done their work."""
 
-    def __init__(self, card: EnsembleCard, members: Sequence[tuple[Card, RewardModel]]) -> None:
+    def __init__(self, card: EnsembleCard, members: Sequence[tuple[CardBase, RewardModel]]) -> None:
         self._combine = card.combine
         self._weights = [member.weight for member in card.members]
         self._members = members

@@ -5,23 +5,65 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import NoReturn, Protocol, final
+from typing import Annotated, Literal, NoReturn, Protocol, final
 
+from pydantic import Field
 from transformers import PreTrainedTokenizerBase
 
+from rlhf_marl.config.validation import Address, Retries, Seconds
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.policy.loading import default_device, load_chat_model
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
-from rlhf_marl.rewards.card import JudgeCard
-from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.rewards.base import CardBase, Finite, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import neutralise
 from rlhf_marl.services.endpoint import Choice, Endpoint, text_of
+from rlhf_marl.services.journal import UNRECORDED, Journal
 
 _log = logging.getLogger("rlhf_marl")
 _TOP = 20  # alternatives an endpoint is asked for at each token
+
+
+class JudgeCard(CardBase):
+    """A chat model that grades each response by a rubric."""
+
+    kind: Literal["judge"]
+    model: Text | None = None
+    """Hub id, folder or package reference of a local chat model; with base_url, the name the endpoint knows. If not
+    given, the agents' own base model with adapters off, which costs no memory (within a run)."""
+    revision: str | None = None
+    base_url: Address | None = None
+    """An OpenAI-compatible endpoint that serves the model; a local model if not given."""
+    api_key_env: Text = "OPENAI_API_KEY"
+    """Environment variable that holds the endpoint's key."""
+    rubric: Text = "prompts/judge.yaml"
+    """Instructions: system message, worked examples, and a template over `prompt` and `response`."""
+    grades: Annotated[list[Text], Field(min_length=2)] = Field(default_factory=lambda: ["1", "2", "3", "4", "5"])
+    """Answers from worst to best; the score is the expected place, from 0 to len(grades) - 1."""
+    failed_score: Finite = 0.0
+    """Score where an endpoint's answer names no grade; such answers are counted in a warning."""
+    batch_size: PositiveInt = 8
+    timeout: Seconds = 60.0
+    max_retries: Retries = 5
+
+    file_keys = ("model", "rubric")
+
+    def build(self, base: Sampler | None, journal: Journal) -> RewardModel:
+        return Judge(self, base, journal)
+
+    def scores_with(self) -> str:
+        return str(self.model)
+
+    def available(self) -> str:
+        if self.model is None:
+            return ""
+        found = model_available(self.model)
+        return "endpoint" if found.endswith("cached") and self.base_url is not None else found
+
+    def in_words(self) -> str:
+        return f"grades by {public_name(self.model)}" if self.model else "grades by the agents' base model"
 
 
 class Grader(Protocol):

@@ -1,14 +1,40 @@
 """Similarity to examples, in a sentence encoder's space."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Annotated, Any, Literal, final
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
-from rlhf_marl.rewards.card import PrototypeCard
+from rlhf_marl.rewards.base import MINILM, CardBase, PositiveInt, RewardModel, Text, model_available, public_name
+
+
+class PrototypeCard(CardBase):
+    """Mean embedding similarity to examples listed as good, minus that to examples listed as bad."""
+
+    kind: Literal["prototype"]
+    model: Text = MINILM
+    """A sentence encoder (mean pooling): hub id, folder or package reference."""
+    good: Annotated[list[Text], Field(min_length=1)]
+    bad: list[Text] = Field(default_factory=list)
+    batch_size: PositiveInt = 64
+
+    file_keys = ("model",)
+
+    def build(self, base: Any, journal: Any) -> RewardModel:
+        return Prototype(self, load_encoder(self.model, f"card {self.name}: model"))
+
+    def scores_with(self) -> str:
+        return self.model
+
+    def available(self) -> str:
+        return model_available(self.model)
+
+    def in_words(self) -> str:
+        return f"similarity to examples, by {public_name(self.model)}"
 
 
 @final

@@ -1,17 +1,45 @@
 """A Python function as reward model."""
 
-import importlib
-import importlib.util
-import os
-import sys
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import final
+from typing import Any, Literal, Self, final
 
-from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards.card import CallableCard
-from rlhf_marl.sanitise import first_line
+from pydantic import Field
+
+from rlhf_marl.config.schema import FunctionReference
+from rlhf_marl.files.functions import load_function
+from rlhf_marl.rewards.base import CardBase, RewardModel, absolute
+
+
+class CallableCard(CardBase):
+    """A Python function f(prompts, responses, **arguments) -> scores."""
+
+    kind: Literal["callable"]
+    function: FunctionReference
+    """module:function, or file.py:function."""
+    convention: Literal["rlhf_marl", "trl"] = "rlhf_marl"
+    """trl: called as TRL's reward functions are, f(prompts=..., completions=..., **arguments)."""
+    arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    def build(self, base: Any, journal: Any) -> RewardModel:
+        return PythonCallable(self)
+
+    def scores_with(self) -> str:
+        return self.function
+
+    def available(self) -> str:
+        return "yes"
+
+    def in_words(self) -> str:
+        name = re.split(r"[/\\]", self.function)[-1]  # no path of this machine
+        return f"Python function {name}"
+
+    def beside(self, folder: Path) -> Self:
+        file, _, name = self.function.rpartition(":")
+        if not file.endswith(".py"):
+            return self
+        return self.model_copy(update={"function": f"{absolute(file, folder)}:{name}"})
 
 
 @final
@@ -19,14 +47,7 @@ class PythonCallable:
     """Calls the function, in our convention or in TRL's; it is imported when the model is built."""
 
     def __init__(self, card: CallableCard) -> None:
-        source, _, name = card.function.rpartition(":")
-        try:
-            self._function = getattr(_file(source) if source.endswith(".py") else _module(source), name)
-        except Exception as error:  # whatever a user's module raises while it is imported
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise UsageError(f"card {card.name}: function: cannot import {card.function!r}: {reason}") from None
-        if not callable(self._function):
-            raise UsageError(f"card {card.name}: function: {card.function!r} is not a function")
+        self._function = load_function(card.function, f"card {card.name}: function")
         self._trl = card.convention == "trl"
         self._arguments = dict(card.arguments)
 
@@ -34,18 +55,3 @@ class PythonCallable:
         if self._trl:
             return self._function(prompts=list(prompts), completions=list(responses), **self._arguments)
         return self._function(list(prompts), list(responses), **self._arguments)
-
-
-def _module(name: str) -> ModuleType:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
-    return importlib.import_module(name)
-
-
-def _file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None  # as the name ends in .py
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,8 +1,10 @@
 """A transformers sequence classifier with one label as reward model."""
 
+import json
 import logging
 from collections.abc import Sequence
-from typing import final
+from pathlib import Path
+from typing import Any, Literal, final
 
 import torch
 from peft import PeftModel
@@ -12,10 +14,61 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import plain_text
 from rlhf_marl.policy.loading import Source, default_device, dtype_for, load_model_of, load_tokenizer
-from rlhf_marl.rewards.card import SequenceClassifierCard
+from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import first_line
 
 _log = logging.getLogger("rlhf_marl")
+
+
+class SequenceClassifierCard(CardBase):
+    """A transformers sequence classifier with one label."""
+
+    kind: Literal["sequence_classifier"]
+    model: Text
+    """Hub id, folder or package reference."""
+    revision: str | None = None
+    """Hub revision; a full commit hash pins the weights."""
+    trust_remote_code: bool = False
+    """Run code that the model's repository brings; needs a 40-hex revision."""
+    adapter: Text | None = None
+    """Folder of a PEFT LoRA adapter that goes over the model."""
+    input: Literal["pair", "chat"]
+    """pair: the tokenizer joins prompt and response; chat: its chat template does."""
+    end_token: bool = False
+    """chat: append the tokenizer's end token if the template leaves it out, as TRL's RewardTrainer does."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on CUDA, float32 elsewhere."""
+    device: str | None = None
+    """torch device, such as cuda:1; by default the first CUDA device, else the CPU."""
+    max_tokens: PositiveInt | None = None
+    """Longest input; by default the model's context. Longer ones are cut from the left, and counted in a warning."""
+    batch_size: PositiveInt = 16
+
+    file_keys = ("model", "adapter")
+
+    def build(self, base: Any, journal: Any) -> RewardModel:
+        return SequenceClassifier(self)
+
+    def scores_with(self) -> str:
+        return self.model
+
+    def available(self) -> str:
+        return model_available(self.model)
+
+    def in_words(self) -> str:
+        return f"classifier {public_name(self.model)}{_held_out(Path(self.model))}"
+
+
+def _held_out(folder: Path) -> str:
+    """How well a locally trained reward model agrees with held-out pairs, if it left its measurements."""
+    try:
+        found = json.loads((folder / "training.json").read_text("utf-8"))["held_out"]
+        return (
+            f"; agrees with {100 * found['accuracy']:.0f}% of {found['pairs']} held-out preference pairs "
+            f"(95%: {100 * found['low']:.0f} to {100 * found['high']:.0f})"
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 @final

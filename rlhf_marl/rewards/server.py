@@ -3,12 +3,36 @@
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
+from rlhf_marl.config.validation import Address, Retries, Seconds
 from rlhf_marl.errors import RunStopped
-from rlhf_marl.rewards.card import ServerCard
-from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text
 from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.services.journal import UNRECORDED, Journal
+
+
+class ServerCard(CardBase):
+    """A scoring server: POST {"prompts": [...], "responses": [...]} answers {"scores": [...]}."""
+
+    kind: Literal["http"]
+    url: Address
+    api_key_env: Text | None = None
+    """Environment variable whose value is sent as a bearer token."""
+    timeout: Seconds = 60.0
+    """Seconds one request may take."""
+    max_retries: Retries = 5
+    """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
+    batch_size: PositiveInt = 32
+
+    def build(self, base: Any, journal: Journal) -> RewardModel:
+        return Server(self, journal)
+
+    def scores_with(self) -> str:
+        return self.url
+
+    def in_words(self) -> str:
+        return "a scoring server"
 
 
 @final

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.files.user_data import read_rows, text_at
-from rlhf_marl.rewards import (
-    Card,
-    EnsembleCard,
-    RewardModel,
-    TrainedCard,
-    build_reward_model,
-    finished_card,
-    load_card,
-    score_all,
-)
+from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card, score_all
 from rlhf_marl.rewards.preferences import Pair
-from rlhf_marl.rewards.training import Accuracy, accuracy, cached_folder
-from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.rewards.training import Accuracy, accuracy
 
 _RESAMPLES = 2000
 
@@ -45,7 +33,7 @@ class Agreement:
 
 def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
     """A card that can score, and its model."""
-    card = finished_card(load_card(reference, where))
+    card = load_card(reference, where).finished()
     return card, build_reward_model(card)
 
 
@@ -62,38 +50,12 @@ def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
             {
                 "card": f"reward_models/{path.name}" if path.parent == DATA_ROOT / "reward_models" else str(path),
                 "kind": card.kind,
-                "scorer": _scorer(card),
+                "scorer": card.scores_with(),
                 "licence": card.licence,
-                "here": _here(card),
+                "here": card.available(),
             }
         )
     return rows
-
-
-def _scorer(card: Card) -> str:
-    for attribute in ("model", "function", "url", "data"):
-        if hasattr(card, attribute):
-            return str(getattr(card, attribute))
-    return ", ".join(member.name for member in card.member_cards()) if isinstance(card, EnsembleCard) else ""
-
-
-def _here(card: Card) -> str:
-    """Whether the card can score without a download or a training: yes, no, or unknown until it is tried."""
-    if isinstance(card, TrainedCard):
-        return "trained" if (cached_folder(card, card.name) / "card.yaml").is_file() else "trains on first use"
-    model = getattr(card, "model", None)
-    if model is None:
-        return "yes" if hasattr(card, "function") else ""
-    if model.startswith("package:"):
-        package = model.removeprefix("package:").partition("/")[0]
-        return "yes" if find_spec(package) is not None else "not installed"
-    if Path(model).exists():
-        return "yes"
-    if getattr(card, "base_url", None) is not None:
-        return "endpoint"
-    from huggingface_hub import try_to_load_from_cache
-
-    return "cached" if isinstance(try_to_load_from_cache(model, "config.json"), str) else "not cached"
 
 
 def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
@@ -146,29 +108,6 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray, resamples: np.ndarray) -> tu
             resampled.append(spearmanr(a[rows], b[rows]).statistic)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(spearmanr(a, b).statistic), float(low), float(high)
-
-
-def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
-    """Score a run's dialogues with other reward models: a row per card, agent and iteration."""
-    run, config = RunDirectory.open(path, "reward rescore")
-    turns = read_jsonl(run.dialogues)
-    if not turns:
-        raise UsageError(f"reward rescore: {str(path)!r} has no finished dialogues yet")
-    prompts = [turn["prompt"] for turn in turns]
-    rows = []
-    for reference in references:
-        card, model = opened(reference, "reward rescore")
-        for agent in range(len(config.agents)):
-            responses = [turn["responses"][agent]["text"] for turn in turns]
-            _, scaled = score_all(card, model, prompts, responses, agent=agent)
-            by_iteration: dict[int, list[float]] = {}
-            for turn, score in zip(turns, scaled, strict=True):
-                by_iteration.setdefault(turn["iteration"], []).append(score)
-            rows += [
-                {"card": card.name, "agent": agent, "iteration": iteration, "reward_scaled": float(np.mean(scores))}
-                for iteration, scores in by_iteration.items()
-            ]
-    return rows
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Train a reward model from preference pairs: TRL's RewardTrainer, then scaling and calibration on held-out pairs."""
 
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -23,11 +22,10 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import flush, move, unwritable
-from rlhf_marl.files.locate import cache_dir, find_data
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer, quiet
-from rlhf_marl.rewards.card import SequenceClassifierCard, TrainedCard
 from rlhf_marl.rewards.preferences import Pair, load_pairs
-from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, classifier_inputs
+from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
+from rlhf_marl.rewards.trained import TrainedCard
 
 _log = logging.getLogger("rlhf_marl")
 _BINS = 5  # of the reliability table, between confidence 0.5 and 1
@@ -50,15 +48,6 @@ class Bin:
     confidence: float  # mean of the model's own probability, sigmoid(score difference)
     accuracy: float
     pairs: int
-
-
-def cached_folder(card: TrainedCard, where: str) -> Path:
-    """Where the model of a card lives; another recipe or other data give another folder."""
-    local = card.data.endswith((".jsonl", ".jsonl.gz"))
-    digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if local else None).encode())
-    if local:
-        digest.update(find_data(card.data, f"{where}: data").read_bytes())
-    return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
 
 
 def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:

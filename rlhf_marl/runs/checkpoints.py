@@ -21,7 +21,7 @@ from torch import Tensor
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
 from rlhf_marl.files.hashing import sha256_of
-from rlhf_marl.runs.iterations import checkpoint_folders, iteration_name
+from rlhf_marl.files.iterations import checkpoint_folders, iteration_name
 
 VERSION = 3  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"

@@ -27,7 +27,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.rewards.card import Card, check_card
+from rlhf_marl.rewards import Card, check_card
 from rlhf_marl.runs.checkpoints import Checkpoints, State
 from rlhf_marl.sanitise import first_line
 

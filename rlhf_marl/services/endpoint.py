@@ -8,8 +8,8 @@ from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.runs.journal import UNRECORDED, Journal
 from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.services.journal import UNRECORDED, Journal
 
 _OPENAI = "https://api.openai.com/v1"
 _PARALLEL = 8

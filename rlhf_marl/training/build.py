@@ -29,9 +29,9 @@ from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
-from rlhf_marl.rewards import Card, RewardModel, build_reward_model, finished_card, load_card
-from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
 from rlhf_marl.sanitise import first_line
+from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
@@ -98,7 +98,7 @@ def build(
         ]
         questions = load_questions(config.prompts, config.seed, where)
         templates = load_controller_templates(config.controller, len(config.agents), where)
-        cards = [finished_card(recipe) for recipe in recipes]
+        cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
         _check_lengths(config, questions, agents.chat_model, where)
         made = team(

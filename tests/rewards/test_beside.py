@@ -8,9 +8,9 @@ import yaml
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import DATA_ROOT
-from rlhf_marl.rewards import build_reward_model, load_card
-from rlhf_marl.rewards.card import check_card
-from rlhf_marl.rewards.training import cached_folder, train_reward_model
+from rlhf_marl.rewards import build_reward_model, check_card, load_card
+from rlhf_marl.rewards.trained import cached_folder
+from rlhf_marl.rewards.training import train_reward_model
 from tests.rewards.test_sequence_classifier import saved
 
 

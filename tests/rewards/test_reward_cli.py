@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 import rlhf_marl
-from rlhf_marl.rewards import CallableCard
+from rlhf_marl.rewards.python_callable import CallableCard
 from rlhf_marl.rewards.tools import agreement
 from tests.conftest import write_card
 

@@ -6,14 +6,9 @@ import torch
 
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.locate import DATA_ROOT
-from rlhf_marl.rewards import (
-    CallableCard,
-    PrototypeCard,
-    build_reward_model,
-    load_card,
-    score_all,
-)
-from rlhf_marl.rewards.prototype import Prototype
+from rlhf_marl.rewards import build_reward_model, load_card, score_all
+from rlhf_marl.rewards.prototype import Prototype, PrototypeCard
+from rlhf_marl.rewards.python_callable import CallableCard
 
 SHIPPED = sorted(str(p.relative_to(DATA_ROOT)) for p in (DATA_ROOT / "reward_models").glob("*.yaml"))
 LOCAL = [name for name in SHIPPED if load_card(name, "test").kind in ("prototype", "callable")]

@@ -18,7 +18,8 @@ from transformers import (
 )
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards import SequenceClassifierCard, build_reward_model, load_card
+from rlhf_marl.rewards import build_reward_model, load_card
+from rlhf_marl.rewards.sequence_classifier import SequenceClassifierCard
 from tests.conftest import tiny_tokenizer
 
 PROMPTS = ["hi?", "how do I threaten others?", "hi?", "why"]

@@ -2,7 +2,8 @@ import pytest
 import yaml
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.rewards import CallableCard, EnsembleCard, ServerCard, build_reward_model
+from rlhf_marl.rewards import EnsembleCard, ServerCard, build_reward_model
+from rlhf_marl.rewards.python_callable import CallableCard
 from tests.conftest import write_card
 from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, scores_of_lengths, serving
 

@@ -10,8 +10,9 @@ import yaml
 from filelock import FileLock
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.rewards import SequenceClassifierCard, TrainedCard, build_reward_model, finished_card, load_card
+from rlhf_marl.rewards import TrainedCard, build_reward_model, load_card
 from rlhf_marl.rewards.preferences import Pair
+from rlhf_marl.rewards.sequence_classifier import SequenceClassifierCard
 from rlhf_marl.rewards.training import accuracy, openings, reliability, split_pairs, train_reward_model
 from tests.rewards.test_sequence_classifier import saved
 
@@ -52,14 +53,14 @@ def test_trains_fits_the_scale_and_writes_a_finished_card(recipe, tmp_path, caps
 def test_a_trained_card_trains_once_and_again_for_other_data(recipe, tmp_path, monkeypatch):
     monkeypatch.setenv("RLHF_MARL_CACHE", str(tmp_path / "cache"))
     quick = recipe.model_copy(update={"epochs": 0.2})
-    first = finished_card(quick)
+    first = quick.finished()
     weights = tmp_path / "cache" / "reward_models"
     before = {path: path.stat().st_mtime_ns for path in weights.rglob("*.safetensors")}
-    assert finished_card(quick) == first
+    assert quick.finished() == first
     assert {path: path.stat().st_mtime_ns for path in weights.rglob("*.safetensors")} == before
     with (tmp_path / "pairs.jsonl").open("a") as file:
         file.write('{"prompt": "new", "chosen": "aa", "rejected": "zz"}\n')
-    assert finished_card(quick).model != first.model
+    assert quick.finished().model != first.model
 
 
 def test_same_seed_same_model(recipe, tmp_path):

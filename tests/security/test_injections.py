@@ -10,7 +10,7 @@ from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.policy.loading import load_tokenizer
-from rlhf_marl.rewards.card import JudgeCard
+from rlhf_marl.rewards import JudgeCard
 from rlhf_marl.rewards.judge import Judge
 
 LINES = find_data("prompts/injections.jsonl", "test").read_text("utf-8").splitlines()

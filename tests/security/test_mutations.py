@@ -23,13 +23,14 @@ from rlhf_marl.config.schema import JsonlPrompts
 from rlhf_marl.dialogue.questions import load_questions as load_prompts
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.evaluation.questions import load_questions
+from rlhf_marl.evaluation.rescore import rescored
 from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.gridworld.study.config import load_study
 from rlhf_marl.policy.instructions import Task, load_instructions
 from rlhf_marl.reporting.page import write_report
 from rlhf_marl.rewards import build_reward_model, load_card
 from rlhf_marl.rewards.preferences import load_pairs
-from rlhf_marl.rewards.tools import read_texts, rescored
+from rlhf_marl.rewards.tools import read_texts
 from rlhf_marl.training.build import build
 from tests.conftest import tiny_llama, tiny_tokenizer
 from tests.rewards.test_sequence_classifier import saved

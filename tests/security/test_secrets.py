@@ -12,8 +12,7 @@ from rlhf_marl.cli.commands import cli
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.rewards import ServerCard, build_reward_model
-from rlhf_marl.rewards.card import check_card
+from rlhf_marl.rewards import ServerCard, build_reward_model, check_card
 from rlhf_marl.services.endpoint import Endpoint
 from tests.servers import Reply, chat, scores_of_lengths, serving
 

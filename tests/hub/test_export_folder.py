@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.sharing.export_folder import MARKER, check_target, read_object, writing_export
+from rlhf_marl.hub.export_folder import MARKER, check_target, read_object, writing_export
 
 
 @pytest.fixture

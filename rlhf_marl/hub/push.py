@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.sharing.export_folder import MARKER
+from rlhf_marl.hub.export_folder import MARKER
 
 # Names of the files that an export writes, of either kind and over any base model.
 _EXPORTED: tuple[str, ...] = ("adapter_model.safetensors", "adapter_config.json", "adapter/adapter_*", "config.json")

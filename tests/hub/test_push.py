@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from rlhf_marl.sharing.export_folder import MARKER
-from tests.sharing.conftest import FakeHub
+from rlhf_marl.hub.export_folder import MARKER
+from tests.hub.conftest import FakeHub
 
 TOKEN = "hf_secret0123456789"
 PUSH = """
 import sys
 from pathlib import Path
 from rlhf_marl.errors import RlhfMarlError
-from rlhf_marl.sharing import hub
+from rlhf_marl.hub import push as hub
 folder, public, *names = sys.argv[1:]
 for name in names:
     try:

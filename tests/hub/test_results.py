@@ -12,8 +12,8 @@ import rlhf_marl
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import agents_fingerprint
 from rlhf_marl.evaluation.schema import VERSION
+from rlhf_marl.hub.results import TrainingRewards, load_evaluation, training_rewards
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.sharing.results import TrainingRewards, load_evaluation, training_rewards
 from tests.evaluation.examples import SETTINGS
 
 

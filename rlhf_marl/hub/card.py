@@ -3,7 +3,6 @@
 It contains no model output. Text that people wrote (names, descriptions, questions) is escaped.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,20 +15,11 @@ from jinja2 import Environment, StrictUndefined
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.evaluation.schema import Numbers
-from rlhf_marl.rewards import (
-    CallableCard,
-    Card,
-    EnsembleCard,
-    JudgeCard,
-    PrototypeCard,
-    SequenceClassifierCard,
-    ServerCard,
-    TrainedCard,
-)
-from rlhf_marl.rewards.card import Member
+from rlhf_marl.hub.base_model import Base
+from rlhf_marl.hub.results import Interval, hub_results, measured, training_rewards
+from rlhf_marl.rewards import Card
+from rlhf_marl.rewards.base import public_name
 from rlhf_marl.sanitise import markdown_code, markdown_text
-from rlhf_marl.sharing.base_model import Base
-from rlhf_marl.sharing.results import Interval, hub_results, measured, training_rewards
 from rlhf_marl.training.health import warnings_of
 
 _TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -162,59 +152,22 @@ def _controller(config: Config) -> str:
         case "shared":
             return "the base model without adapters"
         case "transformers":
-            return f"the model {_name(config.controller.model.name)}"
+            return f"the model {public_name(config.controller.model.name)}"
         case "openai":
-            return f"the model {_name(config.controller.model)} behind an endpoint"
+            return f"the model {public_name(config.controller.model)} behind an endpoint"
         case kind:
             return f"a {kind} one"
 
 
 def _reward_model(agent: int, card: Card) -> dict[str, Any]:
     """A card in words; no folder of this machine and no address of a server."""
-    match card:
-        case SequenceClassifierCard():
-            scorer = f"classifier {_name(card.model)}{_held_out(Path(card.model))}"
-        case PrototypeCard():
-            scorer = f"similarity to examples, by {_name(card.model)}"
-        case CallableCard():
-            scorer = f"Python function {_PATH.split(card.function)[-1]}"
-        case JudgeCard():
-            scorer = f"grades by {_name(card.model)}" if card.model else "grades by the agents' base model"
-        case ServerCard():
-            scorer = "a scoring server"
-        case EnsembleCard():
-            scorer = f"{card.combine} of {', '.join(_member(member) for member in card.members)}"
-        case TrainedCard():
-            scorer = "a classifier trained from preference pairs"
     return {
         "agent": agent,
-        "scorer": scorer,
+        "scorer": card.in_words(),
         "name": card.name,
         "description": card.description,
         "licence": card.licence,
     }
-
-
-def _member(member: Member) -> str:
-    return Path(member.card).stem if isinstance(member.card, str) else member.card.name
-
-
-def _name(reference: str) -> str:
-    """A model reference without local paths: of a folder only its name."""
-    local = reference.startswith((".", "/", "~")) or Path(reference).exists()
-    return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
-
-
-def _held_out(folder: Path) -> str:
-    """How well a locally trained reward model agrees with held-out pairs, if it left its measurements."""
-    try:
-        found = json.loads((folder / "training.json").read_text("utf-8"))["held_out"]
-        return (
-            f"; agrees with {100 * found['accuracy']:.0f}% of {found['pairs']} held-out preference pairs "
-            f"(95%: {100 * found['low']:.0f} to {100 * found['high']:.0f})"
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _environment() -> Environment:

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from rlhf_marl.errors import RunStopped
-from rlhf_marl.runs.journal import UNRECORDED, Journal
+from rlhf_marl.services.journal import UNRECORDED, Journal
 
 
 def nobody():
@@ -88,7 +88,7 @@ def test_a_full_disk_stops_the_run(journal, monkeypatch):
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlhf_marl.runs.journal.flush", full)
+    monkeypatch.setattr("rlhf_marl.services.journal.flush", full)
     with pytest.raises(RunStopped, match=r"iteration_00007.jsonl cannot be written: No space left"):
         told(journal, "c", lambda: 1)
 
@@ -101,7 +101,7 @@ def test_lines_are_plain_json_without_the_request(journal, tmp_path):
 
 def test_a_new_file_and_a_new_folder_are_on_the_disk_with_their_first_answer(tmp_path, monkeypatch):
     flushed = []
-    monkeypatch.setattr("rlhf_marl.runs.journal.flush", lambda path: flushed.append(path.name))
+    monkeypatch.setattr("rlhf_marl.services.journal.flush", lambda path: flushed.append(path.name))
     journal = Journal(tmp_path / "run" / "answers")
     (tmp_path / "run").mkdir()
     journal.begin(0)

