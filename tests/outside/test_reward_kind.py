@@ -42,7 +42,7 @@ def test_agents_train_with_it_alone_and_in_an_ensemble(keyword, tiny_content):
     run = rlhf_marl.train(tiny_content | {"agents": agents}, run_dir=keyword / "run")
     for _, turn in run.dialogues.iterrows():
         assert turn["reward_scaled"] == [response["text"].count("e") / 2 for response in turn["responses"]]
-    assert [row["scorer"] for row in cards([keyword])] == ["e", "the word e"]
+    assert {row["card"]: row["scorer"] for row in cards([keyword])}[str(keyword / "e.yaml")] == "the word e"
     rlhf_marl.export(run.path, agent=0, to=keyword / "out")
     assert "how often 'e' is said" in (keyword / "out" / "README.md").read_text("utf-8")
 
