@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import peers
-from rlhf_marl.training.system import DialogueSystem
 
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.controller import Controller, ScriptedController
+from rlhf_marl.dialogue.player import responses_of
 from rlhf_marl.evaluation.questions import SHIPPED, load_questions
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.stopwatch import stopwatch
@@ -40,7 +40,9 @@ from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import SharedPrefix, response_logits
-from rlhf_marl.training.build import build
+from rlhf_marl.policy.sampler import TransformersSampler
+from rlhf_marl.services.journal import UNRECORDED
+from rlhf_marl.training.build import Experiment, build, build_reward_models
 from rlhf_marl.training.loop import run_iteration
 
 PARTS = ("decode", "generation", "backward", "iteration", "memory", "growth")
@@ -58,18 +60,27 @@ Numbers = dict[str, float | None]
 Way = Callable[[], Any]
 
 
-def prepared(config: Config) -> DialogueSystem:
-    """The config's system, with adapters that do something."""
-    system = build(config, "benchmark", default_device())
-    system.adapters.parameters.data += 0.01 * torch.randn_like(system.adapters.parameters)
-    return replace(system, stop_tokens=[peers.NEVER])
+def prepared(config: Config) -> Experiment:
+    """The config's experiment, with adapters that do something and responses that all have their full length."""
+    experiment = build(config, "benchmark", default_device())
+    chat_model, adapters = experiment.team.learner.chat_model, experiment.team.learner.adapters
+    adapters.parameters.data += 0.01 * torch.randn_like(adapters.parameters)
+    respond = partial(
+        responses_of,
+        TransformersSampler(replace(chat_model, stop_tokens=[peers.NEVER]), adapters),
+        adapters.n_agents,
+        seed=config.seed,
+        max_new_tokens=config.generation.max_new_tokens,
+        temperature=config.generation.temperature,
+    )
+    return replace(experiment, player=replace(experiment.player, respond=respond))
 
 
-def prompts_of(system: DialogueSystem, length: int, n: int) -> list[list[int]]:
+def prompts_of(experiment: Experiment, length: int, n: int) -> list[list[int]]:
     """n different chats of `length` tokens, from the held-out questions."""
     questions = load_questions(find_data(SHIPPED, "benchmark"))
     texts = [" ".join(q.prompt for q in questions[i : i + 40]) for i in range(n)]
-    return [chat_tokens(system.tokenizer, [Message(role="user", content=text)], length) for text in texts]
+    return [chat_tokens(experiment.player.tokenizer, [Message(role="user", content=text)], length) for text in texts]
 
 
 def seconds(way: Way, device: torch.device) -> float:
@@ -112,18 +123,19 @@ def uniforms_for(rows: int, tokens: int) -> Tensor:
     return torch.rand(rows, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def ours(system: DialogueSystem, prompts: list[list[int]], tokens: int, *, adapted: bool = True) -> Way:
+def ours(experiment: Experiment, prompts: list[list[int]], tokens: int, *, adapted: bool = True) -> Way:
     """Our generation of all agents' rows; not adapted, the same passes of the base model alone."""
-    n = system.adapters.n_agents
+    model, adapters = experiment.team.learner.chat_model.model, experiment.team.learner.adapters
+    n = adapters.n_agents
     uniforms = uniforms_for(n * len(prompts), tokens)
 
     def way() -> None:
-        with system.adapters.use(slice(None) if adapted else None):
+        with adapters.use(slice(None) if adapted else None):
             generate(
-                system.model,
+                model,
                 prompts,
                 max_new_tokens=tokens,
-                stop_tokens=system.stop_tokens,
+                stop_tokens=[peers.NEVER],
                 uniforms=uniforms,
                 n_policies=n,
             )
@@ -131,13 +143,14 @@ def ours(system: DialogueSystem, prompts: list[list[int]], tokens: int, *, adapt
     return way
 
 
-def measure_decode(system: DialogueSystem, repeats: int) -> Numbers:
+def measure_decode(experiment: Experiment, repeats: int) -> Numbers:
     """A decode step of all rows against the bare products of its matrices, and against reading them once."""
-    device, rows = system.model.device, system.adapters.n_agents * system.config.dialogues
-    prompts = prompts_of(system, system.config.generation.max_prompt_tokens, system.config.dialogues)
-    head = system.model.get_output_embeddings()
-    layers = [m.base for m in system.model.modules() if hasattr(m, "base") and isinstance(m.base, nn.Linear)]
-    layers = layers or [m for m in system.model.modules() if isinstance(m, nn.Linear) and m is not head]
+    model, config = experiment.team.learner.chat_model.model, experiment.config
+    rows = len(config.agents) * config.dialogues
+    prompts = prompts_of(experiment, config.generation.max_prompt_tokens, config.dialogues)
+    head = model.get_output_embeddings()
+    layers = [m.base for m in model.modules() if hasattr(m, "base") and isinstance(m.base, nn.Linear)]
+    layers = layers or [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
     inputs = {layer.in_features: torch.randn(rows, layer.in_features).to(layer.weight) for layer in [*layers, head]}
 
     @torch.inference_mode()
@@ -158,14 +171,14 @@ def measure_decode(system: DialogueSystem, repeats: int) -> Numbers:
     steps = 17
     times = in_turn(
         {
-            "one token": ours(system, prompts, 1),
-            f"{steps} tokens": ours(system, prompts, steps),
+            "one token": ours(experiment, prompts, 1),
+            f"{steps} tokens": ours(experiment, prompts, steps),
             "bare products, plain": plain,
             "bare products, packed": packed,
             "weights read once": stream,
         },
         repeats,
-        device,
+        model.device,
     )
     pairs = zip(times.pop(f"{steps} tokens"), times.pop("one token"), strict=True)
     step = {"decode step": [(long - short) / (steps - 1) for long, short in pairs], **times}
@@ -177,12 +190,14 @@ def measure_decode(system: DialogueSystem, repeats: int) -> Numbers:
     }
 
 
-def measure_generation(system: DialogueSystem, repeats: int) -> Numbers:
+def measure_generation(experiment: Experiment, repeats: int) -> Numbers:
     """Ours, the bare base model, and PEFT in three ways."""
-    n, tokens = system.adapters.n_agents, system.config.generation.max_new_tokens
-    prompts = prompts_of(system, system.config.generation.max_prompt_tokens, system.config.dialogues)
+    adapters, config = experiment.team.learner.adapters, experiment.config
+    n, tokens = adapters.n_agents, config.generation.max_new_tokens
+    prompts = prompts_of(experiment, config.generation.max_prompt_tokens, config.dialogues)
     names = [f"agent_{agent}" for agent in range(n) for _ in prompts]
-    peft, separate = peers.one_model(system).eval(), [model.eval() for model in peers.copies(system)]
+    peft = peers.one_model(config, adapters).eval()
+    separate = [copy.eval() for copy in peers.copies(config, adapters)]
 
     def one_by_one() -> None:
         for agent in range(n):
@@ -191,14 +206,14 @@ def measure_generation(system: DialogueSystem, repeats: int) -> Numbers:
 
     times = in_turn(
         {
-            "ours": ours(system, prompts, tokens),
-            "ours, base model alone": ours(system, prompts, tokens, adapted=False),
+            "ours": ours(experiment, prompts, tokens),
+            "ours, base model alone": ours(experiment, prompts, tokens, adapted=False),
             "PEFT, mixed batch": lambda: peers.generate(peft, prompts * n, tokens, names),
             "PEFT, one adapter after another": one_by_one,
             "PEFT, three model copies": lambda: [peers.generate(model, prompts, tokens) for model in separate],
         },
         repeats,
-        system.model.device,
+        adapters.parameters.device,
     )
     show(f"Generation of {n} x {len(prompts)} rows, {tokens} tokens", times, "ours")
     return {
@@ -209,31 +224,33 @@ def measure_generation(system: DialogueSystem, repeats: int) -> Numbers:
     }
 
 
-def measure_backward(system: DialogueSystem, repeats: int) -> Numbers:
+def measure_backward(experiment: Experiment, repeats: int) -> Numbers:
     """Log-probabilities of all rows and the gradient of their weighted sum, as the update computes them."""
-    n, generation = system.adapters.n_agents, system.config.generation
-    prompts = prompts_of(system, generation.max_prompt_tokens, system.config.dialogues)
+    model, adapters = experiment.team.learner.chat_model.model, experiment.team.learner.adapters
+    config, n, generation = experiment.config, adapters.n_agents, experiment.config.generation
+    prompts = prompts_of(experiment, generation.max_prompt_tokens, config.dialogues)
     generator = torch.Generator().manual_seed(0)
     shape = (n, len(prompts), generation.max_new_tokens)
-    tokens = torch.randint(1, system.model.config.vocab_size, shape, generator=generator).to(system.model.device)
-    weights = torch.randn(n, len(prompts), generator=generator).to(system.model.device)
+    tokens = torch.randint(1, model.config.vocab_size, shape, generator=generator).to(model.device)
+    weights = torch.randn(n, len(prompts), generator=generator).to(model.device)
     names = [f"agent_{agent}" for agent in range(n) for _ in prompts]
-    peft, separate = peers.one_model(system).eval(), [model.eval() for model in peers.copies(system)]
+    peft = peers.one_model(config, adapters).eval()
+    separate = [copy.eval() for copy in peers.copies(config, adapters)]
 
     flat, weight = tokens.flatten(0, 1), weights.reshape(-1, 1, 1)
     mask = torch.ones_like(flat)
 
     def stacked(agents: slice | None) -> None:
-        with system.adapters.use(agents):
-            beginning = SharedPrefix(system.model, prompts, n)
-            logits = response_logits(system.model, beginning, prompts, flat, mask, peers.NEVER)
+        with adapters.use(agents):
+            beginning = SharedPrefix(model, prompts, n)
+            logits = response_logits(model, beginning, prompts, flat, mask, peers.NEVER)
         gradient = torch.softmax(logits.detach().float(), -1).mul_(-weight)  # of the weighted sum, at the logits
         gradient.scatter_add_(-1, flat.unsqueeze(-1), weight.expand(-1, flat.shape[1], 1))
-        system.adapters.backward(logits, gradient.to(logits.dtype))
+        adapters.backward(logits, gradient.to(logits.dtype))
         beginning.backward()
 
     def base_alone() -> None:
-        with gradient_of_embeddings(system.model):
+        with gradient_of_embeddings(model):
             stacked(None)
 
     def one_by_one() -> None:
@@ -248,12 +265,12 @@ def measure_backward(system: DialogueSystem, repeats: int) -> Numbers:
             "PEFT, mixed batch": lambda: peers.backward(peft, prompts * n, flat.tolist(), weights.flatten(), names),
             "PEFT, one adapter after another": one_by_one,
             "PEFT, three model copies": lambda: [
-                peers.backward(model, prompts, tokens[agent].tolist(), weights[agent])
-                for agent, model in enumerate(separate)
+                peers.backward(copy, prompts, tokens[agent].tolist(), weights[agent])
+                for agent, copy in enumerate(separate)
             ],
         },
         repeats,
-        system.model.device,
+        model.device,
     )
     show(f"Log-probabilities and backward of {n} x {len(prompts)} rows", times, "ours")
     return {
@@ -274,7 +291,7 @@ def gradient_of_embeddings(model: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
+def measure_iteration(experiment: Experiment, repeats: int) -> Numbers:
     """One update of all agents from one turn of their dialogues, against the same by three TRL runs and by CoMLRL.
 
     All answer the config's question. Ours includes the controller, the critics and gossip, which the others have not;
@@ -282,25 +299,25 @@ def measure_iteration(system: DialogueSystem, repeats: int) -> Numbers:
     is with gradient checkpointing, and without; CoMLRL has no such option. Beside it stand ours without a controller
     model, which is the peers' own task, and a turn of longer dialogues, whose later states are longer and differ.
     """
-    question = system.questions.texts[0]
+    device, player = experiment.team.learner.adapters.parameters.device, experiment.player
     iteration = 0
 
-    first_answer = ScriptedController("{{ responses[0] }}", [question])
+    first_answer = ScriptedController("{{ responses[0] }}", [experiment.questions.texts[0]])
 
-    def whole(turns: int, controller: Controller = system.controller) -> float:
+    def whole(turns: int, controller: Controller = player.controller) -> float:
         nonlocal iteration
         iteration += 1
-        config = system.config.model_copy(update={"turns": turns})
-        played = replace(system, config=config, controller=controller)
-        with stopwatch(system.model.device) as watch:
-            return seconds(lambda: run_iteration(played, iteration, iteration, watch), system.model.device) / turns
+        config = experiment.config.model_copy(update={"turns": turns})
+        played = replace(experiment, config=config, player=replace(player, controller=controller))
+        with stopwatch(device) as watch:
+            return seconds(lambda: run_iteration(played, iteration, iteration, watch), device) / turns
 
     steps: dict[str, Callable[[], float]] = {
         "ours": lambda: whole(1),
         "ours, without a controller model": lambda: whole(1, first_answer),
         "ours, a turn of three": lambda: whole(3),
     }
-    with peers_elsewhere(system.config) as theirs:
+    with peers_elsewhere(experiment.config) as theirs:
         times = repeated(steps | theirs, repeats)
     show("Update of all agents from one turn", times, "ours")
     comlrl = "CoMLRL MAREINFORCE" in times
@@ -339,21 +356,24 @@ def serve_peers(connection: Connection, config: Config) -> None:
     """Send the names of the peers; then, for each name that comes, run its step and send the seconds."""
     warnings.filterwarnings("ignore")
     with unittest.mock.patch("rlhf_marl.training.build.keep_freed_memory"):
-        system = prepared(config)
-    question = system.questions.texts[0]
-    trl = {
-        checkpointing: [
-            peers.trl_step(model, system, agent, question, checkpointing=checkpointing)
-            for agent, model in enumerate(peers.copies(system))
-        ]
-        for checkpointing in (True, False)
-    }
-    steps: dict[str, Callable[[], float]] = {
-        "three TRL RLOO runs": lambda: sum(step() for step in trl[True]),
-        "the same, no checkpointing": lambda: sum(step() for step in trl[False]),
+        experiment = prepared(config)
+    question, learner = experiment.questions.texts[0], experiment.team.learner
+    sampler = TransformersSampler(learner.chat_model, learner.adapters)
+    reward_models = build_reward_models(experiment.cards, sampler, UNRECORDED)
+
+    def trl(*, checkpointing: bool) -> Callable[[], float]:
+        pairs = zip(peers.copies(config, learner.adapters), reward_models, strict=True)
+        runs = [peers.trl_step(*pair, experiment, question, checkpointing=checkpointing) for pair in pairs]
+        return lambda: sum(run() for run in runs)
+
+    steps = {
+        "three TRL RLOO runs": trl(checkpointing=True),
+        "the same, no checkpointing": trl(checkpointing=False),
     }
     try:
-        steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(peers.copies(system), system, question)
+        steps["CoMLRL MAREINFORCE"] = peers.comlrl_step(
+            peers.copies(config, learner.adapters), reward_models, experiment, question
+        )
     except ImportError as error:
         click.echo(f"\nCoMLRL is left out: {error}")
     connection.send(list(steps))
@@ -367,9 +387,10 @@ def measure_growth(config: Config, repeats: int) -> Numbers:
     numbers: Numbers = {}
     click.echo("\nGrowth of generation: seconds, and against 3 agents x 4 dialogues, prompts of 48, 16 new tokens")
     shapes = [(3, 4, 48, 16), (1, 4, 48, 16), (8, 4, 48, 16), (3, 16, 48, 16), (3, 4, 192, 16), (3, 4, 48, 64)]
-    systems = {n: prepared(with_agents(config, n)) for n in {shape[0] for shape in shapes}}
+    experiments = {n: prepared(with_agents(config, n)) for n in {shape[0] for shape in shapes}}
     ways = {
-        shape: ours(systems[shape[0]], prompts_of(systems[shape[0]], shape[2], shape[1]), shape[3]) for shape in shapes
+        shape: ours(experiments[shape[0]], prompts_of(experiments[shape[0]], shape[2], shape[1]), shape[3])
+        for shape in shapes
     }
     times = in_turn({str(shape): way for shape, way in ways.items()}, repeats, default_device())
     for shape in shapes:
@@ -391,9 +412,9 @@ def peak_megabytes(config: Config, way: str, n: int) -> float:
     """For a process of its own: one turn of n agents, generated and learnt from."""
     config = with_agents(config, n)
     if way == "ours":
-        system = build(config.model_copy(update={"turns": 1}), "benchmark", default_device())
-        with stopwatch(system.model.device) as watch:
-            run_iteration(system, 0, 0, watch)
+        experiment = build(config.model_copy(update={"turns": 1}), "benchmark", default_device())
+        with stopwatch(default_device()) as watch:
+            run_iteration(experiment, 0, 0, watch)
     else:
         tokens, rows = config.generation.max_new_tokens, config.dialogues
         prompts = [[1] * config.generation.max_prompt_tokens] * rows
@@ -470,7 +491,7 @@ def main(
         return
     numbers: Numbers = {}
     if {"decode", "generation", "backward", "iteration"} & set(parts):
-        system = prepared(loaded)
+        experiment = prepared(loaded)
         for part, measure in (
             ("decode", measure_decode),
             ("generation", measure_generation),
@@ -478,8 +499,8 @@ def main(
             ("iteration", measure_iteration),
         ):
             if part in parts:
-                numbers |= measure(system, repeats)
-        del system
+                numbers |= measure(experiment, repeats)
+        del experiment
     if "memory" in parts:
         numbers |= measure_memory([config, "--new-tokens", str(new_tokens)])
     if "growth" in parts:

@@ -12,13 +12,15 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from rlhf_marl.training.system import DialogueSystem
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from rlhf_marl.config import Config
+from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import left_pad
 from rlhf_marl.policy.loading import default_device, dtype_for, load_causal_lm
+from rlhf_marl.rewards import RewardModel
+from rlhf_marl.training.build import Experiment
 
 NEVER = 0  # an id that no model here samples: every response has its full length
 Rows = Sequence[Sequence[int]]
@@ -44,30 +46,28 @@ def fresh(config: Config, n: int) -> PeftModel:
 
 
 @contextmanager
-def saved_adapters(system: DialogueSystem) -> Iterator[list[str]]:
-    """The system's adapters as PEFT folders."""
+def saved(adapters: StackedAdapters) -> Iterator[list[str]]:
+    """The adapters as PEFT folders."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"agent_{agent}" for agent in range(system.adapters.n_agents)]
+        paths = [Path(folder) / f"agent_{agent}" for agent in range(adapters.n_agents)]
         for agent, path in enumerate(paths):
-            system.adapters.save(agent, path, "base")
+            adapters.save(agent, path, "base")
         yield [str(path) for path in paths]
 
 
-def one_model(system: DialogueSystem) -> PeftModel:
+def one_model(config: Config, adapters: StackedAdapters) -> PeftModel:
     """All adapters in one PEFT model."""
-    with saved_adapters(system) as folders:
-        model = PeftModel.from_pretrained(
-            plain_model(system.config), folders[0], adapter_name="agent_0", is_trainable=True
-        )
+    with saved(adapters) as folders:
+        model = PeftModel.from_pretrained(plain_model(config), folders[0], adapter_name="agent_0", is_trainable=True)
         for agent, folder in enumerate(folders[1:], 1):
             model.load_adapter(folder, adapter_name=f"agent_{agent}", is_trainable=True)
     return model
 
 
-def copies(system: DialogueSystem) -> list[PeftModel]:
+def copies(config: Config, adapters: StackedAdapters) -> list[PeftModel]:
     """A model of its own for each adapter."""
-    with saved_adapters(system) as folders:
-        return [PeftModel.from_pretrained(plain_model(system.config), folder, is_trainable=True) for folder in folders]
+    with saved(adapters) as folders:
+        return [PeftModel.from_pretrained(plain_model(config), folder, is_trainable=True) for folder in folders]
 
 
 @torch.inference_mode()
@@ -96,14 +96,15 @@ def backward(
 
 
 def trl_step(
-    model: PeftModel, system: DialogueSystem, agent: int, prompt: str, *, checkpointing: bool
+    model: PeftModel, reward_model: RewardModel, experiment: Experiment, prompt: str, *, checkpointing: bool
 ) -> Callable[[], float]:
     """One RLOO step of one agent (generate, score, old and reference log-probabilities, update), in seconds."""
     from datasets import Dataset
     from transformers import PrinterCallback, TrainerCallback
     from trl import RLOOConfig, RLOOTrainer
 
-    n, generation = system.config.dialogues, system.config.generation
+    config, tokenizer = experiment.config, experiment.player.tokenizer
+    n, generation = config.dialogues, config.generation
 
     class Clock(TrainerCallback):
         seconds: float
@@ -116,7 +117,7 @@ def trl_step(
 
     def reward(prompts: list, completions: list, **_: Any) -> list[float]:
         texts = [completion[0]["content"] for completion in completions]
-        return system.reward_models[agent].score([prompt] * len(texts), texts)
+        return reward_model.score([prompt] * len(texts), texts)
 
     clock = Clock()
     trainer = RLOOTrainer(
@@ -129,11 +130,11 @@ def trl_step(
             max_completion_length=generation.max_new_tokens,
             temperature=generation.temperature,
             generation_kwargs={"eos_token_id": NEVER},
-            learning_rate=system.config.actor.step_size,
-            beta=system.config.actor.kl_coefficient or 0.005,
+            learning_rate=config.actor.step_size,
+            beta=config.actor.kl_coefficient or 0.005,
             gradient_checkpointing=checkpointing,
-            bf16=system.model.dtype == torch.bfloat16,
-            use_cpu=system.model.device.type == "cpu",
+            bf16=model.dtype == torch.bfloat16,
+            use_cpu=model.device.type == "cpu",
             max_steps=1,
             report_to=[],
             save_strategy="no",
@@ -141,7 +142,7 @@ def trl_step(
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": prompt}]}] * 2 * n),
-        processing_class=system.tokenizer,
+        processing_class=tokenizer,
         callbacks=[clock],
     )
 
@@ -154,7 +155,9 @@ def trl_step(
     return step
 
 
-def comlrl_step(models: list[PeftModel], system: DialogueSystem, prompt: str) -> Callable[[], float]:
+def comlrl_step(
+    models: list[PeftModel], reward_models: Sequence[RewardModel], experiment: Experiment, prompt: str
+) -> Callable[[], float]:
     """One MAREINFORCE step of all agents (generate, score, reference KL, update), in seconds.
 
     Raises ImportError where CoMLRL is not installed.
@@ -162,14 +165,15 @@ def comlrl_step(models: list[PeftModel], system: DialogueSystem, prompt: str) ->
     from comlrl.trainers.reinforce import MAREINFORCEConfig, MAREINFORCETrainer
     from datasets import Dataset
 
-    n, generation = system.config.dialogues, system.config.generation
+    config, tokenizer = experiment.config, experiment.player.tokenizer
+    n, generation = config.dialogues, config.generation
     chat = [{"role": "user", "content": prompt}]
-    text = system.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
     def reward(*completions: list[str], **_: Any) -> list[float]:
         scores = [
             reward_model.score([prompt] * len(texts), list(texts))
-            for reward_model, texts in zip(system.reward_models, completions, strict=True)
+            for reward_model, texts in zip(reward_models, completions, strict=True)
         ]
         return [sum(column) for column in zip(*scores, strict=True)]
 
@@ -179,13 +183,13 @@ def comlrl_step(models: list[PeftModel], system: DialogueSystem, prompt: str) ->
     trainer = MAREINFORCETrainer(
         agents=models,
         num_agents=len(models),
-        tokenizer=system.tokenizer,
+        tokenizer=tokenizer,
         reward_func=reward,
         formatters=[lambda item, **_: item["prompt"]] * len(models),
         train_dataset=Dataset.from_list([{"prompt": text}]),
         args=MAREINFORCEConfig(
             num_train_epochs=1,
-            agent_learning_rate=system.config.actor.step_size,
+            agent_learning_rate=config.actor.step_size,
             num_agents=len(models),
             num_generations=n,
             max_new_tokens=generation.max_new_tokens,
@@ -196,8 +200,8 @@ def comlrl_step(models: list[PeftModel], system: DialogueSystem, prompt: str) ->
             eval_interval=0,
             rollout_buffer_size=1,
             reference_kl_enabled=True,
-            reference_kl_coef=system.config.actor.kl_coefficient or 0.005,
-            agent_devices=str(system.model.device),
+            reference_kl_coef=config.actor.kl_coefficient or 0.005,
+            agent_devices=str(models[0].device),
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Does a long run leak, or get slower? PrefixCache, open files and CPU time an iteration, in one run of a tiny model.
+"""Does a long run leak, or get slower? Memory, open files and CPU time an iteration, in one run of a tiny model.
 
     python benchmarks/soak.py [--iterations 2000] [--every 100] [--json soak.json]
 
@@ -101,8 +101,8 @@ def main() -> None:
         folder = Path(name)
         content = check_config(config(folder, url, chosen.iterations), "soak")
         journal = Journal(folder / "run" / "answers")
-        system = build(content, "soak", torch.device("cpu"), journal=journal)
-        run = RunDirectory.create(folder / "run", content, system.cards)
+        experiment = build(content, "soak", torch.device("cpu"), journal=journal)
+        run = RunDirectory.create(folder / "run", content, experiment.cards)
         since = time.process_time()
 
         def report(iteration: int, _: object) -> None:
@@ -124,7 +124,7 @@ def main() -> None:
             since = time.process_time()
 
         with stopwatch(torch.device("cpu")) as watch:
-            run_training(system, run, report, lambda: False, watch)
+            run_training(experiment, run, report, lambda: False, watch)
     if chosen.json:
         chosen.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
 

@@ -1,4 +1,4 @@
-"""The benchmark of the dialogue system runs, and says what it measured beside what is wanted; the grid's is fair."""
+"""The dialogue benchmark runs, and says what it measured beside what is wanted; the grid's is fair."""
 
 import importlib.util
 import json

@@ -150,11 +150,11 @@ def test_alike_prompts_of_a_policy_are_read_once():
 @pytest.mark.usefixtures("worth_reading")
 def test_what_is_remembered_is_read_once_and_changes_nothing():
     model = tiny_llama()
-    memory, sizes, reads = PrefixCache(most=2), [], []
+    prefixes, sizes, reads = PrefixCache(most=2), [], []
     hook = model.base_model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output[0])))
     for earlier in ([5, 6], [7], [5, 6], [8], [5, 6], [7]):
         sizes.clear()
-        cached_prefix = memory.read(model, earlier)
+        cached_prefix = prefixes.read(model, earlier)
         reads.append(len(sizes))
         for ends in ([[3, 4], [3, 9, 1], [4]], [[3, 4], [3, 9, 1]], [[3, 4]]):
             prompts = [[*earlier, *end] for end in ends]

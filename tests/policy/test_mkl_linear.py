@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from rlhf_marl.policy import mkl_linear as packed_module
+from rlhf_marl.policy import mkl_linear
 from rlhf_marl.policy.mkl_linear import MOST_ROWS, MklLinear, use_mkl_linears
 from tests.conftest import tiny_llama
 
@@ -35,8 +35,8 @@ def test_the_gradient_is_the_plain_layers(rows):
 def test_the_packed_copy_is_used(monkeypatch):
     """Until MOST_ROWS, with and without gradients: else nothing here would have tested it."""
     used = []
-    real = packed_module._product
-    monkeypatch.setattr(packed_module, "_product", lambda x, *rest: used.append(len(x)) or real(x, *rest))
+    real = mkl_linear._product
+    monkeypatch.setattr(mkl_linear, "_product", lambda x, *rest: used.append(len(x)) or real(x, *rest))
     packed = MklLinear(nn.Linear(4, 3).requires_grad_(False))
     for rows in (1, MOST_ROWS, MOST_ROWS + 1):
         packed(torch.randn(rows, 4))

@@ -1,6 +1,6 @@
 """Decode step with packed weights against plain ones, interleaved in one run, on the config's real model.
 
-python benchmarks/packed.py [CONFIG] [--json FILE]
+python benchmarks/mkl_linear.py [CONFIG] [--json FILE]
 """
 
 import json
@@ -10,29 +10,29 @@ from pathlib import Path
 
 import click
 import torch
-from rlhf_marl.training.system import DialogueSystem
 from transformers import DynamicCache
 
 from rlhf_marl.config import load_config
-from rlhf_marl.policy import mkl_linear as packed
-from rlhf_marl.training.build import build
+from rlhf_marl.policy import mkl_linear
+from rlhf_marl.training.build import Agents, build_agents, fits_into_memory
 
 STEPS, REPEATS, PROMPT = 12, 7, 60
 
 
 @torch.inference_mode()
-def step_seconds(system: DialogueSystem, rows: int, agents: slice | None) -> float:
+def step_seconds(agents: Agents, rows: int, active: slice | None) -> float:
     """Median time of one decode step after a prompt of 60 tokens."""
+    model = agents.chat_model.model
     ids = torch.arange(100, 100 + PROMPT).expand(rows, -1)
     mask = torch.ones_like(ids)
-    cache = DynamicCache(config=system.model.config)
+    cache = DynamicCache(config=model.config)
     times = []
-    with system.adapters.use(agents):
-        system.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    with agents.adapters.use(active):
+        model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, logits_to_keep=1)
         for _ in range(STEPS):
             mask = torch.cat([mask, mask[:, :1]], dim=-1)
             started = time.perf_counter()
-            system.model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True)
+            model(input_ids=ids[:, :1], attention_mask=mask, past_key_values=cache, use_cache=True)
             times.append(time.perf_counter() - started)
     return statistics.median(times)
 
@@ -42,18 +42,17 @@ def step_seconds(system: DialogueSystem, rows: int, agents: slice | None) -> flo
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the ratios as a flat JSON object.")
 def main(config: str, output: Path | None) -> None:
     """Measure CONFIG's model."""
-    system = build(load_config(config), config, torch.device("cpu"))
-    n_agents, n_dialogues = system.adapters.n_agents, system.config.dialogues
+    loaded = load_config(config)
+    with fits_into_memory(config):
+        agents = build_agents(loaded, config, torch.device("cpu"))
+    n = loaded.dialogues
     numbers = {}
-    for name, rows, agents in (
-        ("agents", n_agents * n_dialogues, slice(0, n_agents)),
-        ("controller", n_dialogues, None),
-    ):
-        times: dict[int, list[float]] = {0: [], packed.MOST_ROWS: []}
+    for name, rows, active in (("agents", agents.adapters.n_agents * n, slice(None)), ("controller", n, None)):
+        times: dict[int, list[float]] = {0: [], mkl_linear.MOST_ROWS: []}
         for _ in range(REPEATS):
             for most_rows, measured in times.items():
-                packed.MOST_ROWS = most_rows
-                measured.append(step_seconds(system, rows, agents))
+                mkl_linear.MOST_ROWS = most_rows
+                measured.append(step_seconds(agents, rows, active))
         plain, fast = (statistics.median(measured) for measured in times.values())
         numbers[f"plain_over_packed_{name}"] = plain / fast
         click.echo(f"{name}: {rows} rows  plain {plain * 1e3:.0f} ms  packed {fast * 1e3:.0f} ms  {plain / fast:.2f} x")
