@@ -69,7 +69,7 @@ def test_wrong_topologies_are_one_line_before_any_model_loads(quick_content, top
     [
         (
             {"agents": [{"reward_model": "no/card.yaml"}]},
-            "c.yaml: agents.0.reward_model: 'no/card.yaml' does not exist",
+            "c.yaml: agents.0.reward_model: 'no/card.yaml' does",
         ),
         ({"prompts": {"source": "jsonl", "path": "no.jsonl"}}, "c.yaml: prompts.path: 'no.jsonl' does not exist"),
         ({"controller": {"kind": "scripted", "next_prompts": ["{{ no }}"]}}, "c.yaml: controller: template error"),
