@@ -146,3 +146,24 @@ def test_errors_that_are_not_about_memory_stay_what_they_are():
         raise RuntimeError("shapes differ")
     with pytest.raises(UsageError, match=r"^c: does not fit into memory \(MemoryError\)"), fits_into_memory("c"):
         raise MemoryError
+
+
+def test_agents_with_the_same_card_share_its_memory(quick_content):
+    first, second = quick_content["agents"]
+    config = config_of(quick_content, agents=[first, second, first])
+    models = build(config, "c", CPU).team._scorers
+    assert models[0] is models[2]
+    assert models[0] is not models[1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
+)
+def test_what_does_not_fit_into_memory_is_one_line(quick_content, monkeypatch, problem):
+    def full(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
+    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
+        build(config_of(quick_content), "c.yaml", CPU)

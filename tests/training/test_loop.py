@@ -264,27 +264,6 @@ def test_tensorboard_receives_the_metrics(tiny_content, tmp_path):
     assert any((run.path / "tracker").rglob("events*"))
 
 
-def test_agents_with_the_same_card_share_its_memory(tiny_content):
-    first, second = tiny_content["agents"]
-    config = check_config(tiny_content | {"agents": [first, second, first]}, "c")
-    models = build(config, "c", torch.device("cpu")).team._scorers
-    assert models[0] is models[2]
-    assert models[0] is not models[1]
-
-
-@pytest.mark.parametrize(
-    "problem",
-    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
-)
-def test_what_does_not_fit_into_memory_is_one_line(tiny_content, monkeypatch, problem):
-    def full(*arguments, **options):
-        raise problem
-
-    monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
-    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
-        build(check_config(tiny_content, "c"), "c.yaml", torch.device("cpu"))
-
-
 def row(update, *, reward, actor_skipped=0, critic_skipped=0):
     flags = {"actor_skipped": actor_skipped, "critic_skipped": critic_skipped}
     return {"update": update, "reward_scaled": reward, "reward_raw": -reward, **flags}
