@@ -1,191 +1,10 @@
-"""The actor signals against exact gradients of a small multi-agent problem, enumerated."""
+"""The leave-one-out baseline and line 17's step, by hand."""
 
-import itertools
-
-import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
-from rlhf_marl.algorithm.mixing import MatrixMixer
-from rlhf_marl.algorithm.signals import Values, actor_signal, critic_kind, td_error
-from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
-
-N, S, A, GAMMA = 2, 3, 2, 0.9
-JOINT = list(itertools.product(range(A), repeat=N))
-AVERAGING = MatrixMixer(consensus_matrix("uniform", adjacency("complete", N)), 10)
-
-_generator = torch.Generator().manual_seed(0)
-TRANSITION = torch.rand(S, len(JOINT), S, dtype=torch.float64, generator=_generator)
-TRANSITION /= TRANSITION.sum(-1, keepdim=True)
-REWARD = torch.randn(N, S, A, dtype=torch.float64, generator=_generator)  # r^i(s, a^i)
-THETA = torch.randn(N, S, A, dtype=torch.float64, generator=_generator)
-START = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
-
-
-def joint_policy(theta):
-    policy = theta.softmax(-1)
-    return torch.stack([torch.stack([policy[i, :, a[i]] for i in range(N)]).prod(0) for a in JOINT], dim=-1)  # (S, |A|)
-
-
-def local_rewards():
-    """(N, S, joint actions)."""
-    return torch.stack([torch.stack([REWARD[i, :, a[i]] for a in JOINT], dim=-1) for i in range(N)])
-
-
-def exact(theta):
-    """V (S,), Q (S, joint) of the mean reward, and the discounted visitation η (S,)."""
-    pi = joint_policy(theta)
-    chain = torch.einsum("sa,sat->st", pi, TRANSITION)
-    team = local_rewards().mean(0)
-    identity = torch.eye(S, dtype=torch.float64)
-    v = torch.linalg.solve(identity - GAMMA * chain, (pi * team).sum(-1))
-    q = team + GAMMA * TRANSITION @ v
-    visitation = torch.linalg.solve(identity - GAMMA * chain.T, START)
-    return v, q, visitation
-
-
-def objective(theta):
-    return START @ exact(theta)[0]
-
-
-def finite_difference_gradient():
-    gradient, step = torch.zeros_like(THETA), 1e-6
-    for index in itertools.product(range(N), range(S), range(A)):
-        up, down = THETA.clone(), THETA.clone()
-        up[index] += step
-        down[index] -= step
-        gradient[index] = (objective(up) - objective(down)) / (2 * step)
-    return gradient
-
-
-def samples():
-    """Every (s, a, s', a') as one batch: indices and probabilities η(s) π(a|s) P(s'|s,a) π(a'|s')."""
-    pi, (_, _, visitation) = joint_policy(THETA), exact(THETA)
-    rows = torch.tensor(list(itertools.product(range(S), range(len(JOINT)), range(S), range(len(JOINT)))))
-    s, a, s2, a2 = rows.T
-    return s, a, s2, a2, visitation[s] * pi[s, a] * TRANSITION[s, a, s2] * pi[s2, a2]
-
-
-def signal_of(name, credit, mixer=AVERAGING):
-    v, q, _ = exact(THETA)
-    s, a, s2, a2, _ = samples()
-    counterfactual = None
-    if critic_kind(name) == "v":
-        value, next_value = v[s], v[s2]
-    else:
-        value, next_value = q[s, a], q[s2, a2]
-        own = THETA.softmax(-1)
-        counterfactual = torch.zeros(N, len(s), dtype=torch.float64)
-        for i in range(N):
-            for action in range(A):
-                other = torch.tensor([JOINT.index((*j[:i], action, *j[i + 1 :])) for j in JOINT])
-                counterfactual[i] += own[i, s, action] * q[s, other[a]]
-    return actor_signal(
-        name,
-        credit,
-        mixer,
-        Values(
-            value=value.expand(N, -1),
-            next_value=next_value.expand(N, -1),
-            reward=local_rewards()[:, s, a],
-            discount=torch.full((1, 1), GAMMA, dtype=torch.float64),
-            counterfactual_value=counterfactual,
-        ),
-    )
-
-
-def scores():
-    """∇ log π^i(a^i | s) for every sample: (N, samples, S, A)."""
-    s, a, *_ = samples()
-    result = torch.zeros(N, len(s), S, A, dtype=torch.float64)
-    for i in range(N):
-        own = torch.tensor([j[i] for j in JOINT])[a]
-        result[i, torch.arange(len(s)), s] = torch.nn.functional.one_hot(own, A).double() - THETA.softmax(-1)[i, s]
-    return result
-
-
-def expected_direction(name, credit, mixer=AVERAGING):
-    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, mixer), scores())
-
-
-@pytest.mark.parametrize(
-    ("signal", "credit"),
-    [("td_v", "consensus"), ("td_v", "local"), ("q_value", "consensus"), ("counterfactual", "consensus")],
-)
-def test_expected_direction_is_the_policy_gradient(signal, credit):
-    torch.testing.assert_close(expected_direction(signal, credit), finite_difference_gradient(), atol=1e-6, rtol=1e-5)
-
-
-def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
-    """E[δ | s, a] = 0 for every (s, a): the better the critic, the less the paper's signal says."""
-    signal = signal_of("td_q", "consensus")[0]
-    s, a, _, _, probability = samples()
-    for state, action in itertools.product(range(S), range(len(JOINT))):
-        here = (s == state) & (a == action)
-        assert (probability[here] @ signal[here]).item() == pytest.approx(0, abs=1e-10)
-    assert expected_direction("td_q", "consensus").abs().max() < 1e-10
-    assert finite_difference_gradient().abs().max() > 0.01
-
-
-@pytest.mark.parametrize("signal", ["td_v", "td_q"])
-@pytest.mark.parametrize("self_weight", [1 / N, 0.7, 1.0])
-def test_local_and_consensus_credit_have_the_same_mean_however_far_gossip_went(signal, self_weight):
-    """The others' immediate rewards, which local credit leaves out, do not depend on agent i's action."""
-    others = (1 - self_weight) / (N - 1)
-    mixer = MatrixMixer(torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight), 1)
-    torch.testing.assert_close(
-        expected_direction(signal, "local", mixer), expected_direction(signal, "consensus", mixer), atol=1e-9, rtol=0
-    )
-
-
-def test_the_sign_of_the_letter():
-    for credit in ("consensus", "local"):
-        torch.testing.assert_close(signal_of("td_q_literal", credit), -signal_of("td_q", credit))
-
-
-def test_local_credit_has_lower_variance_given_the_state():
-    """The variance around the mean of each state: what a state-dependent baseline cannot remove."""
-    s, _, _, _, probability = samples()
-    variance = {}
-    for credit in ("local", "consensus"):
-        signal = signal_of("td_v", credit)[0]
-        parts = []
-        for state in range(S):
-            weight = probability[s == state] / probability[s == state].sum()
-            mean = weight @ signal[s == state]
-            parts.append((weight @ (signal[s == state] - mean).square()).item())
-        variance[credit] = sum(parts)
-    assert variance["local"] < 0.9 * variance["consensus"]
-
-
-def test_consensus_signal_by_hand():
-    """Two agents, full averaging: δ = (1, 3) and (2, 2) mix to (1.5, 2.5) for both; the signal is its negative."""
-    value = torch.tensor([[5.0, 5.0], [5.0, 5.0]])
-    reward = torch.tensor([[3.0, 1.0], [2.0, 2.0]])
-    next_value = torch.tensor([[2.0, 2.0], [2.0, 2.0]])
-    discount = torch.tensor([[0.5]])
-    torch.testing.assert_close(td_error(value, reward, next_value, discount), torch.tensor([[1.0, 3.0], [2.0, 2.0]]))
-    values, mixer = Values(value, next_value, reward, discount), MatrixMixer(torch.full((2, 2), 0.5), 1)
-    signal = actor_signal("td_v", "consensus", mixer, values)
-    torch.testing.assert_close(signal, torch.tensor([[-1.5, -2.5], [-1.5, -2.5]]))
-    # Local: r^i / 2 + 0.5 * 2 - 5.
-    local = actor_signal("td_v", "local", mixer, values)
-    torch.testing.assert_close(local, torch.tensor([[-2.5, -3.5], [-3.0, -3.0]]))
-
-
-@pytest.mark.parametrize(
-    ("signal", "credit", "message"),
-    [
-        ("td", "local", "'td' is not an actor signal"),
-        ("td_v", "own", "'own' is not a credit"),
-        ("q_value", "local", "local needs a signal with an immediate reward"),
-        ("counterfactual", "consensus", "actions that can be enumerated"),
-    ],
-)
-def test_impossible_choices_are_refused(signal, credit, message):
-    z = torch.zeros(2, 3)
-    with pytest.raises(ValueError, match=message):
-        actor_signal(signal, credit, MatrixMixer(torch.eye(2), 1), Values(z, z, z, z))
 
 
 def test_leave_one_out_by_hand():
@@ -205,3 +24,17 @@ def test_a_tiny_direction_takes_a_whole_step():
     direction = torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])
     moved = normalised_step(torch.zeros(2, 2), direction, 0.5)
     torch.testing.assert_close(moved, torch.tensor([[0.3, 0.4], [0.3, 0.4]]))
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 6), shift=st.floats(-10, 10), seed=st.integers(0, 99))
+def test_leave_one_out_ignores_what_all_samples_share_and_sums_to_zero(n, shift, seed):
+    signal = torch.randn(3, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(leave_one_out(signal + shift), leave_one_out(signal), atol=1e-9, rtol=0)
+    torch.testing.assert_close(leave_one_out(signal).sum(-1), torch.zeros(3, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_an_infinite_direction_leaves_its_own_row_alone():
+    direction = torch.tensor([[float("inf"), 1.0], [0.0, -2.0]])
+    moved = normalised_step(torch.ones(2, 2), direction, 0.5)
+    assert moved.tolist() == [[1.0, 1.0], [1.0, 0.5]]

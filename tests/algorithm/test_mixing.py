@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_marl.algorithm.mixing import consensus_power, disagreement, gossip, gossip_bytes
+from rlhf_marl.algorithm.mixing import MatrixMixer, consensus_power, disagreement, gossip, gossip_bytes
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix, spectral_gap
 
 
@@ -64,3 +64,29 @@ def test_seeds_may_have_matrices_of_their_own():
     mixed = gossip(consensus_power(matrices, 3), values)
     for seed in range(2):
         torch.testing.assert_close(mixed[seed], gossip(consensus_power(matrices[seed], 3), values[seed]))
+
+
+def test_a_mixer_by_hand():
+    """A = (3/4, 1/4; 1/4, 3/4), so A² = (5/8, 3/8; 3/8, 5/8)."""
+    mixer = MatrixMixer(torch.tensor([[0.75, 0.25], [0.25, 0.75]]), 2)
+    assert mixer.own_weight.tolist() == [0.625, 0.625]
+    assert mixer.mix(torch.tensor([[8.0, 0.0], [0.0, 16.0]])).tolist() == [[5.0, 6.0], [3.0, 10.0]]
+
+
+def test_the_own_weight_is_the_agents_own_not_its_columns_mean():
+    """A star of three after one round: the hub keeps 1/3, the leaves 2/3."""
+    star = consensus_matrix("metropolis_hastings", adjacency("star", 3))
+    torch.testing.assert_close(MatrixMixer(star, 1).own_weight, torch.tensor([1 / 3, 2 / 3, 2 / 3]).double())
+    assert MatrixMixer(star, 0).own_weight.tolist() == [1.0, 1.0, 1.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(rounds=st.integers(0, 8), seed=st.integers(0, 99))
+def test_a_mixer_is_repeated_multiplication(rounds, seed):
+    generator = torch.Generator().manual_seed(seed)
+    matrix = consensus_matrix("sinkhorn", adjacency("complete", 4), generator=generator)
+    values = torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)
+    expected = values
+    for _ in range(rounds):
+        expected = matrix @ expected
+    torch.testing.assert_close(MatrixMixer(matrix, rounds).mix(values), expected)

@@ -3,6 +3,7 @@
 import pytest
 
 from rlhf_marl.dialogue.controller import (
+    CallableController,
     ChatController,
     Exchange,
     ScriptedController,
@@ -169,3 +170,85 @@ def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(serve
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(server.requests) == asked
+
+
+def test_a_function_as_controller_reads_messages_and_responses():
+    seen = []
+
+    def function(messages, responses, *, turn, last):
+        seen.append((messages, responses, turn, last))
+        return responses[0].upper(), None if last else f"turn {turn + 1}?"
+
+    controller = CallableController(function, "c: controller")
+    other = Exchange([Message(role="user", content="who?")], ["x", "y"])
+    merged = controller.merge([EXCHANGE, other], turn=2, last=False)
+    assert [(m.aggregate, m.next_prompt, m.fallback) for m in merged] == [
+        ("FIRST", "turn 3?", False),
+        ("X", "turn 3?", False),
+    ]
+    (last,) = controller.merge([EXCHANGE], turn=3, last=True)
+    assert (last.aggregate, last.next_prompt) == ("FIRST", None)
+    message = [{"role": "user", "content": "why?"}]
+    assert seen[0] == (message, ["first", "second"], 2, False)
+    assert seen[2] == (message, ["first", "second"], 3, True)
+
+
+def test_what_a_function_writes_is_neutralised_and_what_it_does_to_its_arguments_stays_outside():
+    def function(messages, responses, *, turn, last):
+        messages.clear()
+        responses.clear()
+        return "<|im_end|>\x1b[2J", "<b>"
+
+    (merged,) = CallableController(function, "c").merge([EXCHANGE], turn=0, last=False)
+    assert (merged.aggregate, merged.next_prompt) == ("‹|im_end|› [2J", "‹b›")
+    assert (len(EXCHANGE.messages), len(EXCHANGE.responses)) == (1, 2)
+
+
+@pytest.mark.parametrize("ignored", [None, "not read"])
+def test_after_the_last_turn_a_next_prompt_is_ignored(ignored):
+    (merged,) = CallableController(lambda *_, **__: ("a", ignored), "c").merge([EXCHANGE], turn=0, last=True)
+    assert merged.next_prompt is None
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize(
+    "returned", [None, "text", ("a",), ("a", "b", "c"), ["a", "b"], (1, "b"), ("a", 2), (None, None)]
+)
+def test_a_function_that_returns_something_else_stops_the_run(returned, last):
+    controller = CallableController(lambda *_, **__: returned, "c: controller")
+    with pytest.raises(RunStopped, match="an answer and a next prompt are needed, as text") as caught:
+        controller.merge([EXCHANGE], turn=0, last=last)
+    assert str(caught.value).startswith(f"c: controller: returned {returned!r};")
+
+
+def test_without_a_next_prompt_a_dialogue_cannot_go_on():
+    with pytest.raises(RunStopped, match=r"^c: returned \('a', None\); an answer"):
+        CallableController(lambda *_, **__: ("a", None), "c").merge([EXCHANGE], turn=0, last=False)
+
+
+def test_what_a_bad_function_returns_is_told_in_one_short_line():
+    with pytest.raises(RunStopped) as caught:
+        CallableController(lambda *_, **__: ["\x1b[2J\n" * 100], "c").merge([EXCHANGE], turn=0, last=False)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 160
+
+
+def test_a_function_that_raises_stops_the_run_in_one_line():
+    def function(messages, responses, *, turn, last):
+        raise ZeroDivisionError("by\nzero")
+
+    with pytest.raises(RunStopped, match=r"^c: controller: raised ZeroDivisionError: by$"):
+        CallableController(function, "c: controller").merge([EXCHANGE], turn=0, last=False)
+
+
+def test_a_functions_own_line_of_ours_is_kept():
+    def function(messages, responses, *, turn, last):
+        raise UsageError("mine")
+
+    with pytest.raises(UsageError, match=r"^mine$"):
+        CallableController(function, "c").merge([EXCHANGE], turn=0, last=False)
+
+
+def test_a_function_with_other_parameters_is_told_so():
+    with pytest.raises(RunStopped, match=r"^c: raised TypeError: .*unexpected keyword argument"):
+        CallableController(lambda messages, responses: ("a", "b"), "c").merge([EXCHANGE], turn=0, last=False)

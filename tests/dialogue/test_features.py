@@ -39,3 +39,36 @@ def test_rows_are_independent():
     f = features()
     together = f([[1, 2], [3]])
     torch.testing.assert_close(together[1], f([[3]])[0])
+
+
+def test_the_norm_is_that_of_all_parts_together():
+    """Twice every embedding, the same features."""
+    generator = torch.Generator().manual_seed(1)
+    options = {"part_lengths": (4, 3), "token_features": 5, "width": 7, "generator": generator}
+    scaled = CriticFeatures(2 * EMBEDDINGS, **options)
+    torch.testing.assert_close(scaled([[3, 9]], [[2]]), features((4, 3))([[3, 9]], [[2]]))
+
+
+def test_a_token_counts_by_its_place_within_its_own_part():
+    """A longer state does not move the response."""
+    f = features((2, 2))
+    norm = EMBEDDINGS[[5, 7]].norm()
+    apart = f([[5]], [[7]])[0] * norm
+    longer = f([[5, 1]], [[7]])[0] * EMBEDDINGS[[5, 1, 7]].norm()
+    alone = f([[1, 1]], [[7]])[0] * EMBEDDINGS[[1, 1, 7]].norm() - f([[1, 1]], [[]])[0] * EMBEDDINGS[[1, 1]].norm()
+    torch.testing.assert_close(apart - f([[5]], [[]])[0] * EMBEDDINGS[5].norm(), alone, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(longer - f([[5, 1]], [[]])[0] * EMBEDDINGS[[5, 1]].norm(), alone, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_embeddings_and_a_seed():
+    half = CriticFeatures(
+        EMBEDDINGS.bfloat16(),
+        part_lengths=(4,),
+        token_features=5,
+        width=7,
+        generator=torch.Generator().manual_seed(1),
+    )
+    assert half([[1, 2]]).dtype == torch.float32
+    torch.testing.assert_close(half([[1, 2]]), features()([[1, 2]]), atol=0.05, rtol=0.05)
+    assert torch.equal(features()([[1, 2]]), features()([[1, 2]]))
+    assert not torch.allclose(features()([[1, 2]]), features(seed=2)([[1, 2]]))

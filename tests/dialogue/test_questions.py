@@ -2,9 +2,11 @@ import json
 
 import pytest
 from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
-from rlhf_marl.dialogue.questions import load_questions
+from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.errors import UsageError
 
 
@@ -58,3 +60,19 @@ def test_datasets_source(tmp_path):
 def test_bad_lists_say_which_line(tmp_path, rows, message):
     with pytest.raises(UsageError, match=message):
         load_questions(JsonlPrompts(source="jsonl", path=jsonl(tmp_path, rows)), 0, "c")
+
+
+def test_questions_are_stripped_and_may_stand_in_any_column(tmp_path):
+    path = jsonl(tmp_path, [{"text": " a\n", "prompt": 1}, "", {"text": "b"}])
+    assert load_questions(JsonlPrompts(source="jsonl", path=path, column="text"), 0, "c").texts == ["a", "b"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 9), seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
+def test_a_question_depends_on_seed_and_number_alone(n, seed, epoch):
+    """Whatever was asked for before, and every pass asks each question once."""
+    texts = [str(i) for i in range(n)]
+    forwards = [Questions(texts, seed).index(d) for d in range(n * epoch, n * (epoch + 1))]
+    again = Questions(texts, seed)
+    assert [again.index(d) for d in reversed(range(n * epoch, n * (epoch + 1)))] == forwards[::-1]
+    assert sorted(forwards) == list(range(n))

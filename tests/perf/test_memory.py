@@ -21,3 +21,17 @@ def test_freed_memory_is_used_again_without_asking_the_system():
         torch.ones(2**24)  # 64 MB, freed at once
         asked.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert sum(asked[10:]) < 2**26 / resource.getpagesize(), asked  # by default once per round
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_are_not_asked(monkeypatch, platform):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
+    keep_freed_memory()
+
+
+def test_a_c_library_without_mallopt_stays_as_it_is(monkeypatch):
+    """musl, for one."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    keep_freed_memory()

@@ -1,6 +1,7 @@
 """Where the time goes: every moment counts for exactly one stage."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,6 +33,46 @@ def test_a_stage_inside_a_stage_counts_for_the_inner_alone():
     assert second["update"] >= 0.03
     assert second["critic"] == second["gossip"] == 0
     assert watch.total == {name: first[name] + second[name] for name in STAGES}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test moves."""
+    now = SimpleNamespace(seconds=100.0)
+    monkeypatch.setattr("rlhf_marl.perf.stopwatch.time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    return now
+
+
+def test_stages_by_hand(clock):
+    with stopwatch(torch.device("cpu")) as watch:
+        clock.seconds += 1
+        with stage("generate"):
+            clock.seconds += 2
+            with stage("gossip"):
+                clock.seconds += 4
+            clock.seconds += 8
+            first = watch.lap()  # in the middle of a stage
+            clock.seconds += 16
+        clock.seconds += 32
+        second = watch.lap()
+    zero = dict.fromkeys(STAGES, 0.0)
+    assert first == zero | {"other": 1.0, "generate": 10.0, "gossip": 4.0}
+    assert second == zero | {"other": 32.0, "generate": 16.0}
+    assert watch.total == zero | {"other": 33.0, "generate": 26.0, "gossip": 4.0}
+    assert watch.lap() == zero
+
+
+def test_stages_report_to_the_innermost_stopwatch_and_to_none_afterwards(clock):
+    with stopwatch(torch.device("cpu")) as outer:
+        with stopwatch(torch.device("cpu")) as inner, stage("score"):
+            clock.seconds += 1
+        with stage("critic"):
+            clock.seconds += 2
+    with stage("update"):
+        clock.seconds += 4
+    assert inner.lap()["score"] == 1.0
+    seconds = outer.lap()
+    assert (seconds["score"], seconds["critic"], seconds["update"]) == (0.0, 2.0, 0.0)
 
 
 def test_an_error_ends_its_stage():

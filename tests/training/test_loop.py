@@ -20,7 +20,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
-from rlhf_marl.training.loop import first_prompts, with_successors
+from rlhf_marl.training.loop import Done, first_prompts, with_successors
 from tests.conftest import write_card
 
 
@@ -264,22 +264,42 @@ def test_tensorboard_receives_the_metrics(tiny_content, tmp_path):
     assert any((run.path / "tracker").rglob("events*"))
 
 
-def test_agents_with_the_same_card_share_its_memory(tiny_content):
-    first, second = tiny_content["agents"]
-    config = check_config(tiny_content | {"agents": [first, second, first]}, "c")
-    models = build(config, "c", torch.device("cpu")).team._scorers
-    assert models[0] is models[2]
-    assert models[0] is not models[1]
+def row(update, *, reward, actor_skipped=0, critic_skipped=0):
+    flags = {"actor_skipped": actor_skipped, "critic_skipped": critic_skipped}
+    return {"update": update, "reward_scaled": reward, "reward_raw": -reward, **flags}
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
-)
-def test_what_does_not_fit_into_memory_is_one_line(tiny_content, monkeypatch, problem):
-    def full(*arguments, **options):
-        raise problem
+def test_done_after_an_iteration_by_hand():
+    rows = [row(4, reward=1.0), row(4, reward=2.0), row(5, reward=3.0), row(5, reward=6.0)]
+    before = Done(iterations=2, updates=4, skipped=3, recent=(0.5,))
+    assert before.after(rows, "reward_scaled") == Done(3, 6, 0, (0.5, 3.0))
+    assert before.after(rows, "reward_raw") == Done(3, 6, 0, (0.5, -3.0))
 
-    monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
-    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
-        build(check_config(tiny_content, "c"), "c.yaml", torch.device("cpu"))
+
+def test_skipped_updates_in_a_row_are_counted_over_iterations():
+    """One agent's actor or critic is enough; a clean update ends the row."""
+    bad = [
+        row(0, reward=0.0, actor_skipped=1),
+        row(0, reward=0.0),
+        row(1, reward=0.0),
+        row(1, reward=0.0, critic_skipped=2),
+    ]
+    done = Done().after(bad, "reward_raw")
+    assert done.skipped == 2
+    assert done.after([row(2, reward=0.0, actor_skipped=1)], "reward_raw").skipped == 3
+    mixed = [row(2, reward=0.0), row(3, reward=0.0, critic_skipped=1)]
+    assert done.after(mixed, "reward_raw").skipped == 1
+    assert done.after(mixed[::-1], "reward_raw").skipped == 1  # in the updates' order, not the rows'
+    assert done.after([row(2, reward=0.0)], "reward_raw").skipped == 0
+
+
+def test_an_iterations_first_prompts_go_on_where_the_last_ones_ended(quick_content, tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"q{i}"}) + "\n" for i in range(4)))
+    config = check_config(quick_content | {"prompts": {"source": "jsonl", "path": str(path)}}, "c")
+    experiment = build(config, "c", torch.device("cpu"))
+    dialogues = [dialogue for iteration in range(2) for dialogue in first_prompts(experiment, iteration)]
+    assert [dialogue.number for dialogue in dialogues] == [0, 1, 2, 3]
+    assert sorted(dialogue.question for dialogue in dialogues) == [0, 1, 2, 3]
+    assert [dialogue.prompt for dialogue in dialogues] == [f"q{dialogue.question}" for dialogue in dialogues]
+    assert {dialogue.turns for dialogue in dialogues} == {1}

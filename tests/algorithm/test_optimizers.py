@@ -1,0 +1,102 @@
+"""Adam per agent: torch's own, row by row and bit for bit."""
+
+import pytest
+import torch
+
+from rlhf_marl.algorithm.optimizers import AgentAdam
+
+SHAPE = (2, 3, 5)  # seeds, agents, parameters
+
+
+def draws(n, shape=SHAPE):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(n)]
+
+
+def everyone(shape=SHAPE):
+    return torch.ones(shape[:-1], dtype=torch.bool)
+
+
+def test_equals_torchs_adam_on_every_row():
+    start, *gradients = draws(5)
+    usable = torch.rand(4, *SHAPE[:-1], generator=torch.Generator().manual_seed(1)) > 0.4
+    assert 0 < usable.sum() < usable.numel()
+    ours = start.clone()
+    adam = AgentAdam(ours, 0.1)
+    for gradient, mask in zip(gradients, usable, strict=True):
+        adam.step(gradient, mask)
+    for seed in range(2):
+        for agent in range(3):
+            row = torch.nn.Parameter(start[seed, agent].clone())
+            reference = torch.optim.Adam([row], lr=0.1)
+            for gradient, mask in zip(gradients, usable, strict=True):
+                if mask[seed, agent]:
+                    row.grad = gradient[seed, agent].clone()
+                    reference.step()
+            assert torch.equal(ours[seed, agent], row.detach())
+            state = adam.state_dict(3 * seed + agent)
+            assert state.keys() == reference.state[row].keys()
+            assert all(torch.equal(state[name], reference.state[row][name]) for name in state)
+
+
+def test_the_first_step_has_the_step_size_whatever_the_gradients_scale():
+    parameters = torch.zeros(2, 2)
+    AgentAdam(parameters, 0.5).step(torch.tensor([[3.0, -1000.0], [-0.25, 1.0]]), torch.tensor([True, True]))
+    torch.testing.assert_close(parameters, torch.tensor([[-0.5, 0.5], [0.5, -0.5]]))
+
+
+def test_a_skipped_row_keeps_weights_moments_and_step_count():
+    start, first, second = draws(3, (2, 3))
+    parameters = start.clone()
+    adam = AgentAdam(parameters, 0.1)
+    adam.step(first, torch.tensor([True, True]))
+    weights = parameters[0].clone()
+    before = {name: value.clone() for name, value in adam.state_dict(0).items()}
+    second[0] = float("nan")
+    adam.step(second, torch.tensor([False, True]))
+    assert torch.equal(parameters[0], weights)
+    assert all(torch.equal(value, before[name]) for name, value in adam.state_dict(0).items())
+    assert [adam.state_dict(row)["step"].item() for row in range(2)] == [1, 2]
+    assert parameters.isfinite().all()
+
+
+def test_before_its_first_step_a_row_has_no_state_and_reset_goes_back_there():
+    start, gradient = draws(2, (2, 3))
+    first, again = start.clone(), start.clone()
+    adam = AgentAdam(first, 0.1)
+    assert adam.state_dict(0) == {}
+    adam.step(gradient, torch.tensor([True, False]))
+    assert adam.state_dict(1) == {}
+    adam.reset()
+    assert adam.state_dict(0) == {}
+    first.copy_(start)
+    adam.step(gradient, torch.tensor([True, True]))
+    AgentAdam(again, 0.1).step(gradient, torch.tensor([True, True]))
+    assert torch.equal(first, again)
+
+
+def test_a_restored_state_continues_alike_and_is_a_copy():
+    start, first, second, third = draws(4, (2, 3))
+    ours = start.clone()
+    adam = AgentAdam(ours, 0.1)
+    adam.step(first, torch.tensor([True, True]))
+    theirs = ours.clone()
+    other = AgentAdam(theirs, 0.1)
+    for row in range(2):
+        other.load_state_dict(row, adam.state_dict(row))
+    other.step(second, torch.tensor([True, True]))
+    adam.step(second, torch.tensor([True, True]))
+    assert torch.equal(ours, theirs)
+    other.load_state_dict(0, {})
+    assert other.state_dict(0) == {}
+    adam.step(third, torch.tensor([True, True]))
+    assert adam.state_dict(0)["step"].item() == 3
+
+
+def test_a_state_with_a_missing_part_is_refused():
+    adam = AgentAdam(torch.zeros(1, 2), 0.1)
+    adam.step(torch.ones(1, 2), torch.tensor([True]))
+    state = adam.state_dict(0)
+    del state["exp_avg_sq"]
+    with pytest.raises(KeyError, match="exp_avg_sq"):
+        adam.load_state_dict(0, state)

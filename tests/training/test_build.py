@@ -1,0 +1,169 @@
+"""From a config to an experiment: graphs by hand, early mistakes in one line, and what the seed decides."""
+
+import pytest
+import torch
+
+from rlhf_marl.config import check_config
+from rlhf_marl.errors import UsageError
+from rlhf_marl.training.build import build, build_agents, build_topology, fits_into_memory
+
+CPU = torch.device("cpu")
+
+
+def config_of(content, **changes):
+    return check_config(content | changes, "c")
+
+
+def three(content):
+    return [*content["agents"], content["agents"][0]]
+
+
+def test_a_ring_of_three_by_hand(quick_content):
+    """Everyone has two neighbours, so every weight is 1 / (1 + 2)."""
+    graph, matrix = build_topology(config_of(quick_content, agents=three(quick_content)), "c")
+    assert graph.tolist() == [[False, True, True], [True, False, True], [True, True, False]]
+    torch.testing.assert_close(matrix, torch.full((3, 3), 1 / 3, dtype=torch.float64))
+
+
+def test_a_lazy_path_of_three_by_hand(quick_content):
+    """Half of Metropolis' (2/3, 1/3, 0; 1/3, 1/3, 1/3; 0, 1/3, 2/3), half of the identity."""
+    topology = {"graph": "explicit", "edges": [[0, 1], [1, 2]], "laziness": 0.5}
+    graph, matrix = build_topology(config_of(quick_content, agents=three(quick_content), topology=topology), "c")
+    assert graph.sum(-1).tolist() == [1, 2, 1]
+    expected = torch.tensor([[5, 1, 0], [1, 4, 1], [0, 1, 5]], dtype=torch.float64) / 6
+    torch.testing.assert_close(matrix, expected)
+
+
+def test_random_graphs_follow_the_seed(quick_content):
+    agents = [quick_content["agents"][0]] * 8
+    topology = {"graph": "random", "edge_probability": 0.4, "matrix": "sinkhorn"}
+    graphs = [
+        build_topology(config_of(quick_content, agents=agents, topology=topology, seed=seed), "c") for seed in (3, 3, 4)
+    ]
+    assert torch.equal(graphs[0][0], graphs[1][0])
+    assert torch.equal(graphs[0][1], graphs[1][1])
+    assert not torch.equal(graphs[0][0], graphs[2][0])
+
+
+@pytest.mark.parametrize(
+    ("topology", "message"),
+    [
+        ({"graph": "explicit", "edges": [[0, 2]]}, r"edges: \[0, 2\] must name two different agents between 0 and 1"),
+        ({"graph": "explicit", "edges": [[1, 1]]}, r"edges: \[1, 1\] must name two different agents"),
+        ({"graph": "explicit", "edges": []}, "does not connect all 2 agents"),
+        ({"graph": "explicit"}, "edges: needed for graph explicit"),
+        ({"edges": [[0, 1]]}, "edges: only allowed with graph explicit"),
+        ({"matrix": "given", "weights": [[1.0]]}, "weights: 2 rows of 2 numbers are needed"),
+        ({"matrix": "given", "weights": [[0.5, 0.4], [0.5, 0.5]]}, "row 0 sums to 0.9"),
+    ],
+)
+def test_wrong_topologies_are_one_line_before_any_model_loads(quick_content, topology, message):
+    config = config_of(quick_content, topology=topology, model={"name": "/nowhere/at/all"})
+    with pytest.raises(UsageError, match=rf"^c.yaml: topology: .*{message}") as caught:
+        build(config, "c.yaml", CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"agents": [{"reward_model": "no/card.yaml"}]},
+            "c.yaml: agents.0.reward_model: 'no/card.yaml' does",
+        ),
+        ({"prompts": {"source": "jsonl", "path": "no.jsonl"}}, "c.yaml: prompts.path: 'no.jsonl' does not exist"),
+        ({"controller": {"kind": "scripted", "next_prompts": ["{{ no }}"]}}, "c.yaml: controller: template error"),
+    ],
+)
+def test_missing_files_are_told_before_any_model_loads(quick_content, change, message):
+    with pytest.raises(UsageError, match=message):
+        build(config_of(quick_content, model={"name": "/nowhere/at/all"}, **change), "c.yaml", CPU)
+
+
+def test_more_tokens_than_the_model_reads_are_refused(quick_content):
+    fits = {"max_prompt_tokens": 509, "max_new_tokens": 3}
+    build_agents(config_of(quick_content, generation=fits), "c", CPU)
+    config = config_of(quick_content, generation={"max_prompt_tokens": 510, "max_new_tokens": 3})
+    with pytest.raises(
+        UsageError, match=r"max_prompt_tokens \+ max_new_tokens is 513; .* has a context of 512"
+    ) as caught:
+        build(config, "c.yaml", CPU)
+    assert str(caught.value).startswith("c.yaml: generation: ")
+
+
+def test_a_first_prompt_that_does_not_fit_is_refused_with_its_length(quick_content):
+    """The template's own tokens are 19: three control tokens, `user`, `assistant` and three line ends."""
+    build(config_of(quick_content, prompts={"source": "fixed", "question": "x" * 45}), "c", CPU)
+    config = config_of(quick_content, prompts={"source": "fixed", "question": "x" * 46})
+    message = r"^c.yaml: prompts: prompt 1 \('x{40}'\.\.\.\) is 65 tokens long .*max_prompt_tokens allows 64$"
+    with pytest.raises(UsageError, match=message):
+        build(config, "c.yaml", CPU)
+
+
+def test_the_seed_decides_adapters_and_critics(quick_content):
+    first, again, other = (build(config_of(quick_content, seed=seed), "c", CPU).team for seed in (0, 0, 1))
+    states = [team.state_dict() for team in (first, again, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not any(torch.equal(states[0][name], states[2][name]) for name in states[0])
+    assert not torch.equal(states[0]["agent_0.adapter"], states[0]["agent_1.adapter"])
+    assert torch.equal(states[0]["agent_0.critic.weights"], states[0]["agent_1.critic.weights"])  # one W(0)
+
+
+def test_adding_an_agent_changes_nobody_elses_start(quick_content):
+    two = build_agents(config_of(quick_content), "c", CPU).adapters.parameters
+    more = build_agents(config_of(quick_content, agents=three(quick_content)), "c", CPU).adapters.parameters
+    assert torch.equal(more[:2], two)
+
+
+def test_an_agent_starts_from_its_adapter_unless_told_not_to(quick_content, tmp_path):
+    agents = build_agents(config_of(quick_content, seed=5), "c", CPU)
+    agents.adapters.save(1, tmp_path / "start", "base")
+    second = quick_content["agents"][1] | {"adapter": str(tmp_path / "start")}
+    config = config_of(quick_content, agents=[quick_content["agents"][0], second])
+    fresh = build_agents(config, "c", CPU, start=False).adapters.parameters
+    started = build_agents(config, "c", CPU).adapters.parameters
+    assert torch.equal(started[0], fresh[0])
+    assert torch.equal(started[1], agents.adapters.parameters[1])
+    assert not torch.equal(started[1], fresh[1])
+    missing = quick_content["agents"][1] | {"adapter": str(tmp_path / "no")}
+    with pytest.raises(UsageError, match=r"^c: agents.0.adapter: .*adapter_config.json' does not exist"):
+        build_agents(config_of(quick_content, agents=[missing]), "c", CPU)
+
+
+def test_optimizer_and_kind_of_critic_follow_the_config(quick_content):
+    adam = build(config_of(quick_content), "c", CPU).team.learner
+    assert adam.optimizer is not None
+    assert adam.features.part_lengths == (64,)
+    actor = {"signal": "q_value", "credit": "consensus", "optimizer": "normalised"}
+    learner = build(config_of(quick_content, actor=actor), "c", CPU).team.learner
+    assert learner.optimizer is None
+    assert learner.features.part_lengths == (64, 3, 3)  # the state and every agent's response
+    torch.testing.assert_close(learner.mixer.own_weight, torch.full((2,), 0.5, dtype=torch.float64))
+
+
+def test_errors_that_are_not_about_memory_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes differ"), fits_into_memory("c"):
+        raise RuntimeError("shapes differ")
+    with pytest.raises(UsageError, match=r"^c: does not fit into memory \(MemoryError\)"), fits_into_memory("c"):
+        raise MemoryError
+
+
+def test_agents_with_the_same_card_share_its_memory(quick_content):
+    first, second = quick_content["agents"]
+    config = config_of(quick_content, agents=[first, second, first])
+    models = build(config, "c", CPU).team._scorers
+    assert models[0] is models[2]
+    assert models[0] is not models[1]
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")],
+)
+def test_what_does_not_fit_into_memory_is_one_line(quick_content, monkeypatch, problem):
+    def full(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
+    with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
+        build(config_of(quick_content), "c.yaml", CPU)
