@@ -17,11 +17,11 @@ import click
 import numpy as np
 import torch
 
+from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import EPISODE, NEXT_CELL, local_rewards
 from rlhf_marl.gridworld.training import train
-from rlhf_marl.gridworld.world import Noise, World, draw_world
 
 DEFAULTS = Setting(signal="td_q")
 SEEDS, REPEATS = 100, 5
@@ -58,15 +58,15 @@ def draw(policy: torch.distributions.Categorical, uniform: float) -> torch.Tenso
     return (uniform >= policy.probs.cumsum(-1)[:-1]).sum()
 
 
-def plain_loop(s: Setting, world: World, iterations: int) -> tuple[list[PlainNetwork], list[PlainNetwork]]:
+def plain_loop(s: Setting, draws: Draws, iterations: int) -> tuple[list[PlainNetwork], list[PlainNetwork]]:
     """Algorithms 1 and 2 with K = M = 1 and a Q critic for the world's first seed; returns actors and critics."""
     n = s.n_agents
     noise = Noise(0, 0, n)
-    power = torch.linalg.matrix_power(torch.tensor(world.matrix[0]), s.gossip_rounds).float()
-    critics = [PlainNetwork(world.critic_h[0], world.critic_w[0], world.critic_b[0]) for _ in range(n)]
-    actors = [PlainNetwork(world.actor_h[0, i], world.actor_w[0, i], world.actor_b[0, i]) for i in range(n)]
+    power = torch.linalg.matrix_power(torch.tensor(draws.matrix[0]), s.gossip_rounds).float()
+    critics = [PlainNetwork(draws.critic_h[0], draws.critic_w[0], draws.critic_b[0]) for _ in range(n)]
+    actors = [PlainNetwork(draws.actor_h[0, i], draws.actor_w[0, i], draws.actor_b[0, i]) for i in range(n)]
     start = [layer.detach().clone() for layer in critics[0].w]
-    positions, landmarks = world.positions[0], world.landmarks[0]
+    positions, landmarks = draws.positions[0], draws.landmarks[0]
     for t in range(iterations):
         (uniforms,), (redrawn,) = noise.take(1)
         policies = [
@@ -128,18 +128,18 @@ def plain_loop(s: Setting, world: World, iterations: int) -> tuple[list[PlainNet
     return actors, critics
 
 
-def compiled_rate(s: Setting, world: World, iterations: int, clock: Callable[[], float] = time.perf_counter) -> float:
+def compiled_rate(s: Setting, draws: Draws, iterations: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seed-steps of the compiled loop in a second of the clock."""
-    seeds = range(len(world.landmarks))
+    seeds = range(len(draws.landmarks))
     began = clock()
-    train(s, 0, seeds, [iterations], world=world)
+    train(s, 0, seeds, [iterations], draws=draws)
     return len(seeds) * iterations / (clock() - began)
 
 
-def plain_rate(s: Setting, world: World, iterations: int) -> float:
+def plain_rate(s: Setting, draws: Draws, iterations: int) -> float:
     """Seed-steps a second of the plain loop."""
     began = time.perf_counter()
-    plain_loop(s, world, iterations)
+    plain_loop(s, draws, iterations)
     return iterations / (time.perf_counter() - began)
 
 
@@ -149,16 +149,16 @@ def main(output: Path | None) -> None:
     """Measure."""
     if output is not None and not output.parent.is_dir():
         raise click.UsageError(f"--json: {str(output.parent)!r} is not a folder")
-    world = draw_world(DEFAULTS, 0, range(SEEDS))
+    draws = draw_all(DEFAULTS, 0, range(SEEDS))
     began = time.perf_counter()
     train(DEFAULTS, 0, range(1), [1])
     click.echo(f"compiled or loaded from the cache in {time.perf_counter() - began:.1f} s")
     torch.set_num_threads(1)  # the matrices are far too small for more
-    plain_rate(DEFAULTS, world, 10)
+    plain_rate(DEFAULTS, draws, 10)
     plain, compiled = [], []
     for _ in range(REPEATS):
-        plain.append(plain_rate(DEFAULTS, world, PLAIN_STEPS))
-        compiled.append(compiled_rate(DEFAULTS, world, STEPS))
+        plain.append(plain_rate(DEFAULTS, draws, PLAIN_STEPS))
+        compiled.append(compiled_rate(DEFAULTS, draws, STEPS))
     numbers = {
         "seed_steps_per_second": statistics.median(compiled),
         "autograd_seed_steps_per_second": statistics.median(plain),
@@ -170,11 +170,11 @@ def main(output: Path | None) -> None:
     for what, cases in GROWTH.items():
         for label, changes, seeds in cases:
             s = DEFAULTS.model_copy(update=changes)
-            world = draw_world(s, 0, range(seeds))
+            draws = draw_all(s, 0, range(seeds))
             budget = max(1, seeds * s.n_agents * s.depth * s.steps_per_iteration * s.width // 20)
             iterations = max(50, 400_000 // budget)
             # Of all threads together: what else the machine does hardly changes it.
-            rate = statistics.median(compiled_rate(s, world, iterations, time.process_time) for _ in range(3))
+            rate = statistics.median(compiled_rate(s, draws, iterations, time.process_time) for _ in range(3))
             numbers[f"processor_microseconds_{what}_{label}"] = 1e6 / rate
             click.echo(f"{what:>5} = {label:<4} ({seeds:3} seeds)   {1e6 / rate:8.1f} us of a processor a seed-step")
     if output is not None:

@@ -11,9 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from rlhf_marl.gridworld.draws import draw_world
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.training import train
-from rlhf_marl.gridworld.world import draw_world
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 

@@ -142,28 +142,34 @@ class CallableController:
     """A Python function, for protocols of one's own.
 
     Called per dialogue as function(messages, responses, turn=k, last=bool); messages end with the prompt. It returns
-    the team's answer and the next prompt, both text; after the last turn the next prompt is ignored.
+    the team's answer and the next prompt, both text; an empty one is a fallback, as with a model. After the last turn
+    the next prompt is ignored.
     """
 
     def __init__(self, function: Callable[..., tuple[str, str | None]], where: str) -> None:
         self._function, self._where = function, where
 
     def merge(self, exchanges: Sequence[Exchange], *, turn: int, last: bool) -> list[Merged]:
-        merged = []
-        for exchange in exchanges:
-            try:
-                found = self._function(list(exchange.messages), list(exchange.responses), turn=turn, last=last)
-            except RlhfMarlError:
-                raise
-            except Exception as error:  # whatever a user's function raises
-                raise RunStopped(f"{self._where}: raised {type(error).__name__}: {first_line(error)}") from error
-            wanted = (str, str | None) if last else (str, str)
-            if not isinstance(found, tuple) or len(found) != 2 or not all(map(isinstance, found, wanted)):
-                returned = printable(repr(found)[:80])
-                raise RunStopped(f"{self._where}: returned {returned}; an answer and a next prompt are needed, as text")
-            next_prompt = None if last else neutralise(found[1] or "")
-            merged.append(Merged(neutralise(found[0]), next_prompt, fallback=False))
-        return merged
+        return [self._merged(exchange, turn, last) for exchange in exchanges]
+
+    def _merged(self, exchange: Exchange, turn: int, last: bool) -> Merged:
+        messages = [Message(**message) for message in exchange.messages]  # the function may keep or change its own
+        try:
+            found = self._function(messages, list(exchange.responses), turn=turn, last=last)
+        except RlhfMarlError:
+            raise
+        except Exception as error:  # whatever a user's function raises
+            raise RunStopped(f"{self._where}: raised {type(error).__name__}: {first_line(error)}") from error
+        wanted = (str, str | None) if last else (str, str)
+        if not isinstance(found, tuple) or len(found) != 2 or not all(map(isinstance, found, wanted)):
+            returned = printable(repr(found)[:80])
+            raise RunStopped(f"{self._where}: returned {returned}; an answer and a next prompt are needed, as text")
+        answer = neutralise(found[0])
+        aggregate = answer or next((text for text in map(neutralise, exchange.responses) if text), "...")
+        if last:
+            return Merged(aggregate, None, not answer)
+        prompt = neutralise(found[1] or "")
+        return Merged(aggregate, prompt or exchange.messages[-1]["content"], not (answer and prompt))
 
 
 def endpoint_chat(endpoint: Endpoint) -> Chat:

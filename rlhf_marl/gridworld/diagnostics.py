@@ -16,12 +16,12 @@ from scipy.sparse import csr_matrix
 from rlhf_marl.algorithm.mixing import consensus_power
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.draws import Draws
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.exact import reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS, N_CELLS, NEXT_CELL, local_rewards
 from rlhf_marl.gridworld.training import Critics, Policies, policy_table
-from rlhf_marl.gridworld.world import World
 
 _BOARD = (N_CELLS, N_CELLS)
 _STATES = np.stack(np.divmod(np.arange(N_CELLS**2), N_CELLS), axis=-1)  # (4225, 2)
@@ -101,7 +101,7 @@ def backed_up(rewards: np.ndarray, value: np.ndarray, c: Chain) -> np.ndarray:
     return (rewards + c.stay * value)[_NEXT] + c.leave * value.mean()
 
 
-def critic_tables(s: Setting, world: World, critics: Critics, seed: int) -> np.ndarray:
+def critic_tables(s: Setting, draws: Draws, critics: Critics, seed: int) -> np.ndarray:
     """What a seed's critics say everywhere: V (C, 65, 65) or Q (C, 65, 65, 5, 5)."""
     shape: tuple[int, ...] = _BOARD
     if s.signal == "td_v":
@@ -115,9 +115,9 @@ def critic_tables(s: Setting, world: World, critics: Critics, seed: int) -> np.n
     if s.critic == "linear":
         values = np.einsum("cd,xd->cx", w.reshape(len(w), -1), x)
     else:
-        hidden = torch.as_tensor((x @ world.critic_h[seed]).astype(w.dtype))
+        hidden = torch.as_tensor((x @ draws.critic_h[seed]).astype(w.dtype))
         network = Network(s.width, s.depth, generator=torch.Generator())
-        network.b = torch.as_tensor(world.critic_b[seed : seed + 1].astype(w.dtype))
+        network.b = torch.as_tensor(draws.critic_b[seed : seed + 1].astype(w.dtype))
         values = network.forward(torch.as_tensor(w).flatten(1), hidden[None]).numpy()
     return values.reshape(len(w), *shape).astype(float)
 
@@ -215,7 +215,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1), 0.0)
 
 
-def diagnose(s: Setting, world: World, policies: Policies, critics: Critics) -> dict[str, np.ndarray]:
+def diagnose(s: Setting, draws: Draws, policies: Policies, critics: Critics) -> dict[str, np.ndarray]:
     """Per seed, (S,), means over the agents (and their critics).
 
     critic_error: root mean square, in the reward that the agents learn from. critic_correlation: with the exact value
@@ -228,17 +228,17 @@ def diagnose(s: Setting, world: World, policies: Policies, critics: Critics) -> 
     if s.n_agents != 2:
         raise UsageError(f"diagnostics: {s.n_agents} agents; exact values are there for two")
     tables = policy_table(policies).astype(float)
-    rows = [_diagnose_seed(s, world, policies, critics, tables[seed], seed) for seed in range(len(tables))]
+    rows = [_diagnose_seed(s, draws, policies, critics, tables[seed], seed) for seed in range(len(tables))]
     return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def _diagnose_seed(
-    s: Setting, world: World, policies: Policies, critics: Critics, table: np.ndarray, seed: int
+    s: Setting, draws: Draws, policies: Policies, critics: Critics, table: np.ndarray, seed: int
 ) -> dict[str, float]:
     c, nu = chain(s), visits(table, s)
-    team = reward_table(world.landmarks[seed])
+    team = reward_table(draws.landmarks[seed])
     paid = (team + s.reward_shift) * s.reward_scale
-    estimates = critic_tables(s, world, critics, seed)[:2]
+    estimates = critic_tables(s, draws, critics, seed)[:2]
     exact = exact_state_value(paid, table, c)
     weights = nu
     if s.signal != "td_v":
@@ -246,9 +246,9 @@ def _diagnose_seed(
     quality = [critic_quality(estimate, exact, weights) for estimate in estimates]
     rewards, power = paid[None], np.ones((1, 1))
     if s.control == "decentralised":
-        local = local_rewards(s.split, _STATES, world.landmarks[seed][None])
+        local = local_rewards(s.split, _STATES, draws.landmarks[seed][None])
         rewards = np.moveaxis((local + s.reward_shift) * s.reward_scale, -1, 0).reshape(2, *_BOARD)
-        power = consensus_power(torch.as_tensor(world.matrix[seed]), s.gossip_rounds).numpy()
+        power = consensus_power(torch.as_tensor(draws.matrix[seed]), s.gossip_rounds).numpy()
     actual = direction(s, policies, seed, actor_weights(s, estimates, rewards, power, table, nu))
     best = direction(s, policies, seed, exact_weights(team, table))
     return {
@@ -259,18 +259,18 @@ def _diagnose_seed(
     }
 
 
-def communication(s: Setting, world: World) -> dict[str, np.ndarray]:
+def communication(s: Setting, draws: Draws) -> dict[str, np.ndarray]:
     """What the agents send over a whole run (Corollary 5.11), per seed, (S,).
 
     rounds: of gossip, 2 T t_gossip with a TD-error signal. messages: one agent's values to one neighbour. bytes: of
     those, at 4 a number. Algorithm 3 has a centre instead of gossip, and sends nothing here.
     """
-    n_seeds = len(world.matrix)
+    n_seeds = len(draws.matrix)
     decentralised = s.control == "decentralised"
     critic_rounds = s.iterations * s.gossip_rounds * decentralised
     actor_rounds = critic_rounds * (s.signal not in ("q_value", "counterfactual"))
-    links = (world.matrix > 0).sum((-2, -1)) - s.n_agents
-    n_params = world.critic_h.shape[1] if s.critic == "linear" else s.depth * s.width**2
+    links = (draws.matrix > 0).sum((-2, -1)) - s.n_agents
+    n_params = draws.critic_h.shape[1] if s.critic == "linear" else s.depth * s.width**2
     numbers = critic_rounds * n_params + actor_rounds * s.actor_samples
     return {
         "rounds": np.full(n_seeds, critic_rounds + actor_rounds),

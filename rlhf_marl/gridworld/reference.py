@@ -1,8 +1,8 @@
 """Algorithms 1, 2 and 3 on the grid, to be read: the core that the dialogue system uses, with a seed axis in front.
 
-kernel.py does the same compiled, and tests prove the two equal. An iteration of Algorithm 1 takes K + M - 1 steps of
-one chain under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both,
-since Algorithm 2 hands s_{K-1} on. So with K = M = 1 the critics see every step, resets included.
+compiled_training.py is a compiled port, tested equal. An iteration of Algorithm 1 takes K + M - 1 steps of one chain
+under the policies θ_t: the critics learn from the first K, the actors from the last M. The K-th is both, since
+Algorithm 2 hands s_{K-1} on. So with K = M = 1 the critics see every step, resets included.
 
 At every step the action is drawn from the current policy. A Q critic's target needs a successor action too: it is drawn
 from the same policy with random numbers of its own, and not taken.
@@ -20,10 +20,10 @@ from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import MatrixMixer, consensus_power
 from rlhf_marl.algorithm.network import Linear, Network
 from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind
+from rlhf_marl.gridworld.draws import Draws
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import N_ACTIONS, Spread
-from rlhf_marl.gridworld.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,10 @@ class Actors:
     parameters: H, W and b, flat, (S, N, m (D m + d + 5)); the paper's m (D m + d + 1) with an output per action.
     """
 
-    def __init__(self, world: World, setting: Setting, dtype: torch.dtype) -> None:
+    def __init__(self, draws: Draws, setting: Setting, dtype: torch.dtype) -> None:
         self.network = Network(setting.width, setting.depth, generator=torch.Generator())
-        self._shapes = [array.shape[2:] for array in (world.actor_h, world.actor_w, world.actor_b)]
-        arrays = (torch.as_tensor(array, dtype=dtype) for array in (world.actor_h, world.actor_w, world.actor_b))
+        self._shapes = [array.shape[2:] for array in (draws.actor_h, draws.actor_w, draws.actor_b)]
+        arrays = (torch.as_tensor(array, dtype=dtype) for array in (draws.actor_h, draws.actor_w, draws.actor_b))
         self.parameters = torch.cat([array.flatten(2) for array in arrays], dim=-1)
 
     def split(self, parameters: Tensor) -> list[Tensor]:
@@ -103,18 +103,18 @@ class Actors:
 
 @final
 class Reference:
-    """One setting on all seeds of a world."""
+    """One setting on all seeds of a draws."""
 
-    def __init__(self, setting: Setting, world: World, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(self, setting: Setting, draws: Draws, dtype: torch.dtype = torch.float64) -> None:
         s = self.setting = setting
-        self.world, self.dtype = world, dtype
-        self.actors = Actors(world, s, dtype)
+        self.draws, self.dtype = draws, dtype
+        self.actors = Actors(draws, s, dtype)
         discount = s.discount if s.reset == "restart_kernel" else None
-        self.board = Spread(world.landmarks, s.n_agents, s.split, discount)
-        self.board.reset(world.positions)
+        self.board = Spread(draws.landmarks, s.n_agents, s.split, discount)
+        self.board.reset(draws.positions)
         self.iteration = 0
         self.trace = Trace()
-        power = consensus_power(torch.as_tensor(world.matrix), s.gossip_rounds)
+        power = consensus_power(torch.as_tensor(draws.matrix), s.gossip_rounds)
         if s.control == "centralised":
             power = torch.ones(len(power), 1, 1)
         self.power = torch.nn.functional.pad(power, (0, 1, 0, 1)) if s.yardstick else power
@@ -123,15 +123,15 @@ class Reference:
         self.critic = self._critic()
 
     def _critic(self) -> Critic:
-        s, world = self.setting, self.world
-        n_seeds, d, _ = world.critic_h.shape
+        s, draws = self.setting, self.draws
+        n_seeds, d, _ = draws.critic_h.shape
         network: Network | Linear
         if s.critic == "linear":
             network, initial = Linear(d), torch.zeros(n_seeds, 1, d, dtype=self.dtype)
         else:
             network = Network(s.width, s.depth, generator=torch.Generator())
-            network.b = torch.as_tensor(world.critic_b, dtype=self.dtype)[:, None, None]
-            initial = torch.as_tensor(world.critic_w, dtype=self.dtype).flatten(1)[:, None]
+            network.b = torch.as_tensor(draws.critic_b, dtype=self.dtype)[:, None, None]
+            initial = torch.as_tensor(draws.critic_w, dtype=self.dtype).flatten(1)[:, None]
         return Critic(
             network,
             initial,
@@ -192,7 +192,7 @@ class Reference:
         x = encode_critic(np.stack(cells, axis=1), np.stack(actions, axis=1) if with_actions else None)
         features = torch.as_tensor(x, dtype=self.dtype)
         if self.setting.critic == "deep":
-            features = features @ torch.as_tensor(self.world.critic_h, dtype=self.dtype)
+            features = features @ torch.as_tensor(self.draws.critic_h, dtype=self.dtype)
         return features[:, None]
 
     def _act(self, samples: list[Sample]) -> None:

@@ -11,9 +11,12 @@ from rlhf_marl.config.schema import (
     PositiveFloat,
     PositiveInt,
     Section,
+    registered,
 )
+from rlhf_marl.gridworld.compiled_layout import SIGNAL_CODES
 from rlhf_marl.gridworld.spread import N_CELLS
 
+SignalName: Any = registered(lambda: SIGNAL_CODES)
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -61,7 +64,7 @@ class Setting(Section):
     """centralised: Algorithm 3, one critic on the mean reward, which all actors read."""
     yardstick: bool = False
     """Run Algorithm 3 beside the decentralised critics on the same samples, and log the distance."""
-    signal: Literal["td_q_literal", "td_q", "td_v", "q_value", "counterfactual"] = "td_q_literal"
+    signal: SignalName = "td_q_literal"
     """What weighs the score function; see docs/algorithm.md."""
     credit: Literal["consensus", "local"] = "consensus"
     split: Literal["shared", "closest"] = "shared"

@@ -1,6 +1,6 @@
 """The front door of the grid: run a setting on many seeds, log as it goes.
 
-setting -> draw_world -> [ kernel.run on an interval -> statistics, snapshot ]* -> History
+setting -> draw_all -> [ compiled_training.run on an interval -> statistics, snapshot ]* -> History
 """
 
 import os
@@ -12,14 +12,13 @@ import numpy as np
 import torch
 
 from rlhf_marl.algorithm.mixing import consensus_power
-from rlhf_marl.gridworld import kernel, layout
+from rlhf_marl.gridworld import compiled_layout, compiled_training
+from rlhf_marl.gridworld.compiled_step import fill_table
+from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
 from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
-from rlhf_marl.gridworld.play import fill_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
-from rlhf_marl.gridworld.world import Noise, World, draw_world
 
-_SIGNALS = ("td_q_literal", "td_q", "td_v", "q_value", "counterfactual")
 _BOOTSTRAPS = ("reached", "redrawn", "none")
 _LANES = 8  # the width that the kernel's inner loops are padded to
 _CHUNK = 2000  # steps whose noise is drawn at once
@@ -32,7 +31,7 @@ def _pool(workers: int | None = None) -> ThreadPoolExecutor:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """Actor weights of all seeds, as in World."""
+    """Actor weights of all seeds, as in Draws."""
 
     h: np.ndarray
     w: np.ndarray
@@ -89,26 +88,26 @@ def train(
     points: Sequence[int],
     *,
     dtype: type[np.floating] = np.float32,
-    world: World | None = None,
+    draws: Draws | None = None,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> History:
     """Run a setting on seeds; common master and seeds make settings comparable pairwise.
 
     Args:
         points: increasing numbers of iterations at which to log; the last one ends the run.
-        world: what the seeds decide, if it is drawn already.
+        draws: what the seeds decide, if it is drawn already.
         progress: called with the iterations just done.
     """
-    world = world or draw_world(setting, master, seeds)
+    draws = draws or draw_all(setting, master, seeds)
     noise = [Noise(master, seed, setting.n_agents) for seed in seeds]
-    state = _State(setting, world, dtype)
+    state = _State(setting, draws, dtype)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows: list[dict[str, np.ndarray]] = []
     snapshots = []
     done = 0
     with _pool(workers) as pool:
         for point in points:
-            statistics = np.zeros((len(seeds), layout.N_STATISTICS))
+            statistics = np.zeros((len(seeds), compiled_layout.N_STATISTICS))
             began = done
             while done < point:
                 chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
@@ -130,34 +129,34 @@ def train(
 class _State:
     """Padded arrays that the kernel works on in place."""
 
-    def __init__(self, s: Setting, world: World, dtype: type[np.floating]) -> None:
-        n_seeds = len(world.landmarks)
+    def __init__(self, s: Setting, draws: Draws, dtype: type[np.floating]) -> None:
+        n_seeds = len(draws.landmarks)
         self.setting, self.dtype = s, dtype
         self.n_critics = 1 if s.control == "centralised" else s.n_agents + s.yardstick
         self.decentralised = 0 if s.control == "centralised" else s.n_agents
-        d = world.critic_h.shape[1]
+        d = draws.critic_h.shape[1]
         if s.critic == "linear":
             self.critic_h = np.repeat(np.eye(d, dtype=dtype)[None], n_seeds, axis=0)
             self.critic_0, self.critic_b = np.zeros((n_seeds, 1, 1, d), dtype), np.zeros((n_seeds, 1), dtype)
         else:
-            self.critic_h = self._padded(world.critic_h, 1)
-            self.critic_0 = self._padded(np.swapaxes(world.critic_w, -1, -2), 2)
-            self.critic_b = self._padded(world.critic_b, 1)
+            self.critic_h = self._padded(draws.critic_h, 1)
+            self.critic_0 = self._padded(np.swapaxes(draws.critic_w, -1, -2), 2)
+            self.critic_b = self._padded(draws.critic_b, 1)
         self.critics = np.repeat(np.repeat(self.critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
         self.bounds = np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype)
-        self.actor_h = self._padded(world.actor_h, 1)
-        self.actor_w = self._padded(np.swapaxes(world.actor_w, -1, -2), 2)
-        self.actor_b = self._padded(world.actor_b, 1)
-        self.positions, self.ages = world.positions.copy(), np.zeros((n_seeds, 1), dtype=np.int64)
-        self.landmarks = world.landmarks
-        self.power = np.stack([self._power(matrix) for matrix in world.matrix]).astype(dtype)
+        self.actor_h = self._padded(draws.actor_h, 1)
+        self.actor_w = self._padded(np.swapaxes(draws.actor_w, -1, -2), 2)
+        self.actor_b = self._padded(draws.actor_b, 1)
+        self.positions, self.ages = draws.positions.copy(), np.zeros((n_seeds, 1), dtype=np.int64)
+        self.landmarks = draws.landmarks
+        self.power = np.stack([self._power(matrix) for matrix in draws.matrix]).astype(dtype)
         self.readers = np.zeros(s.n_agents, int) if s.control == "centralised" else np.arange(s.n_agents)
         radius = np.inf if s.radius is None else s.radius
         self.numbers = np.array([s.discount, s.actor_step_size, s.critic_step_size, radius, s.width**-0.5], dtype)
-        self.options = layout.Options(
+        self.options = compiled_layout.Options(
             critic_steps=s.critic_steps,
             actor_samples=s.actor_samples,
-            signal=_SIGNALS.index(s.signal),
+            signal=compiled_layout.SIGNAL_CODES[s.signal],
             bootstrap=_BOOTSTRAPS.index(s.bootstrap),
             inverse=s.actor_schedule == "inverse",
             restart=s.start == "restart",
@@ -194,10 +193,10 @@ class _State:
         statistics: np.ndarray,
     ) -> None:
         """Advance every seed; the kernel releases the interpreter's lock, so seeds run side by side."""
-        tables = layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
+        tables = compiled_layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
 
         def one(s: int) -> None:
-            seed = layout.Seed(
+            seed = compiled_layout.Seed(
                 landmarks=self.landmarks[s],
                 power=self.power[s],
                 critic_h=self.critic_h[s],
@@ -214,7 +213,8 @@ class _State:
                 redrawn=redrawn[s],
                 statistics=statistics[s],
             )
-            kernel.run(self.options, tables, seed, layout.make_scratch(self.options, seed), done, iterations)
+            scratch = compiled_layout.make_scratch(self.options, seed)
+            compiled_training.run(self.options, tables, seed, scratch, done, iterations)
 
         list(pool.map(one, range(len(self.positions))))
 
@@ -245,12 +245,12 @@ def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> 
     if s.yardstick:
         distance = np.linalg.norm(flat[:, :n].mean(1) - flat[:, n], axis=-1)
     return {
-        "reward": statistics[:, layout.REWARD] / steps,
-        "value": statistics[:, layout.VALUE] / iterations,
-        "positive": statistics[:, layout.POSITIVE] / iterations,
-        "entropy": statistics[:, layout.ENTROPY] / (iterations * s.actor_samples * s.n_agents),
-        "projected": statistics[:, layout.PROJECTED] / iterations,
-        "skipped": statistics[:, layout.SKIPPED],
+        "reward": statistics[:, compiled_layout.REWARD] / steps,
+        "value": statistics[:, compiled_layout.VALUE] / iterations,
+        "positive": statistics[:, compiled_layout.POSITIVE] / iterations,
+        "entropy": statistics[:, compiled_layout.ENTROPY] / (iterations * s.actor_samples * s.n_agents),
+        "projected": statistics[:, compiled_layout.PROJECTED] / iterations,
+        "skipped": statistics[:, compiled_layout.SKIPPED],
         "dead": _dead(s, state),
         "dead_actors": _dead_actors(s, state),
         "disagreement_before": _disagreement(before),

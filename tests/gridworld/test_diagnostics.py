@@ -4,20 +4,20 @@ import pytest
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld import diagnostics as d
 from rlhf_marl.gridworld import exact
+from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import NEXT_CELL
 from rlhf_marl.gridworld.training import Policies, policy_table, train
-from rlhf_marl.gridworld.world import draw_world
 
 SMALL = Setting(width=6, depth=2, signal="td_v", actor_output_scale=0.3, discount=0.8)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """World, policies and their tables of two seeds, untrained."""
-    world = draw_world(SMALL, 3, range(2))
-    policies = Policies(world.actor_h, world.actor_w, world.actor_b)
-    return world, policies, policy_table(policies)
+    """Draws, policies and their tables of two seeds, untrained."""
+    draws = draw_all(SMALL, 3, range(2))
+    policies = Policies(draws.actor_h, draws.actor_w, draws.actor_b)
+    return draws, policies, policy_table(policies)
 
 
 def simulated(table, rng, boards, steps, reset_rate):
@@ -51,8 +51,8 @@ def test_visits_equal_simulated_ones(small, reset):
 def test_exact_values_equal_simulated_returns(small, bootstrap):
     """With the restart kernel: returns from one state, averaged over many boards."""
     setting = SMALL.model_copy(update={"reset": "restart_kernel", "bootstrap": bootstrap})
-    world, _, tables = small
-    team = exact.reward_table(world.landmarks[0])
+    draws, _, tables = small
+    team = exact.reward_table(draws.landmarks[0])
     value = d.exact_state_value(team, tables[0], d.chain(setting))
     rng, boards = np.random.default_rng(1), 4000
     cells = np.tile([3, 40], (boards, 1))
@@ -73,8 +73,8 @@ def test_exact_values_equal_simulated_returns(small, bootstrap):
 
 
 def test_the_exact_critic_is_perfect(small):
-    world, _, tables = small
-    team, pi, nu = exact.reward_table(world.landmarks[0]), d.joint(tables[0]), d.visits(tables[0], SMALL)
+    draws, _, tables = small
+    team, pi, nu = exact.reward_table(draws.landmarks[0]), d.joint(tables[0]), d.visits(tables[0], SMALL)
     for bootstrap in ("reached", "redrawn", "none"):
         c = d.chain(SMALL.model_copy(update={"bootstrap": bootstrap}))
         v = d.exact_state_value(team, tables[0], c)
@@ -109,8 +109,8 @@ def slope(policies, agent, value, along, step=1e-5):
 
 
 def test_the_exact_gradient_equals_finite_differences(small):
-    world, policies, tables = small
-    team = exact.reward_table(world.landmarks[0])
+    draws, policies, tables = small
+    team = exact.reward_table(draws.landmarks[0])
     gradient = d.direction(SMALL, policies, 0, d.exact_weights(team, tables[0]))
     rng = np.random.default_rng(2)
     for agent in range(2):
@@ -122,8 +122,8 @@ def test_the_exact_gradient_equals_finite_differences(small):
 def test_signals_point_where_theory_says(small):
     """Lemma 4.3 with exact critics and the restart kernel: td_v, q_value and counterfactual follow the gradient of the
     discounted J from finite differences; the Q critic's TD error has no direction at all."""
-    world, policies, tables = small
-    team, power = exact.reward_table(world.landmarks[0]), np.full((2, 2), 0.5)
+    draws, policies, tables = small
+    team, power = exact.reward_table(draws.landmarks[0]), np.full((2, 2), 0.5)
     setting = SMALL.model_copy(update={"reset": "restart_kernel", "bootstrap": "reached"})
     nu, c = d.visits(tables[0], setting), d.chain(setting)
     v = d.exact_state_value(team, tables[0], c)
@@ -182,17 +182,17 @@ def test_line_16_on_average(small):
 def test_a_whole_run_is_diagnosed():
     for changes in ({}, {"signal": "td_q", "yardstick": True}, {"critic": "linear"}, {"control": "centralised"}):
         s = SMALL.model_copy(update={"critic_step_size": 0.02, "start": "warm", "reward_shift": 8.0} | changes)
-        world = draw_world(s, 3, range(2))
-        history = train(s, 3, range(2), [1, 3000], world=world)
-        after = d.diagnose(s, world, history.policies[-1], history.critics)
-        before = d.diagnose(s, world, history.policies[0], train(s, 3, range(2), [1], world=world).critics)
+        draws = draw_all(s, 3, range(2))
+        history = train(s, 3, range(2), [1, 3000], draws=draws)
+        after = d.diagnose(s, draws, history.policies[-1], history.critics)
+        before = d.diagnose(s, draws, history.policies[0], train(s, 3, range(2), [1], draws=draws).critics)
         assert all(np.isfinite(after[name]).all() and after[name].shape == (2,) for name in after)
         assert (after["msbe"] < before["msbe"]).all() or changes.get("signal") == "td_q"
         if not changes:
             assert (after["critic_correlation"] > 0.3).all()
             assert (after["cosine"] > 0.1).all()
     with pytest.raises(UsageError, match="3 agents"):
-        d.diagnose(Setting(n_agents=3), world, history.policies[-1], history.critics)
+        d.diagnose(Setting(n_agents=3), draws, history.policies[-1], history.critics)
 
 
 def test_communication_by_hand():
@@ -201,9 +201,9 @@ def test_communication_by_hand():
         n_agents=4, iterations=100, gossip_rounds=3, width=2, depth=2, actor_samples=2, graph="ring",
         matrix="metropolis_hastings",
     )  # fmt: skip
-    sent = d.communication(s, draw_world(s, 0, range(2)))
+    sent = d.communication(s, draw_all(s, 0, range(2)))
     assert sent["rounds"].tolist() == [600, 600]
     assert sent["messages"].tolist() == [4800, 4800]
     assert sent["bytes"].tolist() == [8 * 300 * (8 + 2) * 4] * 2
     own = s.model_copy(update={"signal": "q_value"})
-    assert d.communication(own, draw_world(own, 0, range(1)))["rounds"].tolist() == [300]
+    assert d.communication(own, draw_all(own, 0, range(1)))["rounds"].tolist() == [300]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from rlhf_marl.gridworld.draws import Noise, draw_all
 from rlhf_marl.gridworld.reference import Reference
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.training import train
-from rlhf_marl.gridworld.world import Noise, draw_world
 
 SEEDS = range(2)
 STEPS = {"iterations": 60, "width": 6, "depth": 2, "radius": 0.5, "critic_step_size": 0.01, "start": "warm"}
@@ -45,8 +45,8 @@ OPTIONS = {
 
 
 def reference(setting):
-    world = draw_world(setting, 5, SEEDS)
-    one = Reference(setting, world)
+    draws = draw_all(setting, 5, SEEDS)
+    one = Reference(setting, draws)
     noise = [Noise(5, seed, setting.n_agents) for seed in SEEDS]
     for _ in range(setting.iterations):
         uniforms, redrawn = (

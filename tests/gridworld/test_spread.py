@@ -6,6 +6,7 @@ from pettingzoo.test import api_test, parallel_api_test
 from pettingzoo.utils.conversions import parallel_to_aec
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.draws import Noise, draw_all
 from rlhf_marl.gridworld.parallel_env import SpreadEnv
 from rlhf_marl.gridworld.reference import Reference
 from rlhf_marl.gridworld.setting import Setting
@@ -22,7 +23,6 @@ from rlhf_marl.gridworld.spread import (
     team_reward,
 )
 from rlhf_marl.gridworld.training import train
-from rlhf_marl.gridworld.world import Noise, draw_world
 
 
 def cell(x, y):
@@ -82,11 +82,11 @@ def test_both_forms_agree_on_the_same_actions(split):
 def test_the_board_pays_what_training_was_paid(reset):
     """The actions that training took, taken in SpreadEnv, lead to the same states and rewards."""
     setting = Setting(n_agents=3, split="closest", reset=reset, discount=0.8, iterations=40, width=5, depth=2)
-    world, noise, samples = draw_world(setting, 7, range(1)), Noise(7, 0, 3), []
-    learner = Reference(setting, world)
+    draws, noise, samples = draw_all(setting, 7, range(1)), Noise(7, 0, 3), []
+    learner = Reference(setting, draws)
     step = learner._step
     learner._step = lambda *numbers: samples.append(step(*numbers)) or samples[-1]
-    env = SpreadEnv(3, [tuple(COORDINATES[c]) for c in world.landmarks[0]], "closest", episode=setting.iterations)
+    env = SpreadEnv(3, [tuple(COORDINATES[c]) for c in draws.landmarks[0]], "closest", episode=setting.iterations)
     team, cells, redrawn = [], None, 0
     for _ in range(setting.iterations):
         learner.iterate(*(part[None] for part in noise.take(1)))
@@ -100,7 +100,7 @@ def test_the_board_pays_what_training_was_paid(reset):
         team.append(sample.team[0])
         cells = (env.state().reshape(-1, 2)[:3] * (12, 4)).round().astype(int) @ (5, 1)
     assert redrawn == 4 if reset == "periodic" else redrawn > 4
-    compiled = train(setting, 7, range(1), range(1, setting.iterations + 1), world=world, dtype=np.float64)
+    compiled = train(setting, 7, range(1), range(1, setting.iterations + 1), draws=draws, dtype=np.float64)
     np.testing.assert_allclose(compiled.reward[0], team)
 
 

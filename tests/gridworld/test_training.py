@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from rlhf_marl.algorithm.signals import SIGNALS
 from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.compiled_layout import SIGNAL_CODES
+from rlhf_marl.gridworld.draws import Noise, draw_all
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.exact import policy_value, policy_values, reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import N_CELLS
 from rlhf_marl.gridworld.training import Policies, policy_table, train
-from rlhf_marl.gridworld.world import Noise, draw_world
 
 TINY = Setting(width=5, depth=2, signal="td_v", actor_output_scale=0.1)
 
@@ -32,7 +34,7 @@ def test_a_seed_does_not_depend_on_its_company_nor_on_the_points():
 
 
 def test_settings_share_what_a_seed_decides():
-    one, other = draw_world(TINY, 1, range(3)), draw_world(TINY.model_copy(update={"depth": 4}), 1, range(3))
+    one, other = draw_all(TINY, 1, range(3)), draw_all(TINY.model_copy(update={"depth": 4}), 1, range(3))
     for name in ("landmarks", "matrix", "positions", "actor_h", "critic_h"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert len({row.tobytes() for row in one.landmarks}) == 3
@@ -47,9 +49,9 @@ def test_noise_is_the_same_in_any_helpings():
 
 
 def test_initial_weights_have_the_printed_spread():
-    world = draw_world(Setting(width=40, critic_output_scale=0.5), 0, range(4))
+    draws = draw_all(Setting(width=40, critic_output_scale=0.5), 0, range(4))
     for name, variance in (("critic_h", 2), ("critic_w", 2), ("critic_b", 0.25), ("actor_w", 2), ("actor_b", 1)):
-        assert getattr(world, name).var() == pytest.approx(variance, rel=0.25), name
+        assert getattr(draws, name).var() == pytest.approx(variance, rel=0.25), name
 
 
 def test_encodings_have_length_one_and_tell_states_apart():
@@ -92,9 +94,9 @@ def test_learning_beats_chance():
         actor_step_size=0.05,
         critic_step_size=0.01,
     )
-    world = draw_world(setting, 0, range(4))
-    history = train(setting, 0, range(4), [1, 1000], world=world)
-    rewards = reward_table(world.landmarks)
+    draws = draw_all(setting, 0, range(4))
+    history = train(setting, 0, range(4), [1, 1000], draws=draws)
+    rewards = reward_table(draws.landmarks)
     first, last = (policy_values(rewards, policy_table(p).astype(float), 10).mean() for p in history.policies)
     assert last > first + 0.5
 
@@ -109,9 +111,9 @@ def test_a_diverging_critic_is_counted_not_hidden():
 
 def test_dead_actors_are_counted_and_stay_dead():
     """Agent 0's hidden layers are put to zero: no unit is on anywhere, and no gradient brings one back."""
-    world = draw_world(TINY, 0, range(2))
-    world.actor_w[:, 0] = 0
-    history = train(TINY, 0, range(2), [1, 100], world=world)
+    draws = draw_all(TINY, 0, range(2))
+    draws.actor_w[:, 0] = 0
+    history = train(TINY, 0, range(2), [1, 100], draws=draws)
     np.testing.assert_array_equal(history.dead_actors, 0.5)
     np.testing.assert_array_equal(history.policies[-1].w[:, 0], 0)
     assert policy_table(history.policies[-1])[:, 0] == pytest.approx(0.2)
@@ -167,7 +169,7 @@ def test_bad_settings_are_named(changes, word):
 
 def test_a_graph_that_cannot_connect_is_a_usage_error():
     with pytest.raises(UsageError, match="topology: edge_probability"):
-        draw_world(Setting(n_agents=4, graph="random", edge_probability=0.0), 0, range(1))
+        draw_all(Setting(n_agents=4, graph="random", edge_probability=0.0), 0, range(1))
 
 
 def test_history_is_finite():
@@ -182,9 +184,13 @@ def test_history_is_finite():
 def test_nearly_deterministic_policies_take_whole_steps():
     """With logits hundreds apart 1 - π(a) is 0 in float32; line 17's step has length α all the same."""
     setting = Setting(actor_output_scale=300.0, actor_step_size=0.5, signal="td_q")
-    world = draw_world(setting, 1, range(3))
-    before = Policies(world.actor_h, world.actor_w, world.actor_b)
-    after = train(setting, 1, range(3), [1], world=world).policies[0]
+    draws = draw_all(setting, 1, range(3))
+    before = Policies(draws.actor_h, draws.actor_w, draws.actor_b)
+    after = train(setting, 1, range(3), [1], draws=draws).policies[0]
     assert np.median(policy_table(before).max(-1)) > 1 - 1e-9
     squares = sum(((getattr(after, part) - getattr(before, part)).reshape(3, 2, -1) ** 2).sum(-1) for part in "hwb")
     np.testing.assert_allclose(squares**0.5, 0.5, rtol=1e-3)
+
+
+def test_every_signal_of_the_registry_is_ported():
+    assert set(SIGNAL_CODES) == set(SIGNALS)

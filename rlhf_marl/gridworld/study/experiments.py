@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlhf_marl.gridworld.compiled_layout import SIGNAL_CODES
 from rlhf_marl.gridworld.setting import Setting
 
 Arm = Callable[[Setting], dict[str, Any]]
@@ -83,7 +84,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "signals": Experiment(
         "Actor signals",
         "Remark 1",
-        {name: _set(signal=name) for name in ("td_q_literal", "td_q", "td_v", "q_value", "counterfactual")},
+        {name: _set(signal=name) for name in SIGNAL_CODES},
     ),
     "offset": Experiment(
         "A constant added to the rewards",

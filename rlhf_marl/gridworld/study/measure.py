@@ -6,12 +6,12 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import t
 
-from rlhf_marl.gridworld.blind import MOST_AGENTS, bounds, constant_values, random_values
+from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.exact import optimal_values, policy_values, reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import EPISODE
+from rlhf_marl.gridworld.state_independent import MOST_AGENTS, bounds, constant_values, random_values
 from rlhf_marl.gridworld.training import Policies, policy_table, train
-from rlhf_marl.gridworld.world import draw_world
 
 _EXACT = (2,)  # numbers of agents that dynamic programming is for
 _ROLLED = 200  # episodes that the start of more agents than two is sampled over
@@ -35,7 +35,7 @@ def baselines(setting: Setting, seed: int, seeds: int) -> dict[str, np.ndarray]:
 
 @lru_cache
 def _baselines(n_agents: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
-    return baselines_of(draw_world(Setting(n_agents=n_agents, width=1, depth=1), seed, range(seeds)).landmarks)
+    return baselines_of(draw_all(Setting(n_agents=n_agents, width=1, depth=1), seed, range(seeds)).landmarks)
 
 
 @lru_cache
@@ -49,11 +49,11 @@ def _start(n_agents: int, width: int, depth: int, output_scale: float, seed: int
         critic="linear",
         iterations=_ROLLED * EPISODE,
     )
-    world = draw_world(setting, seed, range(seeds))
+    draws = draw_all(setting, seed, range(seeds))
     if n_agents not in _EXACT:
-        return train(setting, seed, range(seeds), [setting.iterations], world=world).reward[:, 0]
-    policies = Policies(*(a.astype(np.float32) for a in (world.actor_h, world.actor_w, world.actor_b)))
-    return exact_values(world.landmarks, policies)
+        return train(setting, seed, range(seeds), [setting.iterations], draws=draws).reward[:, 0]
+    policies = Policies(*(a.astype(np.float32) for a in (draws.actor_h, draws.actor_w, draws.actor_b)))
+    return exact_values(draws.landmarks, policies)
 
 
 def baselines_of(landmarks: np.ndarray) -> dict[str, np.ndarray]:

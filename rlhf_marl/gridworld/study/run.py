@@ -17,6 +17,7 @@ from rlhf_marl.algorithm.topology import smallest_weight, spectral_gap
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.gridworld.diagnostics import communication, diagnose
+from rlhf_marl.gridworld.draws import Draws, draw_all, draw_matrix
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import judge
@@ -29,7 +30,6 @@ from rlhf_marl.gridworld.study.results import Result
 from rlhf_marl.gridworld.study.summary import summary
 from rlhf_marl.gridworld.study.tables import tables
 from rlhf_marl.gridworld.training import History, Policies, train
-from rlhf_marl.gridworld.world import World, draw_matrix, draw_world
 
 Results = dict[str, dict[str, dict[str, Result]]]  # regime, experiment, arm
 Place = tuple[str, str, str]  # the same three
@@ -152,18 +152,18 @@ def _run_missing(
 def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int], None] = lambda n: None) -> Result:
     """Train one setting on all seeds and measure it."""
     began = time.monotonic()
-    world = draw_world(setting, config.seed, range(config.seeds))
+    draws = draw_all(setting, config.seed, range(config.seeds))
     at = points(config, setting)
-    history = train(setting, config.seed, range(config.seeds), at, world=world, progress=progress)
+    history = train(setting, config.seed, range(config.seeds), at, draws=draws, progress=progress)
     value = history.reward
     if setting.n_agents == 2:
-        value = np.stack([exact_values(world.landmarks, policies) for policies in history.policies], axis=1)
+        value = np.stack([exact_values(draws.landmarks, policies) for policies in history.policies], axis=1)
     arrays = {
         "value": value,
-        "consensus": _consensus(setting, world, history),
-        "gap": np.array([spectral_gap(torch.as_tensor(matrix)) for matrix in world.matrix]),
-        "eta": np.array([smallest_weight(torch.as_tensor(matrix)) for matrix in world.matrix]),
-        **communication(setting, world),
+        "consensus": _consensus(setting, draws, history),
+        "gap": np.array([spectral_gap(torch.as_tensor(matrix)) for matrix in draws.matrix]),
+        "eta": np.array([smallest_weight(torch.as_tensor(matrix)) for matrix in draws.matrix]),
+        **communication(setting, draws),
     }
     logged = ("reward", "value", "positive", "entropy", "projected", "skipped", "dead", "dead_actors")
     for name in (*logged, "disagreement_before", "disagreement_after", "distance", "points"):
@@ -172,7 +172,7 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
         last = history.policies[-1]
         n = max(2, min(_DIAGNOSED, config.seeds // 5))
         few = Policies(last.h[:n], last.w[:n], last.b[:n])
-        arrays |= diagnose(setting, world, few, history.critics)
+        arrays |= diagnose(setting, draws, few, history.critics)
     return Result(setting, {name: array.astype(np.float64) for name, array in arrays.items()}, time.monotonic() - began)
 
 
@@ -182,7 +182,7 @@ def _cost(s: Setting) -> float:
     return s.n_agents * (s.depth * s.width**2 + 2000) * networks
 
 
-def _consensus(setting: Setting, world: World, history: History) -> np.ndarray:
+def _consensus(setting: Setting, draws: Draws, history: History) -> np.ndarray:
     """Disagreement of the last critics after 0, 1, ... rounds of gossip, against that before: (S, rounds)."""
     n = setting.n_agents
     before = history.critics.before[:, :n]
@@ -193,6 +193,6 @@ def _consensus(setting: Setting, world: World, history: History) -> np.ndarray:
     errors = []
     for _ in range(_ROUNDS):
         errors.append(np.sqrt((weights**2).sum((1, 2))))
-        weights = world.matrix @ weights
+        weights = draws.matrix @ weights
     first = np.where(errors[0] > 0, errors[0], np.nan)
     return np.stack(errors, axis=1) / first[:, None]

@@ -10,6 +10,7 @@ import pytest
 from rlhf_marl.cli import main
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import locked
+from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import CLAIMS, judge, outcome, verdict
@@ -20,7 +21,6 @@ from rlhf_marl.gridworld.study.measure import _start, baselines, exact_values, i
 from rlhf_marl.gridworld.study.results import Result
 from rlhf_marl.gridworld.study.run import run_setting, run_study
 from rlhf_marl.gridworld.training import train
-from rlhf_marl.gridworld.world import draw_world
 
 TINY = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005"]
 ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
@@ -356,9 +356,9 @@ def test_warnings_name_the_arms():
 def test_exact_values_are_what_the_environment_pays():
     """Sampled reward of frozen policies (step size 0) against their exact value, over many steps."""
     setting = Setting(actor_step_size=0.0, iterations=40_000, width=8, depth=1, actor_output_scale=0.2)
-    world = draw_world(setting, 0, range(4))
-    history = train(setting, 0, range(4), [40_000], world=world)
-    exact = exact_values(world.landmarks, history.policies[0])
+    draws = draw_all(setting, 0, range(4))
+    history = train(setting, 0, range(4), [40_000], draws=draws)
+    exact = exact_values(draws.landmarks, history.policies[0])
     np.testing.assert_allclose(history.reward[:, 0], exact, atol=0.15)
 
 

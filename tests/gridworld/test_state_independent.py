@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rlhf_marl.gridworld import blind, exact
+from rlhf_marl.gridworld import exact, state_independent
 from rlhf_marl.gridworld.spread import DISTANCE, EPISODE, N_ACTIONS, N_CELLS, Spread, random_landmarks
 
 PAIRS = [[(2, 1), (10, 3)], [(0, 0), (12, 4)], [(6, 2), (6, 3)]]
@@ -14,8 +14,10 @@ def cells(pairs):
 
 
 def test_two_agents_are_those_of_dynamic_programming():
-    np.testing.assert_allclose(blind.random_values(cells(PAIRS)), [exact.random_value(p) for p in PAIRS], rtol=1e-12)
-    found = blind.constant_values(cells(PAIRS))
+    np.testing.assert_allclose(
+        state_independent.random_values(cells(PAIRS)), [exact.random_value(p) for p in PAIRS], rtol=1e-12
+    )
+    found = state_independent.constant_values(cells(PAIRS))
     np.testing.assert_allclose(found, [exact.constant_value(p) for p in PAIRS], rtol=1e-12)
 
 
@@ -26,14 +28,14 @@ def test_three_agents_by_simulation():
     board = Spread(np.tile(landmarks, (n, 1)), 3)
     board.reset(generator.integers(N_CELLS, size=(n, 3)))
     returns = sum(board.step(generator.integers(N_ACTIONS, size=(n, 3)))[2] for _ in range(EPISODE)) / EPISODE
-    assert abs(blind.random_values(landmarks[None])[0] - returns.mean()) < 4 * returns.std() / n**0.5
-    assert blind.constant_values(landmarks[None])[0] > blind.random_values(landmarks[None])[0]
+    assert abs(state_independent.random_values(landmarks[None])[0] - returns.mean()) < 4 * returns.std() / n**0.5
+    assert state_independent.constant_values(landmarks[None])[0] > state_independent.random_values(landmarks[None])[0]
 
 
 def test_the_bound_is_one():
     """Above the optimum for two agents, and not by much; for one agent it is the optimum."""
-    gap = blind.bounds(cells(PAIRS)) - [exact.optimal_value(pair) for pair in PAIRS]
+    gap = state_independent.bounds(cells(PAIRS)) - [exact.optimal_value(pair) for pair in PAIRS]
     assert (gap >= 0).all()
     assert (gap < 1).all()
     walked = [-np.maximum(DISTANCE[:, 33] - step, 0).mean() for step in range(1, EPISODE + 1)]
-    assert blind.bounds(np.array([[33]]))[0] == pytest.approx(np.mean(walked), rel=1e-12)
+    assert state_independent.bounds(np.array([[33]]))[0] == pytest.approx(np.mean(walked), rel=1e-12)

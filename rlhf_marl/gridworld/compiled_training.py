@@ -1,14 +1,24 @@
-"""Algorithms 1, 2 and 3 on the grid, compiled, for one seed: the fast form of reference.py, equal to it by tests.
+"""Algorithms 1, 2 and 3 on the grid, compiled, for one seed: a compiled port of reference.py, tested equal.
 
     run: [ play a step -> learn from the first K (Algorithm 2) -> gossip -> weigh and act on the last M (Algorithm 1) ]*
 
-play.py takes the steps, layers.py holds the network's pieces, layout.py says what the arrays are.
+compiled_step.py takes the steps, compiled_network.py holds the network's pieces, compiled_layout.py describes the
+arrays.
 """
 
 import numpy as np
 from numba import njit
 
-from rlhf_marl.gridworld.layers import (
+from rlhf_marl.gridworld.compiled_layout import (
+    COUNTERFACTUAL,
+    POSITIVE,
+    PROJECTED,
+    Q_VALUE,
+    SKIPPED,
+    TD_Q_LITERAL,
+    VALUE,
+)
+from rlhf_marl.gridworld.compiled_network import (
     COMPILED,
     add_outer,
     backward,
@@ -21,16 +31,7 @@ from rlhf_marl.gridworld.layers import (
     outside_norm,
     wide_dot,
 )
-from rlhf_marl.gridworld.layout import (
-    COUNTERFACTUAL,
-    POSITIVE,
-    PROJECTED,
-    Q_VALUE,
-    SKIPPED,
-    TD_Q_LITERAL,
-    VALUE,
-)
-from rlhf_marl.gridworld.play import encode, play
+from rlhf_marl.gridworld.compiled_step import encode, play
 from rlhf_marl.gridworld.spread import N_ACTIONS
 
 _FAR = 1e37  # a critic's step of this length counts as not finite; it would not be for long, in single precision

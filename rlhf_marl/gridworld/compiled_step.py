@@ -3,8 +3,8 @@
 import numpy as np
 from numba import njit
 
-from rlhf_marl.gridworld.layers import COMPILED, dot, forward, largest, multiply
-from rlhf_marl.gridworld.layout import ENTROPY, NONE, REDRAWN, REWARD, TD_V
+from rlhf_marl.gridworld.compiled_layout import ENTROPY, NONE, REDRAWN, REWARD, TD_V
+from rlhf_marl.gridworld.compiled_network import COMPILED, dot, forward, largest, multiply
 from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS
 
 

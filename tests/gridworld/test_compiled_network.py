@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_marl.gridworld import layers
+from rlhf_marl.gridworld import compiled_network
 
 ON = np.zeros(9, np.int64)  # scratch
 
@@ -18,16 +18,16 @@ def net():
 
 def test_forward_and_backward_against_autograd(net):
     w, hidden, b = net
-    layers.forward(w, hidden, 0.5, ON)
+    compiled_network.forward(w, hidden, 0.5, ON)
     back = np.zeros((4, 8))
-    layers.backward(w, hidden, b, back, 0.5, True, ON)
+    compiled_network.backward(w, hidden, b, back, 0.5, True, ON)
 
     leaf, x = torch.tensor(w, requires_grad=True), torch.tensor(hidden[0], requires_grad=True)
     y = x
     for layer in leaf:
         y = torch.relu(layer.T @ y) * 0.5
     (b_y := torch.tensor(b) @ y).backward()
-    assert layers.dot(b, hidden[3]) == pytest.approx(b_y.item())
+    assert compiled_network.dot(b, hidden[3]) == pytest.approx(b_y.item())
     assert 0 < (hidden[1:] == 0).mean() < 1
     for layer in range(3):
         np.testing.assert_allclose(np.outer(hidden[layer], back[layer]), leaf.grad[layer], atol=1e-12)
@@ -36,15 +36,15 @@ def test_forward_and_backward_against_autograd(net):
 
 def test_backward_against_finite_differences(net):
     w, hidden, b = net
-    layers.forward(w, hidden, 0.5, ON)
+    compiled_network.forward(w, hidden, 0.5, ON)
     back = np.zeros((4, 8))
-    layers.backward(w, hidden, b, back, 0.5, False, ON)
+    compiled_network.backward(w, hidden, b, back, 0.5, False, ON)
     along = np.random.default_rng(1).standard_normal(w.shape)
     values = []
     for sign in (1, -1):
         moved = hidden.copy()
-        layers.forward(w + sign * 1e-6 * along, moved, 0.5, ON)
-        values.append(layers.dot(b, moved[3]))
+        compiled_network.forward(w + sign * 1e-6 * along, moved, 0.5, ON)
+        values.append(compiled_network.dot(b, moved[3]))
     slope = sum((np.outer(hidden[i], back[i]) * along[i]).sum() for i in range(3))
     assert (values[0] - values[1]) / 2e-6 == pytest.approx(slope, rel=1e-5)
 
@@ -54,21 +54,21 @@ def test_a_nan_is_not_hidden_by_a_relu(net):
     w[1, 0] = np.nan
     hidden[0] = 1
     w[0, :, 0] = 1  # the first unit is on
-    layers.forward(w, hidden, 0.5, ON)
+    compiled_network.forward(w, hidden, 0.5, ON)
     assert np.isnan(hidden[3]).any()
 
 
 def test_outer_products_and_norms(net):
     w, hidden, b = net
     changed = w[0].copy()
-    layers.add_outer(changed, 2.0, hidden[0], b, ON)
+    compiled_network.add_outer(changed, 2.0, hidden[0], b, ON)
     np.testing.assert_allclose(changed, w[0] + 2 * np.outer(hidden[0], b))
-    assert layers.outside_norm(w[0], w[1], 2.0, hidden[0], b) == pytest.approx(np.linalg.norm(changed - w[1]))
+    assert compiled_network.outside_norm(w[0], w[1], 2.0, hidden[0], b) == pytest.approx(np.linalg.norm(changed - w[1]))
 
 
 def test_mixing_is_a_matrix_product():
     rng = np.random.default_rng(2)
     weights, source, target = rng.random((3, 3)), rng.random((3, 10)), np.zeros((3, 10))
     weights[1, 0] = 0
-    layers.mix(weights, source, target)
+    compiled_network.mix(weights, source, target)
     np.testing.assert_allclose(target, weights @ source)

@@ -7,6 +7,13 @@ import numpy as np
 from rlhf_marl.gridworld.spread import N_ACTIONS
 
 TD_Q_LITERAL, TD_Q, TD_V, Q_VALUE, COUNTERFACTUAL = range(5)
+SIGNAL_CODES = {  # the entries of algorithm/signals.py that are ported
+    "td_q_literal": TD_Q_LITERAL,
+    "td_q": TD_Q,
+    "td_v": TD_V,
+    "q_value": Q_VALUE,
+    "counterfactual": COUNTERFACTUAL,
+}
 REACHED, REDRAWN, NONE = range(3)
 # Columns of the statistics: sums over an interval's iterations (or steps), see training.py.
 REWARD, VALUE, POSITIVE, ENTROPY, PROJECTED, SKIPPED = range(6)

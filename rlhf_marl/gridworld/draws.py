@@ -19,7 +19,7 @@ _LANDMARKS, _TOPOLOGY, _CRITIC, _ACTOR, _ACTIONS, _POSITIONS = range(6)
 
 
 @dataclass(frozen=True, slots=True)
-class World:
+class Draws:
     """Of S seeds. Networks as in Eq. (5), with H as (d, m) and W^(h) as (m, m), outputs first.
 
     Attributes:
@@ -59,13 +59,13 @@ class Noise:
         )
 
 
-def draw_world(setting: Setting, master: int, seeds: range) -> World:
+def draw_all(setting: Setting, master: int, seeds: range) -> Draws:
     """Draw what the seeds decide; raises UsageError for a graph or matrix that breaks Assumption 5.1."""
-    worlds = [_draw(setting, master, seed) for seed in seeds]
-    return World(**{f.name: np.stack([getattr(w, f.name) for w in worlds]) for f in fields(World)})
+    drawn = [_draw(setting, master, seed) for seed in seeds]
+    return Draws(**{f.name: np.stack([getattr(w, f.name) for w in drawn]) for f in fields(Draws)})
 
 
-def _draw(s: Setting, master: int, seed: int) -> World:
+def _draw(s: Setting, master: int, seed: int) -> Draws:
     def generator(*stream: int) -> np.random.Generator:
         return np.random.default_rng([master, seed, *stream])
 
@@ -75,7 +75,7 @@ def _draw(s: Setting, master: int, seed: int) -> World:
     critic, m = generator(_CRITIC), s.width
     d = critic_inputs(s.n_agents, with_actions=s.signal != "td_v")
     actors = [generator(_ACTOR, i) for i in range(s.n_agents)]
-    return World(
+    return Draws(
         landmarks=random_landmarks(s.n_agents, generator(_LANDMARKS)),
         matrix=draw_matrix(s, master, seed),
         critic_h=normal(critic, d, m),
