@@ -11,7 +11,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rlhf_marl.gridworld.draws import draw_world
+from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.training import train
 
@@ -38,15 +38,15 @@ def grid():
 def test_the_grids_plain_loop_computes_what_is_compiled(grid):
     """On the same random numbers, over two redraws of the positions: the same weights up to float32's rounding."""
     setting = Setting(signal="td_q", width=5, depth=2, iterations=25, critic_step_size=0.01, radius=0.05)
-    world = draw_world(setting, 0, range(1))
-    actors, critics = grid.plain_loop(setting, world, setting.iterations)
-    compiled = train(setting, 0, range(1), [setting.iterations], world=world)
+    draws = draw_all(setting, 0, range(1))
+    actors, critics = grid.plain_loop(setting, draws, setting.iterations)
+    compiled = train(setting, 0, range(1), [setting.iterations], draws=draws)
     for i in range(2):
         for level in range(2):
             critic, actor = (network.w[level].detach() for network in (critics[i], actors[i]))
             np.testing.assert_allclose(critic, compiled.critics.w[0, i, level], atol=1e-4)
             np.testing.assert_allclose(actor, compiled.policies[0].w[0, i, level], atol=1e-4)
-        assert np.abs(compiled.policies[0].w[0, i] - world.actor_w[0, i]).max() > 0.005
+        assert np.abs(compiled.policies[0].w[0, i] - draws.actor_w[0, i]).max() > 0.005
 
 
 def test_a_missing_folder_is_told_before_the_grid_is_measured(grid, tmp_path):

@@ -30,7 +30,7 @@ def test_wheel_carries_every_data_file(site):
 
 
 def test_wheel_carries_the_model_cards_template(site):
-    assert (site / "rlhf_marl" / "sharing" / "model_card.md.jinja").is_file()
+    assert (site / "rlhf_marl" / "hub" / "model_card.md.jinja").is_file()
 
 
 def test_wheel_carries_the_parts_of_the_report(site):

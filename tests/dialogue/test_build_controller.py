@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from rlhf_marl.runs.journal import UNRECORDED
 
 from rlhf_marl.config.schema import (
     CallableController,
@@ -17,6 +16,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, load_controlle
 from rlhf_marl.dialogue.controller import Exchange
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import Message
+from rlhf_marl.services.journal import UNRECORDED
 from tests.conftest import tiny_sampler
 
 EXCHANGE = Exchange([Message(role="user", content="why?")], ["first", "second"])

@@ -126,7 +126,7 @@ def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities
 
 def test_adding_an_agent_does_not_change_the_others_first_responses(tiny_content, tmp_path):
     def first_turn(content):
-        return next(turns_of(build(check_config(content, "c"), "c", torch.device("cpu")))).samples
+        return next(turns_of(build(check_config(content, "c"), "c", torch.device("cpu")))).tokens
 
     three = tiny_content | {"agents": [*tiny_content["agents"], tiny_content["agents"][0]]}
     assert first_turn(three)[:2] == first_turn(tiny_content)

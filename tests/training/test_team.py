@@ -15,7 +15,7 @@ from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.sampler import Sample, TransformersSampler
-from rlhf_marl.rewards import CallableCard
+from rlhf_marl.rewards.python_callable import CallableCard
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import first_prompts, with_successors
 from rlhf_marl.training.team import LocalTeam
