@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from rlhf_marl.config import Config
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.chat import left_pad
 from rlhf_marl.policy.loading import default_device, dtype_for, load_causal_lm
+from rlhf_marl.policy.padding import left_pad
 from rlhf_marl.rewards import RewardModel
 from rlhf_marl.training.build import Experiment
 

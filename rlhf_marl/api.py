@@ -19,7 +19,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.policy.loading import resolve_model
+from rlhf_marl.policy.references import resolve_model
 from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display

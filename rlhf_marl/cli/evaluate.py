@@ -12,7 +12,7 @@ from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.evaluation.compare import compare_all
 from rlhf_marl.evaluation.evaluate import Options, check_run, evaluate_run
 from rlhf_marl.evaluation.files import Evaluation
-from rlhf_marl.evaluation.source import OnlyRecorded, recorded
+from rlhf_marl.evaluation.trained_run import OnlyRecorded, recorded
 from rlhf_marl.reporting.evaluation_tables import markdown, show, show_recorded, show_side_by_side
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.runs.directory import RunDirectory

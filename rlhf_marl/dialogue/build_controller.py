@@ -1,10 +1,11 @@
 """The controller that a config describes."""
 
+from collections.abc import Callable
+
 import torch
 
 from rlhf_marl.config.schema import (
     CallableController,
-    ChatLimits,
     Controller,
     OpenAIController,
     ScriptedController,
@@ -20,37 +21,42 @@ from rlhf_marl.policy.sampler import LocalChat, Sampler, TransformersSampler
 from rlhf_marl.services.endpoint import Endpoint
 from rlhf_marl.services.journal import Journal
 
+Prepared = controllers.Templates | Callable[..., tuple[str, str | None]] | None
 
-def load_controller_templates(config: Controller, n_agents: int, where: str) -> controllers.Templates | None:
-    """The templates of a chat controller, read and compile-checked; those of a scripted one are checked only.
+
+def prepare_controller(config: Controller, n_agents: int, where: str) -> Prepared:
+    """What a controller needs besides models, read and checked: a chat controller's templates, a callable's function.
 
     Raises:
-        UsageError: a missing file or a mistake in a template.
+        UsageError: a missing file, a mistake in a template, or a function that cannot be imported.
     """
-    if isinstance(config, ScriptedController):
-        example = {"prompt": "p", "responses": ["text"] * n_agents}
-        for text in (config.aggregate, *config.next_prompts):
-            render(text, f"{where}: controller", **example)
-    if not isinstance(config, ChatLimits):
-        return None
-    return controllers.load_templates(find_data(config.templates, f"{where}: controller.templates"))
+    match config:
+        case ScriptedController():
+            example = {"prompt": "p", "responses": ["text"] * n_agents}
+            for text in (config.aggregate, *config.next_prompts):
+                render(text, f"{where}: controller", **example)
+            return None
+        case CallableController():
+            return load_function(config.function, f"{where}: controller.function")
+        case _:
+            return controllers.load_templates(find_data(config.templates, f"{where}: controller.templates"))
 
 
 def build_controller(
     config: Controller,
-    templates: controllers.Templates | None,
+    prepared: Prepared,
     base: Sampler,
     device: torch.device,
     where: str,
     journal: Journal,
 ) -> controllers.Controller:
-    """base: of the agents' base model, which a shared controller speaks with. Raises UsageError."""
+    """base: of the agents' base model, which a shared controller speaks with. Raises UsageError for other models."""
     match config:
         case ScriptedController():
             return controllers.ScriptedController(config.aggregate, config.next_prompts)
         case CallableController():
-            function = load_function(config.function, f"{where}: controller.function")
-            return controllers.CallableController(function, f"{where}: controller")
+            assert callable(prepared)
+            return controllers.CallableController(prepared, f"{where}: controller")
         case SharedController():
             chat: controllers.Chat = LocalChat(base)
         case TransformersController():
@@ -75,10 +81,10 @@ def build_controller(
                     journal=journal,
                 )
             )
-    assert templates is not None
+    assert isinstance(prepared, controllers.Templates)
     return controllers.ChatController(
         chat,
-        templates,
+        prepared,
         aggregate_tokens=config.aggregate_tokens,
         next_prompt_tokens=config.next_prompt_tokens,
         max_response_characters=config.max_response_characters,

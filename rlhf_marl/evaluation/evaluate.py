@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.build_controller import build_controller, load_controller_templates
+from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, Sampling, collect, compare_pairs, n_turns, score
@@ -34,7 +34,8 @@ from rlhf_marl.evaluation.judges import (
 )
 from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
 from rlhf_marl.evaluation.schema import VERSION
-from rlhf_marl.evaluation.source import (
+from rlhf_marl.evaluation.summary import summarise
+from rlhf_marl.evaluation.trained_run import (
     check_agents,
     check_state,
     load_agents,
@@ -42,7 +43,6 @@ from rlhf_marl.evaluation.source import (
     reward_cards,
     trained_questions,
 )
-from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
@@ -125,10 +125,10 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         generation = config.generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
         config = config.model_copy(update={"generation": generation})
     with fits_into_memory(where):
-        templates = load_controller_templates(config.controller, len(config.agents), where)
+        prepared = prepare_controller(config.controller, len(config.agents), where)
         cards = [card.finished() for card in cards]
         agents = build_agents(config, where, device, start=False)
-        controller = build_controller(config.controller, templates, agents.sampler, device, where, UNRECORDED)
+        controller = build_controller(config.controller, prepared, agents.sampler, device, where, UNRECORDED)
         own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))
     sampling = _sampling(config, options, questions, agents.chat_model)
     settings |= {"adapters": load_agents(agents.adapters, run, config, notes), **agents_fingerprint(path)}

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.hashing import sha256_of
-from rlhf_marl.policy.loading import resolve_model
+from rlhf_marl.policy.references import resolve_model
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier of the hub's, such as apache-2.0
 _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")  # where `hf download` puts a model

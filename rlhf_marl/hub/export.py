@@ -22,13 +22,14 @@ from transformers import PreTrainedModel
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.evaluation.source import recorded
+from rlhf_marl.evaluation.trained_run import recorded
 from rlhf_marl.hub import push as hub
 from rlhf_marl.hub.base_model import describe_base
 from rlhf_marl.hub.card import RunFacts, model_card
 from rlhf_marl.hub.export_folder import check_target, read_object, writing_export
 from rlhf_marl.hub.results import load_evaluation
-from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer, quiet
+from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer
+from rlhf_marl.policy.references import quiet
 from rlhf_marl.runs.directory import RunDirectory
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-import torch
 from jinja2 import TemplateError
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
@@ -64,16 +62,3 @@ def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[
     """All ids that end a response: the tokenizer's and the generation config's; the tokenizer's first."""
     ends = [generation_ends] if isinstance(generation_ends, int) else list(generation_ends or [])
     return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
-
-
-def left_pad(sequences: Sequence[Sequence[int]], pad: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, both (rows, longest), with the padding on the left."""
-    longest = max(map(len, sequences))
-    ids = torch.tensor([[pad] * (longest - len(s)) + list(s) for s in sequences], device=device)
-    mask = torch.tensor([[0] * (longest - len(s)) + [1] * len(s) for s in sequences], device=device)
-    return ids, mask
-
-
-def positions(mask: Tensor) -> Tensor:
-    """(rows, length) position of each token among its row's real tokens; padding gets 0."""
-    return (mask.cumsum(-1) - 1).clamp_min(0)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -11,8 +11,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.algorithm.objectives import policy_gradient
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.chat import left_pad, positions
 from rlhf_marl.policy.generation import tempered
+from rlhf_marl.policy.padding import left_pad, positions, right_pad
 from rlhf_marl.policy.prefix_cache import PrefixCache, prefill, prefill_shared, shared_tokens, with_room
 
 # Activations of one backward pass grow with its tokens: those of the prefix of all states, once per agent, and the
@@ -78,10 +78,10 @@ def evaluate_responses(
         reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
     for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
-        tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+        tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old = None
         if old_log_probabilities is not None:
-            old, _ = _right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
+            old, _ = right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
         with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
@@ -130,7 +130,7 @@ def base_entropy(
     with adapters.use(None):
         reading = ReferencePrefill(model, states, pad, room=most, prefixes=PrefixCache())
         for rows, columns in microbatches(n_agents, n_dialogues, 0, longest):
-            tokens, mask = _right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
+            tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
             logits = reading.logits(model, columns, tokens, mask)
             entropy = torch.cat(
                 [
@@ -157,14 +157,6 @@ def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Ite
                 slice(agent, min(agent + agents_per_block, n_agents)),
                 slice(dialogue, min(dialogue + dialogues_per_block, n_dialogues)),
             )
-
-
-def _right_pad(responses: Sequence[Sequence[Any]], pad: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Response ids (or numbers of their tokens) and mask, both (rows, longest), with the padding on the right."""
-    longest = max(map(len, responses))
-    tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
-    mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)
-    return tokens, mask
 
 
 @final

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
-from rlhf_marl.policy.chat import left_pad, positions
+from rlhf_marl.policy.padding import left_pad, positions
 
 # More tokens than this must be saved for a shared prefix to be worth a pass of its own.
 _WORTH_READING = 64

@@ -13,9 +13,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.chat import Message, chat_tokens, left_pad, positions
+from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey, generate, sampling_uniforms
 from rlhf_marl.policy.loading import ChatModel
+from rlhf_marl.policy.padding import left_pad, positions
 from rlhf_marl.policy.prefix_cache import PrefixCache
 
 

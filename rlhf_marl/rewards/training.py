@@ -22,7 +22,8 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import flush, move, unwritable
-from rlhf_marl.policy.loading import load_model_of, load_tokenizer, quiet
+from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
 from rlhf_marl.rewards.trained import TrainedCard

@@ -16,7 +16,7 @@ from rlhf_marl.algorithm.optimizers import AgentAdam
 from rlhf_marl.algorithm.signals import SIGNALS
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.build_controller import build_controller, load_controller_templates
+from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
@@ -97,7 +97,7 @@ def build(
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
-        templates = load_controller_templates(config.controller, len(config.agents), where)
+        prepared = prepare_controller(config.controller, len(config.agents), where)
         cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
         _check_lengths(config, questions, agents.chat_model, where)
@@ -111,7 +111,7 @@ def build(
             seed=config.seed,
             max_new_tokens=config.generation.max_new_tokens,
         )
-        controller = build_controller(config.controller, templates, agents.sampler, device, where, journal)
+        controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
         player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
         return Experiment(config, made, player, questions, cards, matrix, journal)
 

@@ -12,7 +12,7 @@ from rlhf_marl.config.schema import (
     TransformersController,
 )
 from rlhf_marl.dialogue import controller as controllers
-from rlhf_marl.dialogue.build_controller import build_controller, load_controller_templates
+from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.controller import Exchange
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import Message
@@ -31,8 +31,8 @@ def limits(tmp_path):
 
 
 def built(config, base=None):
-    templates = load_controller_templates(config, 2, "c")
-    return build_controller(config, templates, base, torch.device("cpu"), "c", UNRECORDED)
+    prepared = prepare_controller(config, 2, "c")
+    return build_controller(config, prepared, base, torch.device("cpu"), "c", UNRECORDED)
 
 
 def merged(controller, *, last=False):
@@ -67,7 +67,7 @@ def test_a_function_that_is_not_there_names_the_key(function, message):
 
 
 def test_a_callable_has_no_templates():
-    assert load_controller_templates(CallableController(kind="callable", function="a:b"), 2, "c") is None
+    assert prepare_controller(CallableController(kind="callable", function="a:b"), 2, "c") is None
 
 
 class FakeSampler:
@@ -111,7 +111,7 @@ def test_openai_needs_its_key(limits, monkeypatch):
 
 def test_a_missing_template_file_names_the_key():
     with pytest.raises(UsageError, match=r"^c: controller.templates: 'no.yaml' does not exist"):
-        load_controller_templates(SharedController(templates="no.yaml"), 2, "c")
+        prepare_controller(SharedController(templates="no.yaml"), 2, "c")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_mistakes_in_a_script_are_told_before_the_run(change):
     """With as many responses as there are agents: two."""
     config = ScriptedController(**{"kind": "scripted", "next_prompts": ["-"]} | change)
     with pytest.raises(UsageError, match=r"^c: controller: template error: ") as caught:
-        load_controller_templates(config, 2, "c")
+        prepare_controller(config, 2, "c")
     assert "\n" not in str(caught.value)
     fine = ScriptedController(kind="scripted", aggregate="{{ responses[2] }}", next_prompts=["-"])
-    assert load_controller_templates(fine, 3, "c") is None
+    assert prepare_controller(fine, 3, "c") is None

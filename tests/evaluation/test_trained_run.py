@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf_marl.evaluation.source import OnlyRecorded, check_agents, open_run, recorded
+from rlhf_marl.evaluation.trained_run import OnlyRecorded, check_agents, open_run, recorded
 from rlhf_marl.runs.directory import RunDirectory
 
 

@@ -16,7 +16,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.iterations import iteration_name, newest_checkpoint
-from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl, read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
@@ -96,15 +96,16 @@ def _nothing_trained(run: RunDirectory, reason: str) -> str:
 def recorded(run: RunDirectory) -> list[dict[str, Any]]:
     """The run's metrics as far as they are whole: a row per update and agent, without damaged lines."""
     try:
-        lines = run.metrics.read_bytes().split(b"\n")[:-1]
+        content = complete_lines(run.metrics.read_bytes())
     except OSError:
         return []
     rows = []
-    for line in lines:
+    for _, row in parse_jsonl(content):
+        if isinstance(row, BadLine):
+            continue
         try:
-            row = json.loads(line)
             known = (int(row["agent"]), str(row["reward_model"]), int(row["iteration"]), float(row["reward_scaled"]))
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             continue
         if math.isfinite(known[3]):
             rows.append(row | dict(zip(("agent", "reward_model", "iteration", "reward_scaled"), known, strict=True)))
