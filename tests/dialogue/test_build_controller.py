@@ -66,8 +66,10 @@ def test_a_function_that_is_not_there_names_the_key(function, message):
         built(CallableController(kind="callable", function=function))
 
 
-def test_a_callable_has_no_templates():
-    assert prepare_controller(CallableController(kind="callable", function="a:b"), 2, "c") is None
+def test_a_callables_function_is_imported_before_any_model_loads():
+    import json
+
+    assert prepare_controller(CallableController(kind="callable", function="json:dumps"), 2, "c") is json.dumps
 
 
 class FakeSampler:
