@@ -63,7 +63,7 @@ def train(
     path = Path(run_dir) if run_dir is not None else Path("runs") / f"{Path(name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunDirectory.resume(path, config) if resume else None
     if run is None:
-        RunDirectory.check_free(path)  # told before minutes of loading
+        RunDirectory.check_free(path)  # before minutes of loading
     display = Display(config, path)
     display.loading()
     accelerator = _accelerator(config, path, name)

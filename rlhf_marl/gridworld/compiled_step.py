@@ -1,4 +1,4 @@
-"""One step of the grid, compiled: agents look, draw actions, move and are paid."""
+"""Compiled step of the grid: observe, sample, move, reward."""
 
 import numpy as np
 from numba import njit

@@ -88,7 +88,7 @@ def _solve(matrix: csr_matrix, factor: float, right: np.ndarray) -> np.ndarray:
 
 
 def exact_state_value(rewards: np.ndarray, table: np.ndarray, c: Chain) -> np.ndarray:
-    """V of the policies, (65, 65). rewards: of the state reached, as the critics are paid, (65, 65)."""
+    """V of the policies, (65, 65). rewards: of the state reached, as the critics receive them, (65, 65)."""
     move = transitions(table)
     value = _solve(move, c.stay, move @ rewards.ravel())  # without `leave`, whose effect is a constant
     # V = U + leave V̄ / (1 - stay), and so V̄ = Ū + leave V̄ / (1 - stay)

@@ -60,7 +60,7 @@ class SpreadEnv(ParallelEnv):
         self._given = None if landmarks is None else cells_of(landmarks)
         if self._given is None and n_agents > N_CELLS:
             raise UsageError(f"landmarks: {n_agents} do not fit on the board's {N_CELLS} cells; choose 1 to {N_CELLS}")
-        local_rewards(split, np.zeros(n_agents, dtype=int), np.zeros(1, dtype=int))  # an unknown split is told now
+        local_rewards(split, np.zeros(n_agents, dtype=int), np.zeros(1, dtype=int))  # raises for an unknown split
         self.possible_agents = [f"agent_{i}" for i in range(n_agents)]
         self.agents: list[str] = []
         self.render_mode = render_mode

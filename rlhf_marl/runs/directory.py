@@ -110,7 +110,7 @@ class RunDirectory:
         run, before = cls.open(path, "--resume")
         check_same_config(before.model_dump(mode="json"), config, f"{path} was started")
         run._warn_of_another_machine(config)
-        with run.locked():  # told before minutes of loading
+        with run.locked():  # raises before minutes of loading
             return run
 
     def adopt(self, config: Config, cards: Sequence[Card]) -> None:

@@ -1,4 +1,4 @@
-"""Asking a service that may be down, slow, busy, hostile or talk nonsense: bounded tries, time and size, kept keys."""
+"""HTTP client for unreliable or hostile services: bounded retries, total time and response size; keys never leak."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""Config in, Experiment out. Cheap checks come first, so that a mistake is told before any model loads."""
+"""Builds an Experiment from a config. Cheap checks come first: mistakes are reported before any model loads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

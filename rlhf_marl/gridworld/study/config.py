@@ -59,7 +59,7 @@ def load_study(reference: str, overrides: Sequence[str] = ()) -> StudyConfig:
         raise UsageError(explain(error, reference, content, keys)) from None
     for regime in config.regimes:
         for name in config.experiments:
-            settings(config, regime, name, reference)  # every mistake is told before the first run
+            settings(config, regime, name, reference)  # all errors before the first run
     return config
 
 
