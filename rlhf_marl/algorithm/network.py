@@ -7,16 +7,6 @@ import torch
 from torch import Tensor
 
 
-def random_projection(d: int, width: int, generator: torch.Generator) -> Tensor:
-    """H of Eq. (5): (width, d) with independent N(0, 2) entries (variance 2), never trained."""
-    return 2**0.5 * torch.randn(width, d, generator=generator)
-
-
-def project(x: Tensor, h: Tensor) -> Tensor:
-    """x^(0) = H x. x: (..., d); h: (m, d); returns (..., m)."""
-    return x @ h.T
-
-
 @final
 class Network:
     """y = bᵀ x^(D), x^(h) = ReLU(W^(h) x^(h-1)) / √m.

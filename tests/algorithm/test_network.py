@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from rlhf_marl.algorithm.network import Linear, Network, project, random_projection, value_and_gradient
+from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
 
 
 def network(width=4, depth=3, **options):
@@ -36,13 +36,7 @@ def test_initial_scales():
     net = Network(200, 2, generator=generator)
     assert net.initial_weights(generator).var().item() == pytest.approx(2, rel=0.03)
     assert net.b.var().item() == pytest.approx(1, rel=0.3)
-    assert random_projection(100, 200, generator).var().item() == pytest.approx(2, rel=0.05)
     assert net.n_params == 2 * 200 * 200
-
-
-def test_projection_is_h_x():
-    h = torch.tensor([[1.0, 2.0], [0.0, -1.0], [3.0, 0.0]])
-    torch.testing.assert_close(project(torch.tensor([[1.0, 1.0]]), h), torch.tensor([[3.0, -1.0, 3.0]]))
 
 
 def test_gradient_against_finite_differences():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from rlhf_marl.gridworld.draws import Noise, draw_all
-from rlhf_marl.gridworld.reference import Reference
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.training import train
+from tests.gridworld.reference import Reference
 
 SEEDS = range(2)
 STEPS = {"iterations": 60, "width": 6, "depth": 2, "radius": 0.5, "critic_step_size": 0.01, "start": "warm"}

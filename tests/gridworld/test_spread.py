@@ -8,7 +8,6 @@ from pettingzoo.utils.conversions import parallel_to_aec
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.draws import Noise, draw_all
 from rlhf_marl.gridworld.parallel_env import SpreadEnv
-from rlhf_marl.gridworld.reference import Reference
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import (
     COORDINATES,
@@ -23,6 +22,7 @@ from rlhf_marl.gridworld.spread import (
     team_reward,
 )
 from rlhf_marl.gridworld.training import train
+from tests.gridworld.reference import Reference
 
 
 def cell(x, y):
