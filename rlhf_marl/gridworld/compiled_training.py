@@ -1,4 +1,4 @@
-"""Algorithms 1, 2 and 3 on the grid, compiled, for one seed: a compiled port, tested equal to tests/gridworld/reference.py.
+"""Algorithms 1, 2 and 3 on the grid for one seed: a compiled port, tested equal to tests/gridworld/reference.py.
 
     run: [ play a step -> learn from the first K (Algorithm 2) -> gossip -> weigh and act on the last M (Algorithm 1) ]*
 

@@ -96,9 +96,7 @@ class Judge:
         self._card = card
         path = find_data(card.rubric, f"card {card.name}: rubric")
         self._rubric, self._where = load_instructions(path, Task), f"{path}: user"
-        self._rubric.messages(
-            self._where, prompt="p", response="r"
-        )  # raises for a template error now, not at the first score
+        self._rubric.messages(self._where, prompt="p", response="r")  # a template error raises now
         self._grade = grader or build_grader(card, base, journal)
         self.failed = 0
 
