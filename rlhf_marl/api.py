@@ -1,4 +1,4 @@
-"""The toolkit from Python: `train`, `evaluate` and `export`, and `load_run` to look at a run."""
+"""The Python API: `train`, `evaluate`, `export`, and `load_run` to inspect a run."""
 
 import os
 import signal
@@ -42,12 +42,12 @@ def train(
 
     Args:
         config: a Config, plain data of the same shape, or the path of a YAML file.
-        run_dir: where to write; by default runs/<name>-<time>.
-        resume: go on from the newest checkpoint in `run_dir`.
-        name: what error messages and the default folder call a config that is not a path.
-        profile: print at the end where the time went.
-        builder: puts the experiment together from (config, name, device, journal=...): by default
-            `rlhf_marl.training.build.build`, which takes other samplers, mixers and teams; see CONTRIBUTING.md.
+        run_dir: output folder; by default runs/<name>-<time>.
+        resume: continue from the newest checkpoint in `run_dir`.
+        name: name of a config that is not a path, for error messages and the default folder.
+        profile: print the time per stage at the end.
+        builder: builds the experiment from (config, name, device, journal=...). By default
+            `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams; see CONTRIBUTING.md.
 
     Raises:
         UsageError: one line per mistake in the config or its files.
@@ -100,13 +100,13 @@ def train(
 
 
 def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
-    """Evaluate a run on held-out questions; writes evaluation.json into it and returns its content.
+    """Evaluate a run on held-out questions. Writes evaluation.json into the run and returns its content.
 
     Args:
-        options: as of rlhf_marl.evaluation.evaluate.Options, such as questions="mine.jsonl" or limit=8.
+        options: fields of rlhf_marl.evaluation.evaluate.Options, such as questions="mine.jsonl" or limit=8.
 
     Raises:
-        UsageError: no run, nothing trained, an unknown option, or unusable questions or judges.
+        UsageError: not a run, nothing trained, an unknown option, or unusable questions or judges.
         RunStopped: a reward model or the controller failed.
     """
     from rlhf_marl.evaluation.evaluate import Options, evaluate_run
@@ -121,7 +121,7 @@ def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
 
 
 def load_run(path: str | os.PathLike[str]) -> "Run":
-    """Open a run directory; raises UsageError if it is none."""
+    """Open a run directory. Raises UsageError if it is not one."""
     run = Run(Path(path))
     RunDirectory.open(run.path, "load_run")
     return run
@@ -140,21 +140,21 @@ class Run:
 
     @property
     def base_model(self) -> str:
-        """What `from_pretrained` takes for the agents' base model: a folder or a hub id."""
+        """The agents' base model as `from_pretrained` accepts it: a folder or a hub id."""
         return resolve_model(self.config.model.name, f"{self.path}/config.yaml: model.name")
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """A row per update and agent."""
+        """One row per update and agent."""
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).metrics))
 
     @property
     def dialogues(self) -> pd.DataFrame:
-        """A row per turn of each dialogue."""
+        """One row per turn of each dialogue."""
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
 
     def agents(self, device: str = "cpu") -> list["Agent"]:
-        """Load the base model once and all trained adapters over it.
+        """Load the base model once, with all trained adapters.
 
         Raises:
             UsageError: the run has no adapters yet.
@@ -192,7 +192,7 @@ def _accelerator(config: Config, path: Path, where: str) -> Accelerator:
 
 @contextmanager
 def _sigint(announce: Any) -> Iterator[list[bool]]:
-    """Inside, the first Ctrl-C only sets the yielded list (the loop then saves and ends); a second one interrupts."""
+    """The first Ctrl-C only sets the yielded list, so that the loop saves and ends; a second one interrupts."""
     pressed: list[bool] = []
 
     def handler(number: int, frame: Any) -> None:
@@ -203,7 +203,7 @@ def _sigint(announce: Any) -> Iterator[list[bool]]:
 
     try:
         before = signal.signal(signal.SIGINT, handler)
-    except ValueError:  # not in the main thread: Ctrl-C is someone else's
+    except ValueError:  # not in the main thread, which handles Ctrl-C
         yield pressed
         return
     try:

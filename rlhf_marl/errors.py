@@ -1,8 +1,8 @@
-"""The errors a user can cause or meet. The CLI prints each as one line, without a traceback.
+"""The errors a user can cause or encounter. The CLI prints each as one line, without a traceback.
 
 RlhfMarlError
 ├── UsageError   the input is wrong (config, card, folder, argument); exit code 2
-└── RunStopped   a started run cannot go on (bad score, service down); it is readable and resumable; exit code 3
+└── RunStopped   a started run cannot continue (bad score, service down); it is readable and resumable; exit code 3
 """
 
 import logging
@@ -23,7 +23,7 @@ class UsageError(RlhfMarlError):
 
 
 class RunStopped(RlhfMarlError):
-    """A run that had started cannot go on; its run directory is readable and can be resumed."""
+    """A started run cannot continue; its run directory is readable and can be resumed."""
 
     exit_code = 3
 

@@ -1,4 +1,4 @@
-"""Algorithm 2: decentralised TD learning of a critic per agent, then gossip."""
+"""Algorithm 2: decentralised TD learning of one critic per agent, then gossip."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Transition:
     Attributes:
         x0, next_x0: projected features H x of (s) or (s, a) and of the successor, (..., n_agents or 1, batch, m).
         reward: r^i, (..., n_agents, batch).
-        discount: γ, or 0 where nothing follows, (..., n_agents or 1, batch or 1).
+        discount: γ, or 0 at terminal states, (..., n_agents or 1, batch or 1).
     """
 
     x0: Tensor
@@ -31,14 +31,14 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class CriticMetrics:
-    """Of one call of Algorithm 2; each (..., n_agents), the disagreements (...).
+    """Metrics of one call of Algorithm 2: each (..., n_agents); the disagreements (...).
 
     Attributes:
         td_error: mean |δ| of the last TD step.
         value, magnitude: mean critic value, and mean of its absolute value, at the last TD step.
         gradient_norm: of the last TD step.
         projected: share of layers that left the ball and were projected, over all steps.
-        skipped: TD steps left out because their gradient, or where it led, was not finite.
+        skipped: TD steps skipped because the gradient or the resulting weights were not finite.
         disagreement_before, disagreement_after: of the weights, around line 12's gossip.
     """
 
@@ -71,12 +71,12 @@ class Critic:
     ) -> None:
         """
         Args:
-            initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) if each seed
-                has its own.
+            initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) for one per
+                seed.
             mixer: gossip of the weights.
             step_size: β. radius: B, or None for no projection.
-            start: `restart` begins every call at W(0), as printed; `warm` at the last gossiped weights.
-            average: line 9's running average; without it the last iterate is the result.
+            start: `restart` begins every call at W(0), as in the paper; `warm` at the last gossiped weights.
+            average: line 9's running average; without it, the result is the last iterate.
         """
         self.network = network
         self.initial = initial
@@ -138,9 +138,9 @@ class Critic:
         return delta, value, gradient
 
     def _step(self, gradient: Tensor, usable: Tensor) -> Tensor:
-        """W̃ = W - β δ∇Q, or Adam in its place; returns which agents (..., n_agents) it moved.
+        """W̃ = W - β δ∇Q, or an Adam step instead. Returns which agents moved, (..., n_agents).
 
-        An agent whose gradient is not finite, or whose weights would not be, keeps its iterate.
+        An agent keeps its iterate if its gradient or its new weights are not finite.
         """
         kept = self._iterate.clone()
         if self._adam is None:
@@ -152,7 +152,7 @@ class Critic:
         return usable
 
     def state_dict(self, agent: int) -> dict[str, Tensor]:
-        """Everything that `update` changes of one agent (of one seed), as tensors."""
+        """All state of one agent (of one seed) that `update` changes, as tensors."""
         moments = self._adam.state_dict(agent) if self._adam is not None else {}
         weights = self.weights.flatten(0, -2)[agent]
         return {"weights": weights, **{f"adam.{name}": value for name, value in moments.items()}}

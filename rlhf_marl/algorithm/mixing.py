@@ -1,4 +1,4 @@
-"""Gossip: t multiplications by the consensus matrix, and how far apart agents are."""
+"""Gossip: t multiplications by the consensus matrix; disagreement between agents."""
 
 from typing import Protocol, final
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Mixer(Protocol):
-    """All that actors and critics know of the topology."""
+    """The only view that actors and critics have of the topology."""
 
     @property
     def own_weight(self) -> Tensor:
@@ -58,5 +58,5 @@ def disagreement(values: Tensor) -> Tensor:
 
 
 def gossip_bytes(adjacency: Tensor, n_values: int, rounds: int, bytes_per_value: int = 4) -> int:
-    """Bytes that all agents together send: in each round everyone sends its values to every neighbour."""
+    """Bytes sent by all agents together: in each round, every agent sends its values to every neighbour."""
     return int(adjacency.sum()) * n_values * rounds * bytes_per_value

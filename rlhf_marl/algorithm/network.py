@@ -1,4 +1,4 @@
-"""The network of Eq. (5), on flat weights of any leading batch dimensions."""
+"""The network of Eq. (5), on flat weights with any leading batch dimensions."""
 
 from collections.abc import Callable
 from typing import final
@@ -11,8 +11,8 @@ from torch import Tensor
 class Network:
     """y = bᵀ x^(D), x^(h) = ReLU(W^(h) x^(h-1)) / √m.
 
-    b ~ N(0, 1) is drawn once and fixed; a policy has one b per action (n_outputs), scaled by output_scale. Where each
-    seed has a b of its own, set `b` to (..., 1, n_outputs, m).
+    b ~ N(0, 1) is drawn once, scaled by output_scale and fixed; a policy has one b per action (n_outputs). For one b
+    per seed, set `b` to (..., 1, n_outputs, m).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Network:
 
 @final
 class Linear:
-    """y = wᵀ x: the linear critic of the earlier theory, where Network is expected. Its one layer is w as (1, d)."""
+    """y = wᵀ x: the linear critic of the earlier theory, a drop-in for Network. Its only layer is w as (1, d)."""
 
     def __init__(self, n_inputs: int) -> None:
         self.n_params = n_inputs
@@ -78,17 +78,17 @@ class Linear:
         return (x0 @ weights.unsqueeze(-1)).squeeze(-1)
 
     def dead_fraction(self, weights: Tensor, x0: Tensor) -> Tensor:
-        """There are no units to be off: zeros (..., n_agents)."""
+        """Zeros (..., n_agents): a linear critic has no units to be off."""
         return torch.zeros(weights.shape[:-1])
 
 
 def value_and_gradient(
     network: Network | Linear, weights: Tensor, x0: Tensor, coefficient: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Values Q (..., n_agents, batch) and the gradient of Σ_batch c Q in each agent's own weights.
+    """Values Q (..., n_agents, batch) and the gradient of Σ_batch c Q with respect to each agent's weights.
 
-    `coefficient` maps the (detached) values to c, of the same shape: with c = δ this is the TD step's direction. An
-    agent's values depend on its own weights alone, so one backward pass over the sum serves all agents.
+    `coefficient` maps the (detached) values to c, of the same shape. With c = δ this is the TD step's direction. An
+    agent's values depend only on its own weights, so one backward pass over the sum serves all agents.
     """
     leaf = weights.detach().requires_grad_()
     with torch.enable_grad():

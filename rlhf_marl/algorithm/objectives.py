@@ -1,8 +1,8 @@
 """Actor objectives: the weight of each token's score function ∇log π(a_t), from the actor signal.
 
-An objective is a function (log π, log π_old, signal, *, clip_range) -> weight, elementwise over tokens. log π is the
-policy that is trained, log π_old the policy that sampled the token. A new objective is one entry of OBJECTIVES. This
-module does not load torch.
+An objective is a function (log π, log π_old, signal, *, clip_range) -> weight, elementwise over tokens. π is the policy
+being trained, π_old the one that sampled the token. To add an objective, add an entry to OBJECTIVES. This module does
+not import torch.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Objective = Callable[..., "Tensor"]
 
 
 def policy_gradient(log_probability: "Tensor", old: "Tensor", signal: "Tensor", *, clip_range: float = 0.2) -> "Tensor":
-    """Algorithm 1, line 16: the signal itself, whatever policy sampled the token."""
+    """Algorithm 1, line 16: the signal itself, regardless of the policy that sampled the token."""
     return signal
 
 

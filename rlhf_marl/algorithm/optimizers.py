@@ -11,15 +11,15 @@ _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 @final
 class AgentAdam:
-    """torch's Adam on each agent's own row: an agent that skips a step keeps its weights, moments and step count."""
+    """torch's Adam on each agent's row. An agent that skips a step keeps its weights, moments and step count."""
 
     def __init__(self, parameters: Tensor, step_size: float) -> None:
-        """parameters: (..., n_agents, n_params), changed in place."""
+        """parameters: (..., n_agents, n_params), updated in place."""
         self._rows = [torch.nn.Parameter(row) for row in parameters.detach().flatten(0, -2).unbind()]
         self._optimizers = [torch.optim.Adam([row], lr=step_size) for row in self._rows]
 
     def step(self, gradient: Tensor, usable: Tensor) -> None:
-        """One step of the agents that are usable. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool."""
+        """One step for the usable agents. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool."""
         rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usable.flatten().tolist(), strict=True)
         for row, optimizer, of_row, is_usable in rows:
             if is_usable:
@@ -28,7 +28,7 @@ class AgentAdam:
                 row.grad = None
 
     def reset(self) -> None:
-        """Forget all moments and step counts."""
+        """Clear all moments and step counts."""
         for optimizer in self._optimizers:
             optimizer.state.clear()
 

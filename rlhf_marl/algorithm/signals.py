@@ -1,9 +1,9 @@
-"""Actor signals: the scalar that weighs agent i's score function ∇log π^i (Algorithm 1, lines 12 to 16).
+"""Actor signals: the scalar that weights agent i's score function ∇log π^i (Algorithm 1, lines 12 to 16).
 
-The paper's δ = Q(s, a) - r - γ Q(s', a') is right for the critic's descent and has the wrong sign for the actor's
+The paper's δ = Q(s, a) - r - γ Q(s', a') is right for the critic's descent but has the wrong sign for the actor's
 ascent: the advantage is -δ. See docs/algorithm.md for the choice of signals.
 
-A new signal is one entry of SIGNALS. This module does not load torch, so that configs are checked without it.
+To add a signal, add an entry to SIGNALS. This module does not import torch, so configs can be checked without it.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Values:
-    """What a signal is computed from; each broadcasts to (..., n_agents, batch), and each agent has its own.
+    """Inputs of a signal. Each broadcasts to (..., n_agents, batch) and is specific to the agent.
 
     Attributes:
         value, next_value: the critic at (s) or (s, a), and at its successor.
-        reward: r^i. discount: γ, or 0 where nothing follows.
-        counterfactual_value: Q averaged over the agent's own actions; None where actions cannot be enumerated.
+        reward: r^i. discount: γ, or 0 at terminal states.
+        counterfactual_value: Q averaged over the agent's own actions; None if actions cannot be enumerated.
     """
 
     value: "Tensor"
@@ -41,10 +41,10 @@ class Signal:
     """One entry of the registry.
 
     Attributes:
-        critic: the kind of critic whose values it takes: of (s, a) or of (s).
-        function: (values, mixer, credit) -> (..., n_agents, batch). `credit` gives the advantage from a TD error.
-        has_reward: the immediate reward is part of it, so that `local` credit has a meaning.
-        enumerates: it needs actions that can be enumerated, as in the grid world.
+        critic: the kind of critic it needs: Q of (s, a) or V of (s).
+        function: (values, mixer, credit) -> (..., n_agents, batch). `credit` computes the advantage.
+        has_reward: whether it includes the immediate reward; `local` credit is meaningful only then.
+        enumerates: whether it needs enumerable actions, as in the grid world.
     """
 
     critic: Literal["q", "v"]
@@ -59,15 +59,15 @@ def td_error(value: "Tensor", reward: "Tensor", next_value: "Tensor", discount: 
 
 
 def consensus_credit(v: Values, mixer: "Mixer") -> "Tensor":
-    """Lines 12 to 15: minus the gossiped δ; the batch takes the place of the M columns."""
+    """Lines 12 to 15: minus the gossiped δ; the batch replaces the M columns."""
     return -mixer.mix(td_error(v.value, v.reward, v.next_value, v.discount))
 
 
 def local_credit(v: Values, mixer: "Mixer") -> "Tensor":
-    """(A^t)_ii r^i + gossip(γ V(s') - V(s)), so r^i / N where gossip averages.
+    """(A^t)_ii r^i + gossip(γ V(s') - V(s)), where the first term is r^i / N if gossip averages exactly.
 
-    Given the state, the other agents' immediate rewards do not depend on agent i's action: leaving them out keeps the
-    mean gradient and lowers its variance.
+    Given the state, the other agents' immediate rewards do not depend on agent i's action. Omitting them keeps the
+    mean gradient and reduces its variance.
     """
     return mixer.own_weight.to(v.reward).unsqueeze(-1) * v.reward + mixer.mix(v.discount * v.next_value - v.value)
 
@@ -80,12 +80,12 @@ def _advantage(v: Values, mixer: "Mixer", credit: Credit) -> "Tensor":
 
 
 def _literal(v: Values, mixer: "Mixer", credit: Credit) -> "Tensor":
-    """The gossiped δ, as printed."""
+    """The gossiped δ, as printed in the paper."""
     return -credit(v, mixer)
 
 
 def _own_value(v: Values, mixer: "Mixer", credit: Credit) -> "Tensor":
-    """The agent's own Q (Remark 1); no gossip of TD errors."""
+    """The agent's own Q (Remark 1), without gossip of TD errors."""
     return v.value
 
 
@@ -106,7 +106,7 @@ SIGNALS: dict[str, Signal] = {
 
 
 def critic_kind(signal: str) -> Literal["q", "v"]:
-    """Which critic a signal needs."""
+    """The kind of critic that a signal needs."""
     return SIGNALS[signal].critic
 
 

@@ -26,7 +26,7 @@ def _star(n: int) -> Edges:
 
 
 def _grid(n: int) -> Edges:
-    """The lattice whose sides are the factors of n nearest to each other; a path when n is prime."""
+    """A lattice whose sides are the two closest factors of n; a path if n is prime."""
     columns = next(c for c in range(math.isqrt(n), 0, -1) if n % c == 0)
     right = {(i, i + 1) for i in range(n) if (i + 1) % columns}
     down = {(i, i + columns) for i in range(n - columns)}
@@ -34,7 +34,7 @@ def _grid(n: int) -> Edges:
 
 
 def _exponential(n: int) -> Edges:
-    """i is linked with i ± 2^k (mod n)."""
+    """Agent i is linked to i ± 2^k (mod n)."""
     return {(i, (i + 2**k) % n) for i in range(n) for k in range(max(1, (n - 1).bit_length()))}
 
 
@@ -57,10 +57,10 @@ def adjacency(
     edge_probability: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Who can talk to whom: (n, n) bool, symmetric, no self-loops, connected.
+    """The communication graph: (n, n) bool, symmetric, no self-loops, connected.
 
     Args:
-        edges: pairs of agents, for graph `explicit` alone.
+        edges: pairs of agents, only for graph `explicit`.
         edge_probability: for graph `random` (Erdős-Rényi, drawn again until connected).
 
     Raises:
@@ -105,14 +105,14 @@ def is_connected(adjacency: Tensor) -> bool:
 
 
 def _metropolis_hastings(graph: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A_ij = 1 / (1 + max(degree_i, degree_j)) on edges; the rest stays with i."""
+    """A_ij = 1 / (1 + max(degree_i, degree_j)) on edges; A_ii is the remainder."""
     degree = graph.sum(-1).double()
     weights = graph / (1 + torch.maximum(degree[:, None], degree[None, :]))
     return weights + torch.diag(1 - weights.sum(-1))
 
 
 def _uniform(graph: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A_ij = 1 / (1 + largest degree) on edges; the rest stays with i."""
+    """A_ij = 1 / (1 + largest degree) on edges; A_ii is the remainder."""
     weights = graph / (1 + graph.sum(-1).max().double())
     return weights + torch.diag(1 - weights.sum(-1))
 
@@ -149,7 +149,7 @@ def consensus_matrix(
     """The consensus matrix A on a graph: (1 - laziness) A + laziness I, (n, n) float64.
 
     Raises:
-        ValueError: unknown kind, or a matrix that breaks Assumption 5.1.
+        ValueError: unknown kind, or a matrix that violates Assumption 5.1.
     """
     if kind not in MATRICES:
         raise ValueError(f"matrix: {kind!r} is not a consensus matrix; choose {', '.join(MATRICES)}")
@@ -172,7 +172,7 @@ def check_consensus_matrix(matrix: Tensor, adjacency: Tensor | None = None, tole
     """Assumption 5.1: doubly stochastic, positive diagonal, connected, and zero where the graph has no edge.
 
     Raises:
-        ValueError: names the clause that fails, where and by how much.
+        ValueError: the matrix violates a clause; names the clause, where and by how much.
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"matrix: shape {tuple(matrix.shape)} is not square")
@@ -198,10 +198,10 @@ def check_consensus_matrix(matrix: Tensor, adjacency: Tensor | None = None, tole
 
 
 def spectral_gap(matrix: Tensor) -> float:
-    """1 - |λ_2(A)|: how much of the disagreement one gossip round removes at least; 1.0 for a single agent."""
+    """1 - |λ_2(A)|: the least share of disagreement that one gossip round removes; 1.0 for a single agent."""
     if len(matrix) == 1:
         return 1.0
-    # Without the consensus direction, the largest modulus left is the second one.
+    # With the consensus direction projected out, the largest modulus is that of λ_2.
     centred = matrix - torch.full_like(matrix, 1 / len(matrix))
     return 1.0 - torch.linalg.eigvals(centred).abs().max().item()
 

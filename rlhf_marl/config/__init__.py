@@ -1,6 +1,6 @@
-"""The experiment's configuration: one YAML file, every key checked, command line over file.
+"""The experiment's configuration: one YAML file; every key is checked; the command line overrides the file.
 
-schema.py  all keys    load.py  read, check, write    overrides.py  --key.sub value    validation.py  errors in words
+schema.py  all keys    load.py  read, check, write    overrides.py  --key.sub value    validation.py  error messages
 """
 
 from rlhf_marl.config.load import check_config, dump_config, load_config

@@ -1,4 +1,4 @@
-"""Read, check and write configs: YAML file below command line, one line per mistake."""
+"""Read, check and write configs: YAML plus command-line overrides; one error line per mistake."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from rlhf_marl.files.yaml_files import load_yaml
 
 
 def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML config and lay command-line overrides over it.
+    """Read a YAML config and apply command-line overrides.
 
     Args:
         reference: path of the file; a shipped one (`configs/quickstart.yaml`) is found from any folder.
@@ -44,5 +44,5 @@ def _all_keys() -> set[str]:
 
 
 def dump_config(config: Config, path: Path) -> None:
-    """Write the resolved config as YAML, defaults included, in the order of the schema; whole or not at all."""
+    """Write the resolved config as YAML, defaults included, in schema order; atomic."""
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))

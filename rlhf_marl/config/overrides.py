@@ -1,4 +1,4 @@
-"""Command-line overrides: dotted keys laid over the data of a YAML file."""
+"""Command-line overrides: dotted keys applied to the data of a YAML file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,8 @@ from rlhf_marl.files.yaml_files import parse_yaml
 def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Set dotted keys (`--a.b.0.c value` or `--a.b.0.c=value`) in nested mappings and lists; values are YAML.
 
-    Without its index a list's key means every item: `--agents.reward_model x.yaml`, or `"[x.yaml, y.yaml, z.yaml]"`.
+    Without an index, a key under a list sets every item: `--agents.reward_model x.yaml`, or
+    `"[x.yaml, y.yaml, z.yaml]"` with one value each.
     """
     remaining = list(overrides)
     while remaining:
@@ -29,7 +30,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
 
 
 def _value(text: str) -> Any:
-    """A number, true, false, null, a list, a {mapping} or a quoted text as YAML; anything else is text as it stands."""
+    """Parse numbers, true, false, null, lists, {mappings} and quoted text as YAML; anything else is plain text."""
     try:
         value = parse_yaml(text)
     except (yaml.YAMLError, UsageError, ValueError, RecursionError):
@@ -53,7 +54,7 @@ def _set(content: Any, key: str, value: Any) -> None:
 
 
 def _set_each(items: list[Any], rest: str, value: Any, key: str) -> None:
-    """The same key of every item of a list: one value for all, or a list with one for each."""
+    """Set one key of every list item: one value for all, or a list with one value per item."""
     values = value if isinstance(value, list) else [value] * len(items)
     if len(values) != len(items):
         name = key.removesuffix(f".{rest}")

@@ -22,7 +22,7 @@ FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
 
 
 def registered(names: Callable[[], Iterable[str]]) -> Any:
-    """A text that is one of a registry's names at the time of the check: entries added from outside count."""
+    """A string type that must be a registered name. Checked at validation time, so later registrations count."""
 
     def check(name: str) -> str:
         *others, last = map(repr, names())
@@ -235,7 +235,7 @@ class ActorConfig(Section):
     """Each agent's gradient is clipped to this norm (Adam only)."""
 
 
-# Section, its tag, the tag if not given, and the keys that say another tag was meant.
+# Section, its tag, the default tag, and the keys that imply another tag.
 _DEFAULT_KINDS = (
     ("prompts", "source", "fixed", {"path", "name"}),
     ("controller", "kind", "shared", {"model", "next_prompts"}),
@@ -278,7 +278,7 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _default_kinds(cls, content: Any) -> Any:
-        """`prompts` with a question alone is fixed, `controller` without a kind and a model is shared."""
+        """Default kinds: `prompts` with only a question is fixed; `controller` without kind and model is shared."""
         if not isinstance(content, dict):
             return content
         for key, tag, default, elsewhere in _DEFAULT_KINDS:

@@ -1,4 +1,4 @@
-"""Pydantic's errors as lines for people."""
+"""Pydantic's errors as readable one-line messages."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from rlhf_marl.sanitise import printable, shortened
 
-# Where a number has no bound of its own: above, float32 would overflow, or memory.
+# Limits for numbers without a bound of their own: above them float32 or memory would overflow.
 LARGEST = 1e6
 
 
@@ -27,12 +27,12 @@ def _address(text: str) -> str:
     return text
 
 
-# Errors about it do not repeat it: what someone pastes may hold a password.
+# Error messages do not repeat the value: it may contain a password.
 Address = Annotated[str, AfterValidator(_address)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Retries = Annotated[int, Field(ge=0, le=1000)]
 
-# A key pasted into the wrong place must not be repeated on the screen.
+# An API key pasted into the wrong field must not be printed.
 _SECRET = re.compile(r"key|token$|secret|password", re.IGNORECASE)
 
 
@@ -40,9 +40,9 @@ def explain(error: ValidationError, where: str, content: Any, allowed: Iterable[
     """One line per mistake: `where: dotted.key: what was given; what is allowed`.
 
     Args:
-        allowed: all key names there are, for "did you mean".
-        content: the data that was validated. Pydantic puts the tags of unions into its locations; a part that is no key
-            of the data is such a tag, and not what the user looks for.
+        allowed: all valid key names, for "did you mean".
+        content: the data that was validated. Pydantic's locations include union tags; a part that is not a key of the
+            data is such a tag and is left out.
     """
     return "\n".join(
         printable(_line(detail, where, content, list(allowed))) for detail in error.errors(include_url=False)

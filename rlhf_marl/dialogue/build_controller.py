@@ -1,4 +1,4 @@
-"""The controller that a config describes."""
+"""Build the controller that a config describes."""
 
 from collections.abc import Callable
 
@@ -25,10 +25,10 @@ Prepared = controllers.Templates | Callable[..., tuple[str, str | None]] | None
 
 
 def prepare_controller(config: Controller, n_agents: int, where: str) -> Prepared:
-    """What a controller needs besides models, read and checked: a chat controller's templates, a callable's function.
+    """Read and check what a controller needs besides models: a chat controller's templates, a callable's function.
 
     Raises:
-        UsageError: a missing file, a mistake in a template, or a function that cannot be imported.
+        UsageError: a missing file, an invalid template, or a function that cannot be imported.
     """
     match config:
         case ScriptedController():
@@ -50,7 +50,7 @@ def build_controller(
     where: str,
     journal: Journal,
 ) -> controllers.Controller:
-    """base: of the agents' base model, which a shared controller speaks with. Raises UsageError for other models."""
+    """base: sampler of the agents' base model, for a shared controller. Raises UsageError if a model is unusable."""
     match config:
         case ScriptedController():
             return controllers.ScriptedController(config.aggregate, config.next_prompts)

@@ -14,7 +14,7 @@ from rlhf_marl.services.endpoint import Endpoint, text_of
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What the controller reads: one dialogue's messages, the last one the prompt, and the agents' responses to it."""
+    """The controller's input: one dialogue's messages, ending with the prompt, and the agents' responses to it."""
 
     messages: Sequence[Message]
     responses: Sequence[str]
@@ -22,13 +22,13 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What the controller decides.
+    """The controller's output.
 
     Attributes:
         aggregate: the team's answer.
         next_prompt: the prompt of the next turn, or None after the last turn.
-        fallback: the model wrote nothing usable for one of the two, and the first non-empty response or the last prompt
-            stands in.
+        fallback: the model wrote nothing usable for one of the two, so the first non-empty response or the last prompt
+            was used instead.
     """
 
     aggregate: str
@@ -49,7 +49,7 @@ class Chat(Protocol):
 
 
 class Templates(Instructions):
-    """The controller's two tasks, over `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
+    """The controller's two tasks. Variables: `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
 
     aggregate: Task
     next_prompt: Task
@@ -66,7 +66,7 @@ def load_templates(path: Path) -> Templates:
 
 @final
 class ChatController:
-    """A language model as controller, with one call for the answers and one for the next prompts."""
+    """A language model as controller: one batched call for the answers, one for the next prompts."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class ChatController:
         for v, aggregate in zip(variables, aggregates, strict=True):
             v["aggregate"] = aggregate
         prompts = [
-            text.strip().partition("\n")[0]  # a prompt is one line: small models go on and answer themselves
+            text.strip().partition("\n")[0]  # first line only: small models continue and answer the prompt
             for text in self._ask(self._templates.next_prompt, variables, self._next_prompt_tokens)
         ]
         return [
@@ -117,7 +117,7 @@ class ChatController:
 
 @final
 class ScriptedController:
-    """Templates instead of a model."""
+    """Fixed Jinja2 templates instead of a model."""
 
     def __init__(self, aggregate: str, next_prompts: Sequence[str]) -> None:
         self._aggregate = aggregate
@@ -139,11 +139,11 @@ class ScriptedController:
 
 @final
 class CallableController:
-    """A Python function, for protocols of one's own.
+    """A Python function as controller, for custom protocols.
 
     Called per dialogue as function(messages, responses, turn=k, last=bool); messages end with the prompt. It returns
-    the team's answer and the next prompt, both text; an empty one is a fallback, as with a model. After the last turn
-    the next prompt is ignored.
+    the team's answer and the next prompt, both strings. An empty one triggers the fallback, as with a model. After the
+    last turn the next prompt is ignored.
     """
 
     def __init__(self, function: Callable[..., tuple[str, str | None]], where: str) -> None:
@@ -153,12 +153,12 @@ class CallableController:
         return [self._merged(exchange, turn, last) for exchange in exchanges]
 
     def _merged(self, exchange: Exchange, turn: int, last: bool) -> Merged:
-        messages = [Message(**message) for message in exchange.messages]  # the function may keep or change its own
+        messages = [Message(**message) for message in exchange.messages]  # a copy: the function may keep or change it
         try:
             found = self._function(messages, list(exchange.responses), turn=turn, last=last)
         except RlhfMarlError:
             raise
-        except Exception as error:  # whatever a user's function raises
+        except Exception as error:  # a user's function may raise anything
             raise RunStopped(f"{self._where}: raised {type(error).__name__}: {first_line(error)}") from error
         wanted = (str, str | None) if last else (str, str)
         if not isinstance(found, tuple) or len(found) != 2 or not all(map(isinstance, found, wanted)):

@@ -1,9 +1,9 @@
-"""Critic input: padded token embeddings, through the fixed random map H of Eq. (5).
+"""Critic input: padded token embeddings, mapped by the fixed random H of Eq. (5).
 
-x is the frozen base model's input embeddings of the state's tokens (for a Q critic also of every agent's response),
-each part zero-padded on the right to its fixed length, concatenated, flattened and scaled to ||x||_2 = 1. The full H
-(m x length * embedding) would be large, so it is factorised: one fixed random map for every token's embedding, then
-one over positions. The first factor is applied to the whole vocabulary once: a state's features are a table lookup.
+x holds the frozen base model's input embeddings of the state's tokens and, for a Q critic, of every agent's response.
+Each part is zero-padded on the right to its fixed length; parts are concatenated, flattened and scaled to ||x||_2 = 1.
+The full H (m x length * embedding) would be large, so it is factorised: one fixed random map for each token's
+embedding, then one over positions. The first factor is precomputed for the whole vocabulary as a lookup table.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class CriticFeatures:
         token_map = torch.randn(e, token_features, generator=generator) / token_features**0.5
         inputs = sum(part_lengths) * token_features
         position_map = torch.randn(inputs, width, generator=generator) * 2**0.5
-        # One more row of zeros: the padding token.
+        # An extra row of zeros for the padding token.
         table = torch.zeros(vocabulary + 1, token_features)
         squares = torch.zeros(vocabulary + 1)
         for rows in torch.arange(vocabulary).split(8192):
@@ -45,7 +45,7 @@ class CriticFeatures:
         self._position_map = position_map.to(embeddings.device)
 
     def __call__(self, *parts: Sequence[Sequence[int]]) -> Tensor:
-        """parts[p][row]: token ids, one part per part length -> (rows, width)."""
+        """parts[p][row]: token ids, one part per entry of part_lengths -> (rows, width)."""
         padding = self._table.shape[0] - 1
         rows = [
             [

@@ -1,4 +1,4 @@
-"""The one loop that plays dialogues: every agent answers, the controller merges and writes the next prompt."""
+"""The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ class Dialogue:
         number: within the run (or the evaluation), from 0.
         question: index of its first question in the prompt source.
         messages: alternating user prompts and aggregated answers; the last one is the prompt to answer.
-        turns: how many turns it has.
-        follow_ups: prompts after the first that are given; the controller writes the others.
+        turns: number of turns to play.
+        follow_ups: predefined prompts after the first; the controller writes the others.
     """
 
     number: int
@@ -42,7 +42,7 @@ class Dialogue:
         return self.messages[-1]["content"]
 
     def advance(self, aggregate: str, next_prompt: str) -> None:
-        """The state transition: the team's answer and the next prompt join the dialogue."""
+        """The state transition: append the team's answer and the next prompt."""
         self.messages += [
             Message(role="assistant", content=neutralise(aggregate)),
             Message(role="user", content=neutralise(next_prompt)),
@@ -52,18 +52,18 @@ class Dialogue:
 @final
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn k of B dialogues and N agents, with what the learners need of its successor.
+    """One turn k of B dialogues and N agents, with the successor data that the learners need.
 
     Attributes:
         number: k, from 0.
         dialogues, questions: `number` and `question` of each dialogue, B.
         prompts: the prompt that was answered, B.
-        states: s_k as token ids, B. state_lengths: their tokens before long ones were cut, B.
+        states: s_k as token ids, B. state_lengths: token counts before truncation, B.
         samples: the responses a_k, [agent][dialogue].
-        merged: what the controller decided, B; a next_prompt of None ends the dialogue.
+        merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
-        next_samples: a_{k+1}, for Q critics. discount: γ, or 0 where the target is the reward alone.
+        next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
     number: int
@@ -112,7 +112,7 @@ class Player:
     max_prompt_tokens: int
 
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
-        """Yield each turn of the dialogues as it ends, so that agents may learn between turns."""
+        """Yield each turn as it ends, so that agents can learn between turns."""
         active = list(dialogues)
         states, lengths = self._states(active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
@@ -147,12 +147,12 @@ class Player:
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 
     def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
-        """Token ids within the budget, and how many there were."""
+        """Token ids cut to the budget, and their number before the cut."""
         whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
         return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
-        """The controller's answers. It is asked for a next prompt only where it writes one."""
+        """The controller's output. It is asked for a next prompt only if none is predefined."""
         merged: dict[int, Merged] = {}
         writes = [turn + 1 < d.turns and turn >= len(d.follow_ups) for d in dialogues]
         for asked in (False, True):
@@ -181,7 +181,7 @@ def responses_of(
 ) -> list[list[Sample]]:
     """All agents answer all states in one batch: [agent][dialogue].
 
-    Not `adapted`, the base model answers in every agent's place, with the random numbers of that agent.
+    If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
     """
     samples = sampler.sample(
         states if adapted else list(states) * n_agents,

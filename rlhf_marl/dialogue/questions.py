@@ -13,14 +13,14 @@ from rlhf_marl.files.user_data import load_split, read_rows, text_at
 
 @final
 class Questions:
-    """The initial questions and their order: each pass through the list is a permutation that the seed determines."""
+    """The initial questions and their order: each pass through the list is a seeded permutation."""
 
     def __init__(self, texts: list[str], seed: int) -> None:
         self.texts = texts
         self._seed = seed
 
     def index(self, dialogue: int) -> int:
-        """Which question dialogue number `dialogue` starts with."""
+        """Index of the question that dialogue number `dialogue` starts with."""
         epoch, place = divmod(dialogue, len(self.texts))
         order = np.random.default_rng(np.random.SeedSequence([self._seed, epoch, 0, 0, 1])).permutation(len(self.texts))
         return int(order[place])
@@ -30,7 +30,7 @@ def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: i
     """Read the prompt source.
 
     Raises:
-        UsageError: missing file, torn line, missing column, or a prompt that is no text.
+        UsageError: missing file, torn line, missing column, or a prompt that is not text.
     """
     match prompts:
         case FixedPrompt():

@@ -24,7 +24,7 @@ def flush(path: Path) -> None:
 
 
 def move(temporary: Path, path: Path) -> None:
-    """fsync a file, or a folder whose files are flushed, then rename it; the name never refers to partial content."""
+    """fsync a file, or a folder whose files are flushed, then rename it: `path` never holds partial content."""
     flush(temporary)
     os.replace(temporary, path)
     flush(path.parent)

@@ -14,11 +14,11 @@ from rlhf_marl.sanitise import first_line
 
 
 def load_function(reference: str, where: str) -> Callable[..., Any]:
-    """Import the function; raises UsageError, which begins with `where`, if that fails for whatever reason."""
+    """Import the function. Raises UsageError, which begins with `where`, if that fails for any reason."""
     home, _, name = reference.rpartition(":")
     try:
         function = getattr(_file(home) if home.endswith(".py") else _module(home), name)
-    except Exception as error:  # whatever a user's module raises while it is imported
+    except Exception as error:  # a user's module may raise anything on import
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UsageError(f"{where}: cannot import {reference!r}: {reason}") from None
     if not callable(function):
@@ -28,13 +28,13 @@ def load_function(reference: str, where: str) -> Callable[..., Any]:
 
 def _module(name: str) -> ModuleType:
     if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command does not look in the working folder by itself
+        sys.path.append(os.getcwd())  # console scripts do not have the working folder on sys.path
     return importlib.import_module(name)
 
 
 def _file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None  # as the name ends in .py
+    assert spec is not None  # because the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

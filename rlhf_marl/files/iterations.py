@@ -12,7 +12,7 @@ def iteration_name(iteration: int) -> str:
 
 
 def iteration_paths(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:
-    """(iteration, path) of what the folder holds per iteration, in order; other names are ignored."""
+    """(iteration, path) of every entry named after an iteration, in order; other names are ignored."""
     if not folder.exists():
         return []
     entries = [path for path in folder.iterdir() if path.name.endswith(suffix)]

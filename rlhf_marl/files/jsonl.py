@@ -1,4 +1,4 @@
-"""JSON Lines: the one parser, and the strict reader of the toolkit's own logs."""
+"""JSON Lines: the parser, and the strict reader of the toolkit's own logs."""
 
 import json
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that is no JSON object."""
+    """A line that is not a JSON object."""
 
     problem: str
     text: str
 
 
 def parse_jsonl(content: bytes, *, nan_as_none: bool = False) -> Iterator[tuple[int, Row | BadLine]]:
-    """Parse JSON Lines: (line number from 1, object or problem). The last line may lack its line end.
+    """Parse JSON Lines: (line number from 1, object or problem). The last line may lack a newline.
 
     Args:
         nan_as_none: read NaN and infinities as None.
@@ -41,15 +41,15 @@ def _none(constant: str) -> None:
 
 
 def complete_lines(content: bytes) -> bytes:
-    """The content without a torn last line, one that a killed process left without its line end."""
+    """The content without a torn last line, which a killed process left without a newline."""
     return content[: content.rfind(b"\n") + 1]
 
 
 def read_jsonl(file: Path) -> list[Row]:
-    """Read a log of the toolkit; a torn last line is left out.
+    """Read a log of the toolkit; a torn last line is skipped.
 
     Raises:
-        UsageError: another line is damaged; names the first.
+        UsageError: another line is damaged; the error names the first.
     """
     rows = []
     for number, row in parse_jsonl(complete_lines(file.read_bytes())):

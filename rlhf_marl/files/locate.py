@@ -19,7 +19,7 @@ def cache_dir() -> Path:
 
 
 def expanded(reference: str) -> Path:
-    """A path with `~` and `~user` replaced, where there is such a user."""
+    """A path with `~` and `~user` expanded, if the user exists."""
     try:
         return Path(reference).expanduser()
     except RuntimeError:
@@ -27,20 +27,20 @@ def expanded(reference: str) -> Path:
 
 
 def find_data(reference: str, where: str) -> Path:
-    """Resolve a file reference: absolute or from the working folder, then shipped.
+    """Resolve a file reference: absolute or relative to the working folder, else a shipped file.
 
     Args:
         reference: a path such as `reward_models/harmless.yaml`.
-        where: what refers to it (file and key), for the error line.
+        where: the file and key that contain the reference, for the error message.
 
     Raises:
-        UsageError: no such file; lists what is shipped in a folder of that name.
+        UsageError: no such file; lists the shipped files in a folder of that name.
     """
     candidates = [expanded(reference)]
     if not candidates[0].is_absolute():
         candidates.append(DATA_ROOT / reference)
     for candidate in candidates:
-        with contextlib.suppress(OSError):  # a name that no file can have, or a folder that nobody may enter
+        with contextlib.suppress(OSError):  # an invalid file name, or a folder without access
             if candidate.is_file():
                 return candidate.resolve()
     folder = DATA_ROOT / Path(reference).parent

@@ -1,4 +1,4 @@
-"""Readers of users' data, JSON Lines and `datasets` sources; each error is one line that names the place."""
+"""Readers of user data: JSON Lines and `datasets` sources. Each error is one line that names the place."""
 
 import gzip
 from collections.abc import Iterator
@@ -34,17 +34,17 @@ def load_split(
     name: str, where: str, split: str, *, subset: str | None = None, revision: str | None = None, advice: str = ""
 ) -> Any:
     """One split of a `datasets` source; raises UsageError, which ends with `advice`, if it cannot be loaded."""
-    import datasets  # slow to import, and needed for this source alone
+    import datasets  # slow to import, and only needed here
 
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(name, subset, split=split, revision=revision)
-    except Exception as error:  # the library raises many unrelated types for one user mistake
+    except Exception as error:  # the library raises many unrelated types
         raise UsageError(f"{where}: cannot load {name!r} (split {split!r}): {first_line(error)}{advice}") from None
 
 
 def text_at(row: dict[str, Any], key: str, where: str) -> str:
-    """A row's non-empty text; raises UsageError if there is none, or none that can be written as UTF-8."""
+    """A row's text. Raises UsageError if it is missing, empty, or cannot be encoded as UTF-8."""
     if key not in row:
         raise UsageError(f"{where} has no column {key!r}; it has {printable(', '.join(row))[:200]}")
     text = row[key]

@@ -11,11 +11,11 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.sanitise import first_line
 
 _MAX_BYTES = 1_000_000
-_MAX_DEPTH = 50  # of nesting: PyYAML's time grows with its square
+_MAX_DEPTH = 50  # nesting levels: PyYAML's time is quadratic in them
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats, without duplicate keys, aliases (the means of YAML bombs) and deep nesting."""
+    """SafeLoader with YAML 1.2 floats that rejects duplicate keys, aliases (YAML bombs) and deep nesting."""
 
     _depth = 0
 
@@ -54,7 +54,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; raises UsageError with file and line for anything else."""
+    """The mapping in a YAML file. Raises UsageError with file and line for anything else."""
     if path.stat().st_size > _MAX_BYTES:
         raise UsageError(f"{path}: {path.stat().st_size:,} bytes; at most {_MAX_BYTES:,} are allowed")
     try:

@@ -1,1 +1,1 @@
-"""Speed: stopwatch.py times each stage of training; memory.py keeps freed memory for the next tensors."""
+"""Speed: stopwatch.py times each stage of training; memory.py reuses freed memory for new tensors."""

@@ -1,4 +1,4 @@
-"""How the process gets memory for tensors on the CPU."""
+"""CPU memory allocation for tensors."""
 
 import ctypes
 import sys
@@ -8,11 +8,11 @@ _LARGE = 2**30  # bytes
 
 
 def keep_freed_memory() -> None:
-    """Let the process keep the memory that tensors free, for the next ones, instead of giving it back each time.
+    """Keep freed tensor memory in the process for reuse, instead of returning it to the system each time.
 
-    A pass needs the same megabytes as the one before. glibc gives them back to the system as soon as they are free, and
-    the system clears them anew, page by page: a quarter of an update's time (docs/performance.md). Other C libraries
-    stay as they are. The process keeps at most its peak, and gives back single blocks of more than a gigabyte.
+    Each pass allocates the same amount as the previous one. By default glibc returns freed memory to the system, which
+    zeroes it again page by page: a quarter of an update's time (docs/performance.md). Other C libraries are left
+    unchanged. The process keeps at most its peak, and still returns single blocks of more than a gigabyte.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -13,7 +13,7 @@ STAGES = ("generate", "score", "controller", "critic", "gossip", "update", "othe
 
 @final
 class Stopwatch:
-    """Wall time per stage, from the beginning on. A stage inside a stage counts for the inner alone.
+    """Wall time per stage since construction. Time in a nested stage counts only for the inner one.
 
     Attributes:
         total: seconds of every stage up to the last lap.
@@ -27,7 +27,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self) -> dict[str, float]:
-        """Seconds of every stage since the last lap; their sum is the time that went by."""
+        """Seconds of every stage since the last lap; they sum to the elapsed time."""
         self._count()
         seconds, self._seconds = self._seconds, dict.fromkeys(STAGES, 0.0)
         self.total = {name: self.total[name] + seconds[name] for name in STAGES}
@@ -43,7 +43,7 @@ class Stopwatch:
 
     def _count(self) -> None:
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # a GPU is still busy with what it was asked for
+            torch.cuda.synchronize(self._device)  # GPU kernels run asynchronously
         now = time.perf_counter()
         self._seconds[self._open[-1]] += now - self._last
         self._last = now
@@ -54,7 +54,7 @@ _running: ContextVar[Stopwatch | None] = ContextVar("stopwatch", default=None)
 
 @contextmanager
 def stopwatch(device: torch.device) -> Iterator[Stopwatch]:
-    """Inside, a stopwatch runs that every `stage` reports to."""
+    """Context in which a stopwatch runs; every `stage` reports to it."""
     watch = Stopwatch(device)
     token = _running.set(watch)
     try:
@@ -65,7 +65,7 @@ def stopwatch(device: torch.device) -> Iterator[Stopwatch]:
 
 @contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Inside, time counts for this stage, if a stopwatch runs."""
+    """Context whose time counts for this stage, if a stopwatch runs."""
     watch = _running.get()
     if watch is None:
         yield

@@ -1,8 +1,8 @@
 """LoRA adapters of all agents, stacked over one frozen base model.
 
-Rows of a batch are laid out agent by agent, contiguously: (n_agents * rows_per_agent, ...). Every adapted linear layer
-adds agent i's low-rank product to agent i's rows, so that generation, log-probabilities and the backward pass of all
-agents are one pass. All trainable numbers live in one flat tensor (n_agents, n_params): agent i's adapter is its row.
+Rows of a batch are contiguous by agent: (n_agents * rows_per_agent, ...). Every adapted linear layer adds agent i's
+low-rank product to agent i's rows, so generation, log-probabilities and gradients of all agents need one batched pass.
+All trainable parameters live in one flat tensor (n_agents, n_params): row i is agent i's adapter.
 """
 
 import json
@@ -28,12 +28,12 @@ from rlhf_marl.sanitise import first_line, printable
 _PEFT_WEIGHTS = "adapter_model.safetensors"
 _PEFT_CONFIG = "adapter_config.json"
 _ALL = slice(None)
-_PLAIN = (nn.Linear, MklLinear)  # other linear layers (quantised ones) multiply in their own way
+_PLAIN = (nn.Linear, MklLinear)  # quantised and other linear layers have their own matmul
 
 
 @final
 class _Active:
-    """Which agents' adapters are on: shared by all layers of one model."""
+    """The agents whose adapters are active; shared by all layers of one model."""
 
     agents: slice | None = None
 
@@ -47,10 +47,10 @@ class StackedLinear(nn.Module):
         self.base = base
         self.active = active
         self.scaling = scaling
-        # A decode step calls hundreds of packed layers; they have no hooks, so nn.Module's way to forward is left out.
+        # A decode step calls hundreds of packed layers. They have no hooks, so nn.Module.__call__ is bypassed.
         self._multiply = base.forward if type(base) is MklLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
-        self.b: Tensor  # (n_agents, rank, out), likewise
+        self.b: Tensor  # (n_agents, rank, out), a view too
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n_active * rows, ..., in) -> (n_active * rows, ..., out)."""
@@ -65,21 +65,21 @@ class StackedLinear(nn.Module):
         y = self._multiply(x)
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
         if y.dtype == b.dtype:
-            y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is nobody else's
+            y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is used nowhere else
             return y
         return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
 
 
 class _StackedProduct(torch.autograd.Function):
-    """x W^T + bias + scaling x A B as one step of the graph: fewer passes over activations and their gradients.
+    """x W^T + bias + scaling x A B as one autograd node: fewer passes over activations and their gradients.
 
-    With g the gradient of the result: that of x is g W + scaling (g B^T) A^T, of A scaling x^T (g B^T), of B
-    scaling (x A)^T g. W and the bias are frozen.
+    With g the output gradient: dx = g W + scaling (g B^T) A^T, dA = scaling x^T (g B^T), dB = scaling (x A)^T g.
+    W and the bias are frozen.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, scaling: float) -> Tensor:
-        y = base(x)  # without gradients, in here
+        y = base(x)  # autograd is off in here
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a)
         y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=scaling)
         ctx.save_for_backward(x, base.weight, a, b, low_rank)
@@ -91,7 +91,7 @@ class _StackedProduct(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low_rank = ctx.saved_tensors
         g = gradients[0].reshape(a.shape[0], -1, weight.shape[0])
-        through = torch.bmm(b, g.mT).mul_(ctx.scaling)  # (scaling g B^T)^T, (n_agents, rank, rows): faster as this
+        through = torch.bmm(b, g.mT).mul_(ctx.scaling)  # (scaling g B^T)^T, (n_agents, rank, rows): faster transposed
         of_a = torch.bmm(through, x.reshape(a.shape[0], -1, x.shape[-1])).mT
         of_b = torch.bmm(low_rank.mT, g).mul_(ctx.scaling)
         if not ctx.needs_input_grad[0]:
@@ -102,7 +102,7 @@ class _StackedProduct(torch.autograd.Function):
 
 @final
 class StackedAdapters:
-    """Puts stacked adapters into `model` (in place) and holds their parameters.
+    """Adds stacked adapters to `model` in place and holds their parameters.
 
     Attributes:
         parameters: (n_agents, n_params) float32; its `.grad` is a buffer of the same shape that backward adds to.
@@ -118,10 +118,10 @@ class StackedAdapters:
         targets: Literal["all-linear"] | list[str],
         where: str,
     ) -> None:
-        """One adapter per seed, initialised as PEFT does: A uniform in +-1/sqrt(in), B zero.
+        """One adapter per seed, initialised as in PEFT: A uniform in ±1/sqrt(in), B zero.
 
         Raises:
-            UsageError: a target that is no linear layer of the model.
+            UsageError: a target is not a linear layer of the model.
         """
         self.n_agents = len(seeds)
         self.rank, self.alpha = rank, alpha
@@ -151,7 +151,7 @@ class StackedAdapters:
 
     @contextmanager
     def use(self, agents: slice | None) -> Iterator[None]:
-        """Inside, rows belong to these agents (contiguous, in order); None switches all adapters off."""
+        """Context in which rows belong to these agents (contiguous, in order); None disables all adapters."""
         before, self._active.agents = self._active.agents, agents
         try:
             yield
@@ -159,14 +159,14 @@ class StackedAdapters:
             self._active.agents = before
 
     def backward(self, outputs: Tensor, gradient: Tensor | None = None) -> None:
-        """Add to `parameters.grad` the gradient of a scalar, or of outputs with `gradient` in their own shape."""
+        """Backpropagate from a scalar, or from outputs given their `gradient`; adds to `parameters.grad`."""
         with warnings.catch_warnings():
-            # An agent's adapter is one row of a flat tensor, so a layer's slice has gaps; torch mentions it once.
+            # A layer's slice of the flat tensor is not contiguous; torch warns about that once.
             warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
             torch.autograd.backward(outputs, gradient)
 
     def save(self, agent: int, folder: Path, base_model: str) -> None:
-        """Write one agent's adapter in PEFT's own format."""
+        """Write one agent's adapter in PEFT's format."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {}
         for name, layer in self._layers.items():
@@ -187,7 +187,7 @@ class StackedAdapters:
         """Read one agent's adapter from a PEFT folder.
 
         Raises:
-            UsageError: not a LoRA adapter folder, or one for other layers, rank or scale.
+            UsageError: not a LoRA adapter folder, or its layers, rank or scale differ.
         """
         for file in (_PEFT_CONFIG, _PEFT_WEIGHTS):
             if not (folder / file).is_file():

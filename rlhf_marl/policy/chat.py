@@ -1,4 +1,4 @@
-"""Chats as models read them: messages, templates, untrusted text, and padded batches of token ids."""
+"""Messages, chat templates, stop tokens, and sanitising untrusted text."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -16,7 +16,7 @@ class Message(TypedDict):
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text with a space inside everything that the tokenizer would read as a special token."""
+    """Sanitise text: insert a space into every string that the tokenizer would read as a special token."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     for token in added.union(tokenizer.all_special_tokens):
         if token in text:
@@ -25,10 +25,10 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], budget: int) -> list[int]:
-    """Token ids of a chat in the model's own template, ready to be answered; the last `budget` of them.
+    """Token ids of a chat in the model's template, with the generation prompt; only the last `budget` are kept.
 
-    Special tokens come from the template alone, never from a message's content. Where the template takes no system
-    message, its text begins the first user message.
+    Special tokens come only from the template, never from a message's content. If the template does not accept a
+    system message, its text is prepended to the first user message.
     """
     plain = [Message(role=m["role"], content=plain_text(tokenizer, m["content"])) for m in messages]
     try:
@@ -48,7 +48,7 @@ def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) 
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
-    """Raise UsageError if the model cannot hold a dialogue, with or without a system message."""
+    """Raise UsageError if the template cannot render a dialogue, with or without a system message."""
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the model's tokenizer has no chat template; choose a chat (instruct) model")
     roles = ("system", "user", "assistant", "user")
@@ -59,6 +59,6 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
 
 
 def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:
-    """All ids that end a response: the tokenizer's and the generation config's; the tokenizer's first."""
+    """All stop tokens: the tokenizer's end token first, then those of the generation config."""
     ends = [generation_ends] if isinstance(generation_ends, int) else list(generation_ends or [])
     return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))

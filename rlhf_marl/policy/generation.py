@@ -1,7 +1,7 @@
 """Batched sampling of responses, token by token, with a key-value cache.
 
-Randomness is one uniform number per token, drawn from a generator that only (seed, agent, dialogue, turn) determines:
-a run repeats bit for bit, adding an agent does not change the others' draws, and there is no generator state to save.
+Sampling uses one uniform number per token, from a generator seeded by (seed, agent, dialogue, turn) alone. A run
+repeats bit for bit, adding an agent does not change the others' draws, and there is no generator state to save.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.policy.prefix_cache import prefill
 
-# Rows that have ended leave the batch when at most this share stays: moving the cache costs about a step.
+# Finished rows are dropped when at most this share remains: moving the cache costs about one decode step.
 _WORTH_LEAVING = 0.75
-_BLOCK = 256  # tokens, in sampling
+_BLOCK = 256  # vocabulary entries per block of the cumulative sum
 
 
 class SamplingKey(NamedTuple):
-    """What alone determines the random numbers of one response."""
+    """The seed of one response's random numbers."""
 
     seed: int
     agent: int
@@ -29,19 +29,19 @@ class SamplingKey(NamedTuple):
 
 
 def sampling_uniforms(key: SamplingKey, n_tokens: int) -> Tensor:
-    """(n_tokens,) uniform numbers in [0, 1) of this key, float64."""
+    """(n_tokens,) uniform numbers in [0, 1), float64, seeded by the key."""
     return torch.from_numpy(np.random.default_rng(np.random.SeedSequence(list(key))).random(n_tokens))
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature in float32, without a copy where that is what they are."""
+    """logits / temperature in float32; no copy if they are float32 and the temperature is 1."""
     return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
-    """Inverse-CDF sampling of softmax(logits / temperature); greedy, at temperature 1, where uniforms is None.
+    """Inverse-CDF sampling of softmax(logits / temperature); greedy, at temperature 1, if uniforms is None.
 
-    The cumulative sum is made over blocks of tokens first and then, exactly as over all of them, within one block.
+    The cumulative sum runs over blocks of the vocabulary first, then within one block; the result is the same.
 
     logits: (rows, vocabulary); uniforms: (rows,) in [0, 1).
     Returns (rows,) token ids and their log-probabilities, float32.
@@ -78,22 +78,22 @@ def generate(
     n_policies: int = 1,
     cached_prefix: DynamicCache | None = None,
 ) -> list[tuple[list[int], list[float]]]:
-    """Sample (or, without uniforms, take the most likely) continuations of the prompts by every policy.
+    """Sample continuations of the prompts from every policy; greedy without uniforms.
 
-    Rows are n_policies times the prompts, policy by policy. Rows that have ended leave the batch, in step over the
-    policies.
+    Rows are n_policies times the prompts, policy by policy. Finished rows are dropped from the batch, equally many per
+    policy.
 
     Args:
         prompts: token ids; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
-        cached_prefix: what all prompts begin with, if it was read before (`PrefixCache`).
+        cached_prefix: prefix cache of the tokens that all prompts begin with (`PrefixCache`).
 
     Returns:
-        Per row its token ids, ending with a stop token or at the limit, and their log-probabilities.
+        Per row, token ids that end with a stop token or at the limit, and their log-probabilities.
     """
     device = model.device
     ends = torch.tensor(stop_tokens, device=device)
-    if uniforms is not None and device.type != "mps":  # Apple's GPU has no float64: there the CPU samples
+    if uniforms is not None and device.type != "mps":  # MPS has no float64, so uniforms stay on the CPU
         uniforms = uniforms.to(device)
     logits, cache, mask = prefill(
         model, prompts, n_policies, stop_tokens[0], room=max_new_tokens - 1, cached_prefix=cached_prefix
@@ -108,7 +108,7 @@ def generate(
         token, log_probabilities[rows, step] = sample(logits, drawn, temperature)
         sampled[rows, step] = token
         ended = ended | torch.isin(token, ends)
-        most = int((~ended).view(n_policies, -1).sum(-1).max())  # rows that a policy still has to go on with
+        most = int((~ended).view(n_policies, -1).sum(-1).max())  # unfinished rows of the policy that has most
         if most == 0 or step + 1 == max_new_tokens:
             break
         if most <= _WORTH_LEAVING * len(rows) / n_policies:
@@ -132,5 +132,5 @@ def generate(
 
 
 def _length(tokens: list[int], stops: set[int]) -> int:
-    """How many tokens there are up to the first stop token, which counts."""
+    """Number of tokens up to and including the first stop token."""
     return next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))

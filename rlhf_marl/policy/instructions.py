@@ -35,7 +35,7 @@ class Task(Instructions):
     user: str
 
     def messages(self, where: str, **variables: object) -> list[Message]:
-        """The chat that asks for it."""
+        """The chat messages of this task, with `user` rendered."""
         shown = [
             Message(role=role, content=getattr(example, role).strip())
             for example in self.examples
@@ -58,7 +58,7 @@ def load_instructions(path: Path, kind: type[T]) -> T:
 
 
 def render(template: str, where: str, **variables: object) -> str:
-    """Render a sandboxed Jinja2 template; a mistake in it is a UsageError that names `where`."""
+    """Render a sandboxed Jinja2 template. Raises UsageError, which names `where`, if the template is wrong."""
     try:
         return _JINJA.from_string(template).render(**variables)
     except Exception as error:  # an expression in a template can raise anything

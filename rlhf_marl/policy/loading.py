@@ -1,4 +1,4 @@
-"""Models and tokenizers of any reference: safetensors only, each mistake one line."""
+"""Load models and tokenizers from any reference: safetensors only, one-line errors."""
 
 import re
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class Source(TypedDict, total=False):
-    """Where on the hub, and whether its code may run."""
+    """Hub revision, and whether the repository's code may run."""
 
     revision: str | None
     trust_remote_code: bool
@@ -30,8 +30,8 @@ class ChatModel:
     """A frozen causal language model that can hold a dialogue.
 
     Attributes:
-        stop_tokens: ids that end a response; the first one also pads.
-        context_length: tokens that prompt and response may have together.
+        stop_tokens: ids that end a response; the first one is also the padding id.
+        context_length: maximum tokens of prompt and response together.
     """
 
     model: PreTrainedModel
@@ -52,7 +52,7 @@ def load_chat_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
-    """A chat model ready for inference; raises UsageError as `load_causal_lm` does, or if it has no chat template."""
+    """Load a chat model for inference. Raises UsageError as `load_causal_lm` does, or without a chat template."""
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(reference, where, **source)
     check_chat_template(tokenizer, f"{where}: {reference!r}")
@@ -68,7 +68,7 @@ def default_device() -> torch.device:
 
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
-    """A config's or card's dtype by name; auto is bfloat16 on CUDA and float32 elsewhere."""
+    """The dtype named in a config or card; auto is bfloat16 on CUDA and float32 elsewhere."""
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -89,10 +89,10 @@ def load_causal_lm(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode, safetensors only; dtype auto: the one its weights are stored in.
+    """Load a causal language model in evaluation mode, safetensors only. dtype auto: as the weights are stored.
 
     Raises:
-        UsageError: one line, what is wrong and what to do: not a model, pickle weights, gated or unreachable hub id.
+        UsageError: not a model, pickle weights, or a gated or unreachable hub id; one line with the remedy.
     """
     return load_model_of(
         AutoModelForCausalLM, reference, where, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
@@ -109,7 +109,7 @@ def load_model_of(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """A model of another kind (`AutoModel`, ...) in evaluation mode; raises UsageError as `load_causal_lm` does.
+    """Load another kind of model (`AutoModel`, ...) in evaluation mode. Raises UsageError as `load_causal_lm` does.
 
     `options` go to `from_pretrained`, such as num_labels.
     """
@@ -125,7 +125,7 @@ def _load(
     source = resolve_model(reference, where)
     local = Path(source).is_dir()
     if trust_remote_code:
-        options["code_revision"] = revision  # a model's config can name code of another repository: not its newest
+        options["code_revision"] = revision  # for code in another repository that the model's config names
     with quiet():
         try:
             return factory.from_pretrained(

@@ -15,12 +15,12 @@ from rlhf_marl.policy.generation import tempered
 from rlhf_marl.policy.padding import left_pad, positions, right_pad
 from rlhf_marl.policy.prefix_cache import PrefixCache, prefill, prefill_shared, shared_tokens, with_room
 
-# Activations of one backward pass grow with its tokens: those of the prefix of all states, once per agent, and the
-# rest of each row. Above this many the (agents x dialogues) grid is split, so that memory stays flat in the number of
-# agents. Gradients add up over the parts.
+# Activation memory grows with the tokens of a microbatch: the shared prefix once per agent, plus the rest of each row.
+# Above this many tokens the (agents x dialogues) grid is split, so memory does not grow with the number of agents.
+# Gradients are accumulated over the microbatches.
 TOKENS_PER_MICROBATCH = 512
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # see algorithm/objectives.py
-POSITIONS = 64  # of a pass, whose distributions over the vocabulary are held at once beside the logits
+POSITIONS = 64  # per chunk: how many distributions over the vocabulary are held beside the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Statistics:
     Attributes:
         log_probability: log π(a | s), the sum over the response's tokens, at the sampling temperature.
         entropy: mean over tokens of the policy's entropy, in nats.
-        kl: sum over tokens of KL(π || base) at the sampled prefixes, in nats: given the prefixes exact over the
-            vocabulary, so an unbiased estimate of the response's KL divergence.
+        kl: sum over tokens of KL(π || base) at the sampled prefixes, in nats. Each term is exact over the vocabulary,
+            so the sum is an unbiased estimate of the response's KL divergence.
     """
 
     log_probability: Tensor
@@ -54,17 +54,17 @@ def evaluate_responses(
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
 ) -> Statistics:
-    """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal also adds the actors' gradients.
+    """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal, also adds the actors' gradients.
 
     With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [Σ_t w_ibt log π_i(a_ibt | s_b) - kl_coefficient KL_ib]
-    is added to `adapters.parameters.grad`, where `objective` gives the weights w from the signal; for policy_gradient
-    w is the signal. Row i then holds minus agent i's direction of Algorithm 1, line 16, before the division by the
+    is added to `adapters.parameters.grad`. `objective` computes the weights w from the signal; for policy_gradient, w
+    is the signal. Row i then holds the negative of agent i's direction in Algorithm 1, line 16, before division by the
     number of samples.
 
     Args:
-        prefixes: keeps a state that all dialogues share, which the base model then reads once in many iterations.
-        old_log_probabilities: of each token under the policy that sampled it; as `responses`. Needed with objectives
-            that weigh by the ratio.
+        prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
+        old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`. Required by
+            objectives that use the probability ratio.
     """
     n_agents, n_dialogues = len(responses), len(states)
     first_agent = agents.start or 0
@@ -143,9 +143,9 @@ def base_entropy(
 
 
 def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
-    """Rectangles that tile the (agents x dialogues) grid, of TOKENS_PER_MICROBATCH tokens unless one cell has more.
+    """Tile the (agents x dialogues) grid with rectangles of at most TOKENS_PER_MICROBATCH tokens, or of one cell.
 
-    `shared` tokens are read per agent, `rest` per cell. As many agents as possible go together; all dialogues of one
+    An agent costs `shared` tokens, a cell `rest`. Each microbatch takes as many agents as fit. All dialogues of one
     group of agents come before the next group.
     """
     agents_per_block = max(1, min(n_agents, TOKENS_PER_MICROBATCH // (shared + rest)))
@@ -161,12 +161,12 @@ def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Ite
 
 @final
 class SharedPrefix:
-    """What all states begin with, read once per policy, for several passes that go on from there.
+    """Prefix shared by all states: prefilled once per policy and reused by several microbatches.
 
-    Each pass gets a detached copy, whose gradients add up; `backward` sends their sum through the one reading.
+    Microbatches read a detached copy, which accumulates their gradients. `backward` sends the sum through the prefill.
 
     Attributes:
-        length: how many tokens it has.
+        length: tokens in the prefix.
     """
 
     def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
@@ -176,7 +176,7 @@ class SharedPrefix:
         self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
 
     def cache(self, n: int) -> DynamicCache:
-        """For a pass of n rows per policy."""
+        """The prefix cache for a microbatch of n rows per policy."""
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
         for layer, keys, values in zip(cache.layers, self._copies[::2], self._copies[1::2], strict=False):
@@ -184,7 +184,7 @@ class SharedPrefix:
         return cache
 
     def backward(self) -> None:
-        """Add to the leaves' gradients what all passes together sent back to the prefix."""
+        """Backpropagate the gradients that all microbatches accumulated at the prefix."""
         pairs = [(t, c.grad) for t, c in zip(self._read, self._copies, strict=True) if c.grad is not None]
         if pairs:
             torch.autograd.backward([t for t, _ in pairs], [gradient for _, gradient in pairs])
@@ -198,10 +198,10 @@ def response_logits(
     mask: Tensor,
     pad: int,
 ) -> Tensor:
-    """Logits that predict each response token, (rows, T, vocabulary); none are computed for prompt tokens.
+    """Logits that predict each response token, (rows, T, vocabulary); none are computed for other prompt tokens.
 
-    Rows are the prefix's policies times the states. The last prompt token and every response token but the last
-    predict the response.
+    Rows are the prefix's policies times the states. The response is predicted from the last prompt token and all
+    response tokens except the last.
     """
     shared = prefix.length
     rest = [state[shared:] for state in states] * prefix.n_policies
@@ -219,17 +219,17 @@ def response_logits(
 
 @final
 class ReferencePrefill:
-    """The base model's reading of all states, each distinct one once, for several passes over responses to them."""
+    """Prefill of the states by the reference model, once per distinct state; reused by several microbatches."""
 
     def __init__(
         self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, prefixes: PrefixCache
     ) -> None:
-        """`room`: how many tokens a response has at most."""
-        read = [state[:-1] for state in states]  # the last token, which predicts the response, is read along with it
+        """room: maximum tokens of a response."""
+        read = [state[:-1] for state in states]  # the last token, which predicts the response, is fed with it
         alike = len(set(map(tuple, read))) == 1
         rest = [state[-1:] for state in states]
         self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
-        if not all(read):  # a state of one token
+        if not all(read):  # a state has only one token
             self._cache, rest = DynamicCache(config=model.config), list(states)
         elif alike and (cached_prefix := prefixes.read(model, read[0])) is not None:
             self._cache = with_room(cached_prefix, len(states), room)
@@ -239,7 +239,7 @@ class ReferencePrefill:
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
     def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
-        """As `response_logits`, of the base model and without gradients.
+        """As `response_logits`, for the base model and without gradients.
 
         Rows are agents times the states of `columns`.
         """
@@ -275,10 +275,10 @@ def _token_statistics(
     """log π(a), entropy and KL(π || base) at each token, each (rows, T).
 
     logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask, old: (rows, T); signal:
-    (rows,). With a signal, `base` becomes the gradient at the logits z, row by row, of kl_coefficient KL - w log π(a),
-    where the objective gives the constant w:
+    (rows,). With a signal, `base` is overwritten by the gradient of kl_coefficient KL - w log π(a) with respect to the
+    logits z, where the objective gives w, a constant:
     dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the temperature.
-    All in chunks of positions, so that what is computed on the way stays small.
+    Positions are processed in chunks to bound the size of intermediates.
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
     scale = (mask / temperature).view(-1, 1)

@@ -1,10 +1,9 @@
-"""Linear layers of a frozen model that are fast on a CPU, above all for few rows.
+"""Linear layers of a frozen model that are fast on a CPU, especially for few rows.
 
-Decoding multiplies every weight by only n_agents * n_dialogues rows. MKL multiplies by a weight that was reordered once
-into its own layout faster than by a plain matrix: up to twice at 4 and 12 rows, 1.15 times at 100 rows, no faster from
-768 rows on; a whole decode step takes three quarters of the time (benchmarks/README.md). torch's own compiler calls the
-same two operators; where they are missing, or on another device, layers stay plain. The price is a second copy of the
-weights in memory.
+Decoding multiplies every weight by only n_agents * n_dialogues rows. MKL is faster with weights packed once into its
+own layout: up to 2x at 4 and 12 rows, 1.15x at 100 rows, no gain from 768 rows on. A whole decode step takes three
+quarters of the time (benchmarks/README.md). torch's compiler calls the same two operators. Where they are missing, or
+on another device, layers stay plain. The cost is a second copy of the weights in memory.
 """
 
 from typing import Any, final
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 MOST_ROWS = 768
-_PACKED_FOR = 128  # rows that the layout is made for; it serves all from 1 to MOST_ROWS
+_PACKED_FOR = 128  # rows that the weight is packed for; used for 1 to MOST_ROWS rows
 
 
 @final
 class MklLinear(nn.Linear):
-    """A frozen linear layer with the weight of `linear`, and a packed copy of it that up to MOST_ROWS rows take."""
+    """A frozen linear layer with the weight of `linear`, and a packed copy used for up to MOST_ROWS rows."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -41,13 +40,13 @@ class MklLinear(nn.Linear):
 
 
 def _product(x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # The last number says for how many rows the weight was packed. Told another one than x has, the operator falls back
-    # to the plain weight; the layout is the same for all.
+    # The last argument is the number of rows that the weight was packed for. If it differs from x's, the operator falls
+    # back to the plain weight; the layout does not depend on it.
     return torch.ops.mkl._mkl_linear.default(x, packed, weight, bias, x.numel() // x.shape[-1])
 
 
 class _PackedProduct(torch.autograd.Function):
-    """x W^T + bias by the packed W, with the gradient of x alone: W and the bias are frozen."""
+    """x W^T + bias with the packed W. Only x gets a gradient: W and the bias are frozen."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, packed: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,7 +60,7 @@ class _PackedProduct(torch.autograd.Function):
 
 
 def use_mkl_linears(model: nn.Module) -> None:
-    """Replace the linear layers of a frozen float32 model on the CPU, in place; leave other models as they are."""
+    """Replace the linear layers of a frozen float32 model on the CPU, in place. Other models stay unchanged."""
     if not _available():
         return
     for parent in list(model.modules()):

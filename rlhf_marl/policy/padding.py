@@ -21,7 +21,7 @@ def positions(mask: Tensor) -> Tensor:
 
 
 def right_pad(responses: Sequence[Sequence[Any]], pad: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Response ids (or numbers of their tokens) and mask, both (rows, longest), with the padding on the right."""
+    """Response ids (or per-token numbers) and mask, both (rows, longest), with the padding on the right."""
     longest = max(map(len, responses))
     tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)

@@ -1,4 +1,4 @@
-"""Prefill: reading prompts into a key-value cache, what several of them begin with only once."""
+"""Prefill of prompts into a key-value cache; shared prefixes are read once."""
 
 import copy
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from transformers.cache_utils import DynamicLayer
 
 from rlhf_marl.policy.padding import left_pad, positions
 
-# More tokens than this must be saved for a shared prefix to be worth a pass of its own.
+# A shared prefix gets its own forward pass if that saves more tokens than this.
 _WORTH_READING = 64
 
 
 @final
 class PrefixCache:
-    """Key-value caches of prefixes that a frozen model reads again and again, such as a task's worked examples.
+    """Key-value caches of prefixes that a frozen model reads repeatedly, such as a task's worked examples.
 
-    A cached prefix was read in the same pieces as an uncached one, so results do not depend on what came before.
+    A prefix is read in the same pieces whether cached or not, so results do not depend on the cache's history.
     """
 
     def __init__(self, most: int = 4) -> None:
@@ -29,35 +29,34 @@ class PrefixCache:
 
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
-        """A cache of one row that holds these tokens, for `generate` to go on from; None where a layer does not see
-        all earlier tokens."""
+        """Prefix cache of one row for these tokens. None if some layer does not attend to all earlier tokens."""
         if not _sees_all(model):
             return None
         key = tuple(tokens)
         cache = self._caches.pop(key, None) or _read(model, key, DynamicCache(config=model.config))
-        self._caches[key] = cache  # the newest is the last
+        self._caches[key] = cache  # most recently used last
         if len(self._caches) > self._most:
             del self._caches[next(iter(self._caches))]
         return cache
 
 
 def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
-    """Extend the cache by these tokens, which every policy reads; no logits are computed."""
+    """Extend the cache by these tokens, once per policy; no logits are computed."""
     ids = torch.tensor([list(tokens)] * n_policies, device=model.device)
     model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
 
 
 def _sees_all(model: PreTrainedModel) -> bool:
-    """Whether every layer sees all earlier tokens; only then is anything shared or cached_prefix.
+    """Whether every layer attends to all earlier tokens; only then are prefixes shared or cached.
 
-    Padding between a beginning and what follows it would count as tokens of a layer's window (or state).
+    Otherwise padding between the prefix and the rest would count as tokens in a layer's window (or state).
     """
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all prompts begin with, at least one of each left out; 0 where a layer does not see all."""
+    """Length of the prefix that all prompts share, leaving at least one token of each; 0 unless `_sees_all`."""
     if not _sees_all(model):
         return 0
     columns = zip(*prompts, strict=False)
@@ -68,9 +67,9 @@ def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> i
 def prefill_shared(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
 ) -> tuple[DynamicCache, int]:
-    """Read what all prompts begin with, once per policy: a cache of n_policies rows, and how many tokens it holds.
+    """Prefill the shared prefix once per policy. Returns a cache of n_policies rows and the prefix's length.
 
-    At least one token of every prompt is left. Gradients flow through the cache.
+    At least one token of every prompt is left out. Gradients flow through the cache.
     """
     cache, shared = DynamicCache(config=model.config), shared_tokens(model, prompts)
     return (_read(model, prompts[0][:shared], cache, n_policies) if shared else cache), shared
@@ -86,15 +85,15 @@ def prefill(
     room: int = 0,
     cached_prefix: DynamicCache | None = None,
 ) -> tuple[Tensor, DynamicCache, Tensor]:
-    """Read each distinct prompt once per policy, and what all begin with once per policy if it is worth a pass.
+    """Prefill each distinct prompt once per policy, and a shared prefix once per policy if that saves enough.
 
     Args:
-        room: how many tokens will follow.
-        cached_prefix: the first tokens of all prompts, in one row, if they were read before; it stays as it is.
+        room: capacity to reserve for the tokens that will follow.
+        cached_prefix: one-row cache of a prefix of all prompts; it is not modified.
 
     Returns:
         Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt) of
-        n_policies * len(prompts) rows, policy by policy; padding is on the left, after what all begin with.
+        n_policies * len(prompts) rows, policy by policy. Padding is on the left, after the shared prefix.
     """
     distinct = list(dict.fromkeys(map(tuple, prompts)))
     cache = cached_prefix or DynamicCache(config=model.config)
@@ -126,7 +125,7 @@ def prefill(
 
 
 def with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
-    """A copy with every row `repeats` times in a row, and with room for so many more tokens."""
+    """A copy with every row repeated `repeats` times, and with capacity for `room` more tokens."""
     result = copy.copy(cache)
     result.layers = [_RoomyLayer(layer, repeats, room) for layer in cache.layers]
     return result
@@ -134,7 +133,7 @@ def with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
 
 @final
 class _RoomyLayer(DynamicLayer):
-    """A copy of one layer's keys and values with room for the tokens to come: a pass writes its own, moves nothing."""
+    """A copy of one layer's keys and values with spare capacity: new tokens are written in place, nothing is moved."""
 
     def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
         super().__init__()

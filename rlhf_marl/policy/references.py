@@ -25,12 +25,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
 def resolve_model(reference: str, where: str) -> str:
-    """What `from_pretrained` takes for a reference: a folder, or a hub id as it is.
+    """Resolve a reference to what `from_pretrained` accepts: a folder, or the hub id unchanged.
 
-    A GGUF file of a package is converted to safetensors once, into the cache folder.
+    A GGUF file in a package is converted to safetensors once, into the cache folder.
 
     Raises:
-        UsageError: package not installed, file not in it, folder that holds no model.
+        UsageError: package not installed, file not in it, or a folder without a model.
     """
     if reference.startswith("package:"):
         return str(_package_model(reference, where))
@@ -61,7 +61,7 @@ def _package_model(reference: str, where: str) -> Path:
     package, _, inside = reference.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    except ValueError:  # of a module that no file was read for
+    except ValueError:  # a module without a spec
         spec = None
     if spec is None or spec.origin is None or not spec.has_location:
         hint = _INSTALL.get(package, "install the package that carries the model")
@@ -89,11 +89,11 @@ def _version(package: str) -> str:
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:
-    """De-quantise once to float32 safetensors; the folder appears whole or not at all."""
+    """Dequantise to float32 safetensors; the folder is written atomically."""
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(f"{where}: reading {file.name} needs the gguf package: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # The bars of the conversion ignore transformers' switch.
+    # The conversion's progress bars ignore transformers' switch.
     with (
         quiet(),
         contextlib.redirect_stderr(io.StringIO()),
@@ -102,21 +102,21 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
         temporary = Path(name) / "model"
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        # transformers refuses to save a model that it still takes for quantised.
+        # transformers refuses to save a model still marked as quantised.
         model.hf_quantizer = None
         del model.config.quantization_config
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
         try:
             os.replace(temporary, folder)
-        except OSError:  # another process was first, or the folder is debris
+        except OSError:  # another process was first, or the folder is left over
             if not (folder / "config.json").is_file():
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(temporary, folder)
 
 
 class quiet:
-    """Without transformers' progress bars; its warnings stay."""
+    """Context without transformers' progress bars; its warnings stay."""
 
     def __enter__(self) -> None:
         self._enabled = transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""The one door to a language model: prompts and sampling keys in, sampled tokens out.
+"""The single interface to a language model: prompts and sampling keys in, sampled tokens out.
 
 Agents, the shared controller, local judges and evaluation all go through a Sampler.
 """
@@ -25,10 +25,10 @@ class Sample:
     """One sampled response.
 
     Attributes:
-        tokens: ids as sampled, the stop token included if it was reached.
+        tokens: ids as sampled, including the stop token if reached.
         text: decoded without special tokens, stripped.
         log_probabilities: log π(token) of the sampling policy at the sampling temperature, one per token, in nats.
-        finished: a stop token came before the token limit.
+        finished: whether a stop token was reached within the token limit.
     """
 
     tokens: list[int]
@@ -45,7 +45,7 @@ class Sampler(Protocol):
 
     @property
     def context_length(self) -> int:
-        """Tokens that prompt and response may have together."""
+        """Maximum tokens of prompt and response together."""
         ...
 
     def sample(
@@ -62,15 +62,15 @@ class Sampler(Protocol):
 
         Args:
             prompts: token ids.
-            keys: alone decide a row's random numbers; unused and empty at temperature 0, which is greedy.
-            agents: every one of these agents answers every prompt: rows are agents times prompts, agent by agent.
+            keys: seed each row's random numbers; unused and empty at temperature 0, which is greedy.
+            agents: each of these agents answers every prompt: rows are agents times prompts, agent by agent.
                 None: the base model answers, one row per prompt.
-            cached_prefix: tokens that all prompts begin with and that are worth keeping for later calls.
+            cached_prefix: token ids that all prompts begin with, to be kept in the prefix cache for later calls.
         """
         ...
 
     def next_token(self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]) -> list[list[float]]:
-        """The base model's probabilities of the candidates as next token, renormalised over them: a row per prompt."""
+        """The base model's next-token probabilities, renormalised over the candidates: one row per prompt."""
         ...
 
 
@@ -131,7 +131,7 @@ class LocalChat:
     """A sampler as greedy chat: one completion per conversation."""
 
     def __init__(self, sampler: Sampler, agents: slice | None = None) -> None:
-        """agents: whose adapter speaks; None for the base model, whose worked examples stay in the prefix cache."""
+        """agents: whose adapter is active; None: the base model, with worked examples kept in the prefix cache."""
         self._sampler, self._agents = sampler, agents
 
     def __call__(self, conversations: Sequence[Sequence[Message]], max_tokens: int) -> list[str]:
@@ -148,7 +148,7 @@ class LocalChat:
         return [sample.text for sample in samples]
 
     def _worked_examples(self, messages: Sequence[Message], prompts: Sequence[Sequence[int]]) -> list[int]:
-        """Ids of the messages before the last one (after a system message), as far as all prompts begin with them."""
+        """Token ids of the messages before the last one (after a system message) that all prompts share."""
         if len(messages) < 3:
             return []
         columns = zip(chat_tokens(self._sampler.tokenizer, messages[:-1], 10**9), *prompts, strict=False)

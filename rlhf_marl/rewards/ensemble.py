@@ -12,7 +12,7 @@ from rlhf_marl.services.journal import Journal
 
 
 def _path_or_card(value: Any) -> str | CardBase:
-    from rlhf_marl.rewards.registry import card_adapter  # which knows this kind, too
+    from rlhf_marl.rewards.registry import card_adapter  # circular: the registry imports this module
 
     if (isinstance(value, str) and value) or isinstance(value, CardBase):
         return value
@@ -44,14 +44,14 @@ class EnsembleCard(CardBase):
         return self
 
     def member_cards(self, within: tuple[Path, ...] = ()) -> list[CardBase]:
-        """The members' cards; those that are named by a path are read, as `load_card` does."""
-        from rlhf_marl.rewards.registry import load_card  # which knows this kind, too
+        """The members' cards; those given by path are read with `load_card`."""
+        from rlhf_marl.rewards.registry import load_card  # circular: the registry imports this module
 
         where = f"card {self.name}: members"
         return [load_card(m.card, where, within) if isinstance(m.card, str) else m.card for m in self.members]
 
     def with_members(self, cards: Sequence[str | CardBase]) -> Self:
-        """The same with these as its members' cards, or paths of them."""
+        """A copy with these member cards, or paths of cards."""
         pairs = zip(self.members, cards, strict=True)
         return self.model_copy(update={"members": [member.model_copy(update={"card": card}) for member, card in pairs]})
 
@@ -80,7 +80,7 @@ class EnsembleCard(CardBase):
 
 @final
 class Ensemble:
-    """Combines the members' scaled scores, so that each member's own scale and offset have done their work."""
+    """Combines the members' scaled scores, so each member's own scale and offset apply first."""
 
     def __init__(self, card: EnsembleCard, members: Sequence[tuple[CardBase, RewardModel]]) -> None:
         self._combine = card.combine

@@ -23,7 +23,7 @@ from rlhf_marl.services.endpoint import Choice, Endpoint, text_of
 from rlhf_marl.services.journal import UNRECORDED, Journal
 
 _log = logging.getLogger("rlhf_marl")
-_TOP = 20  # alternatives an endpoint is asked for at each token
+_TOP = 20  # top_logprobs requested from an endpoint
 
 
 class JudgeCard(CardBase):
@@ -67,17 +67,17 @@ class JudgeCard(CardBase):
 
 
 class Grader(Protocol):
-    """Weights of the grades for each conversation, or None where the answer names no grade."""
+    """Weights of the grades for each conversation, or None if the answer names no grade."""
 
     def __call__(self, conversations: Sequence[Sequence[Message]]) -> list[list[float] | None]: ...
 
 
 @final
 class Judge:
-    """score = expected place of the grade, Σ_k k p_k, from 0 (the worst) to len(grades) - 1.
+    """score = expected index of the grade, Σ_k k p_k, from 0 (the worst) to len(grades) - 1.
 
     Attributes:
-        failed: how many answers so far named no grade and got the card's failed_score.
+        failed: number of answers so far that named no grade and got the card's failed_score.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class Judge:
     ) -> None:
         """
         Args:
-            base: samples from the agents' base model, for a card without a model.
-            journal: where an endpoint's answers are kept.
-            grader: by default what the card describes, a local model or an endpoint.
+            base: sampler of the agents' base model, for a card without a model.
+            journal: records an endpoint's answers.
+            grader: by default the card's local model or endpoint.
         """
         self._card = card
         path = find_data(card.rubric, f"card {card.name}: rubric")
@@ -123,12 +123,12 @@ class Judge:
 
 
 def build_grader(card: JudgeCard, base: Sampler | None, journal: Journal = UNRECORDED) -> Grader:
-    """What the card describes: an endpoint, or a local model."""
+    """The card's grader: an endpoint or a local model."""
     return _endpoint_grader(card, journal) if card.base_url is not None else _local_grader(card, base)
 
 
 def _local_grader(card: JudgeCard, base: Sampler | None) -> Grader:
-    """Probabilities of the grades as the next token."""
+    """Grades by the next-token probabilities of a local model."""
     sampler = _sampler(card) if card.model is not None else base or _missing(card)
     shared, following = _grade_tokens(card, sampler.tokenizer)
     budget = sampler.context_length - len(shared)
@@ -141,7 +141,7 @@ def _local_grader(card: JudgeCard, base: Sampler | None) -> Grader:
 
 
 def _grade_tokens(card: JudgeCard, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens that all grades begin with (a word boundary, in some tokenizers), and each grade's next one."""
+    """The token prefix shared by all grades (a word boundary in some tokenizers), and each grade's next token."""
     rows = [tokenizer(grade, add_special_tokens=False)["input_ids"] for grade in card.grades]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
     following = [tuple(row[shared : shared + 1]) for row in rows]
@@ -163,7 +163,7 @@ def _missing(card: JudgeCard) -> NoReturn:
 
 
 def _endpoint_grader(card: JudgeCard, journal: Journal) -> Grader:
-    """Probabilities of the grades where the endpoint tells them, else the first grade its text names."""
+    """Grades by the endpoint's log-probabilities if it returns them, else by the first grade in its text."""
     if card.model is None:
         _missing(card)
     endpoint = Endpoint(
@@ -184,7 +184,7 @@ def _endpoint_grader(card: JudgeCard, journal: Journal) -> Grader:
 
 
 def _from_probabilities(choice: Choice | None, grades: Sequence[str]) -> list[float] | None:
-    """Weights from the alternatives of the answer's first token; None without them or where none is a grade."""
+    """Weights from the alternatives of the first token; None if there are none or none is a grade."""
     content = choice.logprobs.content if choice is not None and choice.logprobs is not None else None
     if not content:
         return None
@@ -196,7 +196,7 @@ def _from_probabilities(choice: Choice | None, grades: Sequence[str]) -> list[fl
 
 
 def _from_text(choice: Choice | None, grades: Sequence[str]) -> list[float] | None:
-    """All weight on the first grade that the text names as a word of its own."""
+    """All weight on the first grade that occurs in the text as a separate word."""
     longest_first = "|".join(re.escape(grade) for grade in sorted(grades, key=len, reverse=True))
     found = re.search(rf"(?<!\w)(?:{longest_first})(?!\w)", text_of(choice))
     return [float(grade == found.group()) for grade in grades] if found else None

@@ -1,4 +1,4 @@
-"""Preference pairs: which of two responses to a prompt people like better."""
+"""Preference pairs: which of two responses to a prompt people prefer."""
 
 import re
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Pair:
 def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
     """Read pairs from a JSON Lines file (also gzipped), a shipped one, or a `datasets` source.
 
-    A row holds `chosen` and `rejected`, and a `prompt` unless these contain it: as text, as lists of messages, or as
-    transcripts of the hh-rlhf form ("\\n\\nHuman: ...\\n\\nAssistant: ...").
+    A row holds `chosen` and `rejected`, and `prompt` unless these contain it. Each is text, a list of messages, or a
+    transcript in hh-rlhf format ("\\n\\nHuman: ...\\n\\nAssistant: ...").
 
     Raises:
-        UsageError: no such source, or a row that is no pair; names the line.
+        UsageError: no such source, or a row that is not a pair; names the line.
     """
     if re.search(r"\.jsonl(\.gz)?$", source):
         path = find_data(source, where)
@@ -51,7 +51,7 @@ def _pair(row: Any) -> Pair:
     chosen, rejected = _turns(row["chosen"]), _turns(row["rejected"])
     prompt = _turns(row["prompt"]) if row.get("prompt") else []
     if not prompt:
-        # Usually all turns but the last; some human-written pairs part earlier.
+        # Usually the shared turns are all but the last; some human-written pairs diverge earlier.
         alike = sum(1 for _ in takewhile(lambda texts: texts[0] == texts[1], zip(chosen, rejected, strict=False)))
         alike = min(alike, len(chosen) - 1, len(rejected) - 1)
         if alike < 1:
@@ -64,7 +64,7 @@ def _pair(row: Any) -> Pair:
 
 
 def _turns(value: Any) -> list[str]:
-    """The texts of a message list, of an hh-rlhf transcript, or of plain text."""
+    """The turns of a message list, an hh-rlhf transcript, or plain text."""
     if isinstance(value, list):
         return [str(message["content"]).strip() for message in value]
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Similarity to examples, in a sentence encoder's space."""
+"""Reward by embedding similarity to examples."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, final
@@ -48,7 +48,7 @@ class Encoder:
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
         """(len(texts), dimension) float32."""
-        # Texts of similar length share a batch; the order is put back at the end.
+        # Texts of similar length share a batch; the order is restored at the end.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), batch_size):
@@ -65,7 +65,7 @@ _ENCODERS: dict[str, Encoder] = {}
 
 
 def load_encoder(reference: str, where: str) -> Encoder:
-    """One encoder per model, shared by all cards that name it."""
+    """Load an encoder once per model; all cards that name it share it."""
     if reference not in _ENCODERS:
         _ENCODERS[reference] = Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
     return _ENCODERS[reference]
@@ -73,7 +73,7 @@ def load_encoder(reference: str, where: str) -> Encoder:
 
 @final
 class Prototype:
-    """score(response) = mean cosine similarity to the good examples - mean to the bad ones, in [-2, 2]."""
+    """score(response) = mean cosine similarity to good examples - mean similarity to bad ones, in [-2, 2]."""
 
     def __init__(self, card: PrototypeCard, encoder: Encoder) -> None:
         self._encoder, self._batch_size = encoder, card.batch_size

@@ -32,7 +32,7 @@ class CallableCard(CardBase):
         return "yes"
 
     def in_words(self) -> str:
-        name = re.split(r"[/\\]", self.function)[-1]  # no path of this machine
+        name = re.split(r"[/\\]", self.function)[-1]  # without local paths
         return f"Python function {name}"
 
     def beside(self, folder: Path) -> Self:
@@ -44,7 +44,7 @@ class CallableCard(CardBase):
 
 @final
 class PythonCallable:
-    """Calls the function, in our convention or in TRL's; it is imported when the model is built."""
+    """Calls the function in our convention or TRL's; it is imported when the model is built."""
 
     def __init__(self, card: CallableCard) -> None:
         self._function = load_function(card.function, f"card {card.name}: function")

@@ -1,4 +1,4 @@
-"""The kinds of reward models, and cards read by kind."""
+"""Registry of reward model kinds, and reading of cards."""
 
 from functools import cache, reduce
 from operator import or_
@@ -44,21 +44,21 @@ def _adapter(kinds: tuple[type[CardBase], ...]) -> TypeAdapter[CardBase]:
 
 
 def build_reward_model(card: CardBase, base: Any = None, journal: Journal = UNRECORDED) -> RewardModel:
-    """The scorer behind a card, as its `build` makes it; a card that describes a training is finished first."""
+    """Build a card's scorer. A card to be trained is trained first."""
     return card.finished().build(base, journal)
 
 
 def load_card(reference: str, where: str, within: tuple[Path, ...] = ()) -> CardBase:
-    """Read a card, and an ensemble's members; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
+    """Read a card and an ensemble's members; shipped ones (`reward_models/harmless.yaml`) are found from any folder.
 
-    Files that the card names are looked up beside it first; then, when they are read, from the working folder and among
-    the shipped ones.
+    Files that the card names are looked up in the card's folder first. When read, they are also looked up in the
+    working folder, then among the shipped files.
 
     Args:
-        within: files of the ensembles that the card is a member of.
+        within: files of the enclosing ensembles.
 
     Raises:
-        UsageError: missing file, one line per mistake in it, or an ensemble within itself.
+        UsageError: missing file, one line per mistake in it, or an ensemble that contains itself.
     """
     path = find_data(reference, where)
     if path.resolve() in within:
@@ -68,7 +68,7 @@ def load_card(reference: str, where: str, within: tuple[Path, ...] = ()) -> Card
 
 
 def check_card(content: Any, where: str) -> CardBase:
-    """Plain data as a card; raises UsageError with one line per mistake in it."""
+    """Validate plain data as a card. Raises UsageError with one line per mistake."""
     try:
         return card_adapter().validate_python(content)
     except ValidationError as error:

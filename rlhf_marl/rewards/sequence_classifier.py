@@ -1,4 +1,4 @@
-"""A transformers sequence classifier with one label as reward model."""
+"""A transformers sequence classifier with one label as a reward model."""
 
 import json
 import logging
@@ -60,7 +60,7 @@ class SequenceClassifierCard(CardBase):
 
 
 def _held_out(folder: Path) -> str:
-    """How well a locally trained reward model agrees with held-out pairs, if it left its measurements."""
+    """A locally trained reward model's accuracy on held-out pairs, if its measurements were saved."""
     try:
         found = json.loads((folder / "training.json").read_text("utf-8"))["held_out"]
         return (
@@ -73,10 +73,10 @@ def _held_out(folder: Path) -> str:
 
 @final
 class SequenceClassifier:
-    """score(prompt, response) = the model's only logit, on its own tokenizer, template, device and dtype.
+    """score(prompt, response) = the model's only logit, with its own tokenizer, template, device and dtype.
 
     Attributes:
-        cut: how many inputs so far were longer than the model reads and were cut from the left.
+        cut: number of inputs so far that were too long and were cut from the left.
     """
 
     def __init__(self, card: SequenceClassifierCard) -> None:
@@ -110,7 +110,7 @@ class SequenceClassifier:
                 "reward model %s: %d of %d texts are longer than its %d tokens and were cut from the left (%d so far)",
                 *(self._card.name, self.cut - cut_before, len(rows), self._limit, self.cut),
             )
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # rows of like length share a batch
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))  # similar lengths share a batch
         scores = [0.0] * len(rows)
         for start in range(0, len(order), self._card.batch_size):
             batch = order[start : start + self._card.batch_size]
@@ -129,8 +129,8 @@ class SequenceClassifier:
     def _forward(self, rows: Sequence[dict[str, list[int]]]) -> list[float]:
         """Scores of one right-padded batch.
 
-        Decoder classifiers read the score at the last token that is not the padding id. A token that occurs in no row
-        therefore pads: with the usual choice, the end token, a row's own end token would be taken for padding.
+        Decoder classifiers read the score at the last token that is not the padding id. The padding id is therefore a
+        token that occurs in no row: with the end token as padding, a row's own end token would count as padding.
         """
         used = {token for row in rows for token in row["input_ids"]}
         pad = next(token for token in range(len(used) + 1) if token not in used)
@@ -147,7 +147,7 @@ class SequenceClassifier:
 
 
 def _device(name: str | None, where: str) -> torch.device:
-    """The card's device, tried; raises UsageError if there is none of that name."""
+    """The card's device, after a test allocation. Raises UsageError if it does not exist."""
     if name is None:
         return default_device()
     try:
@@ -162,7 +162,7 @@ def classifier_inputs(
 ) -> tuple[dict[str, list[int]], bool]:
     """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
 
-    kind: pair (the tokenizer joins the two texts) or chat (its template does). Special tokens come from these alone.
+    kind: pair (the tokenizer joins the two texts) or chat (its template does). Only these add special tokens.
     """
     prompt, response = plain_text(tokenizer, prompt), plain_text(tokenizer, response)
     if kind == "pair":
@@ -182,12 +182,12 @@ def classifier_inputs(
 
 
 def _end(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> str:
-    """The longest end of a text that has at most n_tokens tokens, as text."""
+    """The longest suffix of a text that has at most n_tokens tokens."""
     while text:
         inputs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = inputs["offset_mapping"]
         if len(offsets) <= n_tokens:
             break
-        # A character can be several tokens, so the text from a token's character on may still hold one too many.
+        # A character can span several tokens, so the text from a token's first character may still be too long.
         text = text[max(1, offsets[len(offsets) - n_tokens][0]) :] if n_tokens > 0 else ""
     return text

@@ -1,4 +1,4 @@
-"""A scoring server as reward model."""
+"""A scoring server as a reward model."""
 
 import json
 import math
@@ -39,8 +39,8 @@ class ServerCard(CardBase):
 class Server:
     """POST {"prompts": [...], "responses": [...]}, at most batch_size of each; the answer is {"scores": [...]}.
 
-    Connection errors, timeouts, torn or nonsensical answers, 408, 425, 429 and 5xx are retried with exponential backoff
-    and jitter, and Retry-After is obeyed. When that does not help, `score` raises RunStopped.
+    Connection errors, timeouts, torn or invalid answers, 408, 425, 429 and 5xx are retried with exponential backoff and
+    jitter; Retry-After is respected. After the last retry, `score` raises RunStopped.
     """
 
     def __init__(self, card: ServerCard, journal: Journal = UNRECORDED) -> None:
@@ -57,7 +57,7 @@ class Server:
 
     def _ask(self, body: dict[str, list[str]]) -> list[float]:
         card = self._card
-        ticket = self._journal.ticket(["http", card.name, body])  # not the address: a service may move
+        ticket = self._journal.ticket(["http", card.name, body])  # no address: it may change
         try:
             return self._journal.answer(ticket, lambda: persistently(lambda: self._attempt(body), card.max_retries))
         except Unusable as problem:
@@ -73,7 +73,7 @@ class Server:
 
 
 def _scores(content: bytes, wanted: int) -> list[float]:
-    """The numbers of an answer; raises Unusable if it is not one finite number per response."""
+    """Parse the scores. Raises Unusable unless there is one finite number per response."""
     try:
         scores: Any = json.loads(content)["scores"]
     except (ValueError, KeyError, TypeError, RecursionError):

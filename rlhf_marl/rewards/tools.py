@@ -1,4 +1,4 @@
-"""What `rlhf-marl reward ...` does: list, score, calibrate, agreement between reward models, rescoring of a run."""
+"""Implementation of `rlhf-marl reward ...`: list, score, calibrate, agreement of reward models, rescoring a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How reward models judge the same pairs.
+    """Agreement of reward models on the same pairs.
 
-    accuracy: per card, and of two baselines: the longer response wins, a coin is thrown.
-    correlation: Spearman's rank correlation of two cards' score differences (chosen - rejected),
-    with a 95% interval by bootstrap over pairs, per pair of cards.
+    accuracy: per card, and of two baselines: the longer response wins, and a coin flip.
+    correlation: per pair of cards, Spearman's rank correlation of their score differences (chosen - rejected), with a
+    95% interval by bootstrap over pairs.
     """
 
     accuracy: dict[str, Accuracy]
@@ -32,13 +32,13 @@ class Agreement:
 
 
 def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
-    """A card that can score, and its model."""
+    """Load a card that can score, and its model."""
     card = load_card(reference, where).finished()
     return card, build_reward_model(card)
 
 
 def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per card file in the folders: kind, what it scores with, licence, whether it is on this machine."""
+    """One row per card file in the folders: kind, what it scores with, licence, local availability."""
     rows = []
     for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
         try:
@@ -62,7 +62,7 @@ def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses
     """(scale, offset) that give these responses mean 0 and standard deviation 1: scaled = (raw + offset) / scale.
 
     Raises:
-        UsageError: fewer than two responses, or all scores alike.
+        UsageError: fewer than two responses, or all scores equal.
     """
     raw = np.asarray(score_all(card, model, prompts, responses)[0])
     if len(raw) < 2 or not raw.std(ddof=1) > 0:
@@ -71,7 +71,7 @@ def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses
 
 
 def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair], seed: int = 0) -> Agreement:
-    """Score the pairs with every model and compare; raises UsageError if two cards have the same name."""
+    """Score the pairs with every model and compare. Raises UsageError if two cards have the same name."""
     names = [card.name for card, _ in models]
     for name in names:
         if names.count(name) > 1:
@@ -99,7 +99,7 @@ def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair],
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray, resamples: np.ndarray) -> tuple[float, float, float]:
-    """Spearman's ρ with its 95% percentile-bootstrap interval; nan where one side does not vary."""
+    """Spearman's ρ with its 95% percentile-bootstrap interval; nan if one side is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return float("nan"), float("nan"), float("nan")
     resampled = []
@@ -111,7 +111,7 @@ def _rank_correlation(a: np.ndarray, b: np.ndarray, resamples: np.ndarray) -> tu
 
 
 def read_texts(path: Path) -> list[dict[str, Any]]:
-    """Rows with `prompt` and `response` from a JSON Lines file; raises UsageError for a row without, or no rows."""
+    """Rows with `prompt` and `response` from a JSON Lines file. Raises UsageError if a key or all rows are missing."""
     rows = []
     for number, row in read_rows(path):
         for key in ("prompt", "response"):

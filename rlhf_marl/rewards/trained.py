@@ -1,4 +1,4 @@
-"""A classifier that is trained here, on first use, from preference pairs."""
+"""A classifier trained locally from preference pairs, on first use."""
 
 import hashlib
 import logging
@@ -37,8 +37,8 @@ class TrainedCard(CardBase):
     file_keys = ("base", "data")
 
     def finished(self) -> CardBase:
-        """The card of its model, which is trained now if it is not in the cache."""
-        from rlhf_marl.rewards.registry import load_card  # which knows this kind, too
+        """The card of the trained model; trains it if it is not in the cache."""
+        from rlhf_marl.rewards.registry import load_card  # circular: the registry imports this module
         from rlhf_marl.rewards.training import train_reward_model  # TRL is slow to import
 
         where = f"card {self.name}"
@@ -62,7 +62,7 @@ class TrainedCard(CardBase):
 
 
 def cached_folder(card: TrainedCard, where: str) -> Path:
-    """Where the model of a card lives; another recipe or other data give another folder."""
+    """Cache folder of a card's model; its name depends on the recipe and the data."""
     local = card.data.endswith((".jsonl", ".jsonl.gz"))
     digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if local else None).encode())
     if local:

@@ -29,7 +29,7 @@ from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceCl
 from rlhf_marl.rewards.trained import TrainedCard
 
 _log = logging.getLogger("rlhf_marl")
-_BINS = 5  # of the reliability table, between confidence 0.5 and 1
+_BINS = 5  # bins of the reliability table, between confidence 0.5 and 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +46,16 @@ class Accuracy:
 class Bin:
     """One row of the reliability table: pairs whose more likely response has a probability in this range."""
 
-    confidence: float  # mean of the model's own probability, sigmoid(score difference)
+    confidence: float  # mean of the model's probability, sigmoid(score difference)
     accuracy: float
     pairs: int
 
 
 def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
-    """Write model, tokenizer, finished card (`card.yaml`) and measurements (`training.json`) to a new folder.
+    """Train, then write model, tokenizer, card (`card.yaml`) and measurements (`training.json`) to a new folder.
 
     Returns the measurements: accuracy on held-out pairs with its interval, scale, offset, reliability table. Scale and
-    offset are fitted on whole responses and, where the card asks for them, openings.
+    offset are fitted on whole responses and, if the card asks for them, openings.
 
     Raises:
         UsageError: unreadable data, too few pairs, an unusable base, or a folder that exists.
@@ -70,7 +70,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):
-            if not folder.exists():  # else another process was first
+            if not folder.exists():  # otherwise another process has trained it
                 _train_to(folder, card, train, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
     except (OSError, SafetensorError) as error:
@@ -79,7 +79,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
 
 @contextlib.contextmanager
 def _only_one(folder: Path, name: str) -> Iterator[None]:
-    """Inside, no other process makes this folder; waits for one that does."""
+    """Lock the creation of this folder; waits while another process holds the lock."""
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
         lock.acquire(timeout=0)
@@ -93,9 +93,9 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
 
 
 def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: Sequence[Pair], where: str) -> None:
-    """Everything beside first: the folder appears whole or not at all, and a killed training starts again."""
+    """Train in a temporary folder, then rename it: the result is atomic, and a killed training starts over."""
     beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
     temporary = beside / "model"
     try:
         _fit(card, [*train, *openings(train, card.opening_words)], temporary, where)
@@ -142,7 +142,7 @@ def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list
 
 
 def openings(pairs: Sequence[Pair], words: int | None) -> list[Pair]:
-    """Both responses of each pair cut after so many words, without those that leave the same; none for None."""
+    """Pairs with both responses cut to `words` words, except those whose cuts are equal; empty if None."""
     cut = [
         Pair(pair.prompt, *(" ".join(text.split()[:words]) for text in (pair.chosen, pair.rejected)))
         for pair in (pairs if words is not None else [])
@@ -158,7 +158,7 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
     disable_progress_bars()
     torch.manual_seed(card.seed)
     tokenizer = load_tokenizer(card.base, f"{where}: base")
-    # TRL's collator passes ids and mask alone; without segments here, scoring sees what training saw.
+    # TRL's collator passes only ids and mask. Drop token types here too, so that scoring matches training.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names
     if tokenizer.pad_token is None:
@@ -168,11 +168,11 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
     cuda = torch.cuda.is_available()
     with contextlib.ExitStack() as silence:
         silence.callback(transformers_logging.set_verbosity, transformers_logging.get_verbosity())
-        transformers_logging.set_verbosity_error()  # a new head is what we want, not a warning
+        transformers_logging.set_verbosity_error()  # the new head is intended; no warning
         silence.enter_context(quiet())
         silence.enter_context(warnings.catch_warnings())
         silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
-        # TRL sets the old name of an option whether it is given or not.
+        # TRL sets an option's deprecated name even if it is not given.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
         model = load_model_of(AutoModelForSequenceClassification, card.base, f"{where}: base", num_labels=1)
         trainer = RewardTrainer(
@@ -227,7 +227,7 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
 
 
 def reliability(chosen: Sequence[float], rejected: Sequence[float]) -> list[Bin]:
-    """Is a model that says 80% right in 80% of the pairs? Non-empty bins of equal width over confidence 0.5 to 1."""
+    """Calibration: accuracy by confidence, in non-empty bins of equal width over confidence 0.5 to 1."""
     bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
     for c, r in zip(chosen, rejected, strict=True):
         confidence = 1 / (1 + math.exp(-abs(c - r)))

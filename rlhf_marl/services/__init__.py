@@ -1,1 +1,1 @@
-"""Services over HTTP: http.py bounded requests, endpoint.py OpenAI-compatible chat, journal.py what they answered."""
+"""Services over HTTP: http.py bounded requests, endpoint.py OpenAI-compatible chat, journal.py recorded answers."""

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible chat endpoint, asked in parallel; greedy, with bounded retries."""
+"""Client of an OpenAI-compatible chat endpoint: parallel requests, greedy decoding, bounded retries."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ _OPENAI = "https://api.openai.com/v1"
 _PARALLEL = 8
 
 
-# The parts of a chat completion that are used; what an endpoint sends may be anything.
+# The fields of a chat completion that are used. Endpoints are untrusted, so each field is validated.
 class Alternative(BaseModel):
     token: str
     logprob: Annotated[float, Field(allow_inf_nan=False)]
@@ -44,7 +44,7 @@ class Completion(BaseModel):
 
 @final
 class Endpoint:
-    """where: what asks, for error lines. The key comes from the environment variable api_key_env alone."""
+    """where: the caller, named in error messages. The key is read only from the environment variable api_key_env."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Endpoint:
             {"model": self._model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0, **options}
             for messages in conversations
         ]
-        tickets = [self._journal.ticket(["chat", request]) for request in requests]  # no address: a service may move
+        tickets = [self._journal.ticket(["chat", request]) for request in requests]  # no address: it may change
         with ThreadPoolExecutor(max_workers=min(_PARALLEL, len(requests))) as pool:
             kept = list(pool.map(lambda t, r: self._journal.answer(t, lambda: self._complete(r)), tickets, requests))
         try:

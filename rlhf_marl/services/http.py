@@ -16,19 +16,19 @@ from urllib3.util import Retry
 
 from rlhf_marl.errors import UsageError
 
-RETRIED = frozenset({408, 425, 429})  # HTTP statuses that may go better next time, as all from 500 on
-_BACKOFF = 0.5  # seconds: no wait before the first retry, then 1, 2, 4, ... and up to _BACKOFF more by chance
-_LONGEST_WAIT = 120  # seconds, also where a server's Retry-After asks for more
+RETRIED = frozenset({408, 425, 429})  # HTTP statuses worth a retry, besides 5xx
+_BACKOFF = 0.5  # seconds: no wait before the first retry, then 1, 2, 4, ... plus jitter of up to _BACKOFF
+_LONGEST_WAIT = 120  # seconds, even if a server's Retry-After asks for more
 _LARGEST_ANSWER = 64 * 2**20  # bytes
-_LARGEST_REFUSAL = 2**16  # bytes of an error's body that are read
-_SHOWN = 200  # characters of what a service said that are shown
-_SHORTEST_SECRET = 8  # characters; shorter keys (EMPTY, none) are placeholders, which answers may well contain
+_LARGEST_REFUSAL = 2**16  # bytes read of an error's body
+_SHOWN = 200  # characters of a service's response shown in error messages
+_SHORTEST_SECRET = 8  # characters; shorter keys (EMPTY, none) are placeholders, common words in responses
 
 Answer = TypeVar("Answer")
 
 
 class Unusable(Exception):
-    """An attempt failed in a way that may go better next time; headers: what came, for its Retry-After."""
+    """A failed attempt that is worth a retry. headers: those of the response, for Retry-After."""
 
     def __init__(self, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -36,12 +36,12 @@ class Unusable(Exception):
 
 
 class Refused(Exception):
-    """The service understood the request and will not answer it next time either."""
+    """The service rejected the request; a retry would not help."""
 
 
 @final
 class Service:
-    """One address and its key, which is sent to it and shown to nobody, whatever the service makes of it."""
+    """One address and its key. The key never appears in results or errors, even if the service echoes it."""
 
     def __init__(self, address: str, *, key: str | None, timeout: float) -> None:
         self._address, self._key, self._timeout = address, key, timeout
@@ -50,11 +50,11 @@ class Service:
             self._session.auth = _Bearer(key)
 
     def post(self, body: Any) -> bytes:
-        """What the service answers to a JSON body, without the key.
+        """POST a JSON body and return the response body, with the key removed.
 
         Raises:
-            Unusable: no connection, no whole answer in time, a torn, too large or busy one.
-            Refused: another status than 2xx.
+            Unusable: no connection, a timeout, a truncated or oversized response, or a busy server.
+            Refused: any other status outside 2xx.
         """
         outcome: Future[bytes] = Future()
 
@@ -64,7 +64,7 @@ class Service:
             except BaseException as error:
                 outcome.set_exception(error)
 
-        # In a thread, since no library bounds the time that looking up a name or reading a slow header takes.
+        # In a thread: no library bounds the time of a DNS lookup or of slow response headers.
         threading.Thread(target=work, daemon=True).start()
         try:
             return outcome.result(self._timeout)
@@ -95,7 +95,7 @@ class Service:
             raise Unusable(type(error).__name__) from None
 
     def _read(self, answer: requests.Response, deadline: float, largest: int) -> bytes:
-        # What has come, not a full buffer: so that the clock is looked at.
+        # Read what has arrived instead of waiting for a full buffer, to check the deadline often.
         parts: Iterable[bytes] = iter(lambda: answer.raw.read1(2**16, decode_content=True), b"")
         content = bytearray()
         for part in parts:
@@ -110,11 +110,11 @@ class Service:
         return Unusable(f"no whole answer in {self._timeout:g} s")
 
     def _without_key(self, content: bytes) -> bytes:
-        """What was said without the key: before anything is parsed or cut, so that no part of it is left."""
+        """The content without the key. Call before parsing or truncating, so that no part of the key survives."""
         if self._key is None or len(self._key) < _SHORTEST_SECRET:
             return content
         with contextlib.suppress(ValueError, RecursionError):
-            content = json.dumps(json.loads(content)).encode()  # JSON can spell each letter in several ways; now in one
+            content = json.dumps(json.loads(content)).encode()  # JSON can escape a letter in several ways: normalise
         for written in (self._key, json.dumps(self._key)[1:-1]):
             content = content.replace(written.encode(), b"***")
         return content
@@ -122,7 +122,7 @@ class Service:
 
 @final
 class _Bearer(requests.auth.AuthBase):
-    """As `auth`, since a header of that name gives way to the user's .netrc."""
+    """Passed as `auth`, since requests lets the user's .netrc override a plain header."""
 
     def __init__(self, key: str) -> None:
         self._key = key
@@ -133,7 +133,7 @@ class _Bearer(requests.auth.AuthBase):
 
 
 def key_from(variable: str, where: str) -> str:
-    """The key that an environment variable holds; raises UsageError, without the key, if it cannot be one."""
+    """The key in an environment variable. Raises UsageError, without showing the value, if it is not a valid key."""
     key = os.environ.get(variable)
     if not key:
         raise UsageError(f"{where}: api_key_env: the environment variable {variable} is not set")
@@ -146,7 +146,7 @@ def key_from(variable: str, where: str) -> str:
 
 
 def persistently(attempt: Callable[[], Answer], retries: int) -> Answer:
-    """Try, and again at most `retries` times after Unusable, the last of which is raised."""
+    """Call `attempt`, with at most `retries` retries after Unusable. Raises the last Unusable."""
     waits = Retry(
         total=None, backoff_factor=_BACKOFF, backoff_jitter=_BACKOFF, backoff_max=_LONGEST_WAIT,
         retry_after_max=_LONGEST_WAIT,

@@ -1,8 +1,8 @@
 """Journal of service answers (controller, judges, servers), replayed after a resume so that nothing is paid for twice.
 
-answers/iteration_00007.jsonl: a line per answer. It is no cache: equal requests are sent each time. Answers are
-replayed only when their iteration is played again after a resume; the n-th of equal requests gets its n-th answer, so
-the run continues bit for bit even if the service samples.
+answers/iteration_00007.jsonl holds one line per answer. It is not a cache: identical requests are sent each time.
+Answers are replayed only when their iteration is repeated after a resume. The n-th of several identical requests gets
+the n-th answer, so the run continues bit for bit even if the service samples.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from rlhf_marl.files.iterations import iteration_name, iteration_paths
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 
 _log = logging.getLogger("rlhf_marl")
-Answer = TypeVar("Answer")  # plain data, as JSON keeps it
+Answer = TypeVar("Answer")  # plain data that survives a JSON round trip
 
 
 @final
 class Journal:
-    """The journal of one run; without a folder it keeps nothing."""
+    """The journal of one run; without a folder, nothing is recorded."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
@@ -42,16 +42,16 @@ class Journal:
         self._answers = _read(self._file) if self._file.is_file() else {}
 
     def ticket(self, request: Any) -> str:
-        """Key of a request (plain data): its hash and a counter of equal requests. Call in a fixed order."""
+        """Key of a request (plain data): its hash and a counter of identical requests. Call in a fixed order."""
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
         self._asked[digest] += 1
         return f"{digest}-{self._asked[digest]}"
 
     def answer(self, ticket: str, ask: Callable[[], Answer]) -> Answer:
-        """The recorded answer, or what `ask` returns, then recorded. Thread-safe.
+        """The recorded answer; without one, call `ask` and record its result. Thread-safe.
 
         Raises:
-            RunStopped: the disk refuses; and whatever `ask` raises.
+            RunStopped: writing failed. Errors of `ask` propagate.
         """
         if ticket in self._answers:
             return self._answers[ticket]
@@ -62,7 +62,7 @@ class Journal:
         return answer
 
     def forget_before(self, iteration: int) -> None:
-        """Remove answers of earlier iterations: no checkpoint is left from which they would be asked again."""
+        """Remove answers of earlier iterations, which no remaining checkpoint can repeat."""
         if self._folder is not None:
             for number, file in iteration_paths(self._folder, ".jsonl"):
                 if number < iteration:
@@ -93,7 +93,7 @@ def _check(ticket: Any, answer: Any) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Recorded answers by ticket; damaged lines are warned of, a torn last line is cut off the file."""
+    """Recorded answers by ticket. Warns of damaged lines; truncates the file before a torn last line."""
     content = file.read_bytes()
     whole = complete_lines(content)
     if len(whole) < len(content):

@@ -1,4 +1,4 @@
-"""Builds an Experiment from a config. Cheap checks come first: mistakes are reported before any model loads."""
+"""Build an Experiment from a config. Cheap checks come first, so mistakes are reported before any model loads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
-# What is drawn while building; responses are sampled from [seed, agent, dialogue, turn].
+# Random streams used while building; responses are seeded by [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
 
 
@@ -47,7 +47,7 @@ class Experiment:
     Attributes:
         cards: the agents' finished reward models, for the run directory.
         matrix: the consensus matrix A, (N, N).
-        journal: what services answered.
+        journal: recorded answers of services.
     """
 
     config: Config
@@ -62,7 +62,7 @@ class Experiment:
 @final
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The agents' models: one frozen base, the adapters stacked over it, and a sampler from both."""
+    """The agents' models: one frozen base, its stacked adapters, and a sampler over both."""
 
     chat_model: ChatModel
     adapters: StackedAdapters
@@ -82,11 +82,11 @@ def build(
     """Load and connect everything the config names.
 
     Args:
-        where: what the config is called in error lines, usually its path.
-        journal: where the answers of reward servers and endpoints are kept.
-        sampler: makes the agents' sampler from the base model and the adapters over it.
+        where: the config's name in error messages, usually its path.
+        journal: records the answers of reward servers and endpoints.
+        sampler: makes the agents' sampler from the base model and its adapters.
         mixer: makes the mixer from the consensus matrix and the number of gossip rounds.
-        team: makes the team; called as LocalTeam is.
+        team: makes the team; takes the arguments of LocalTeam.
 
     Raises:
         UsageError: one line: file, key, what was given, what is allowed.
@@ -118,11 +118,11 @@ def build(
 
 @contextmanager
 def fits_into_memory(where: str) -> Iterator[None]:
-    """Inside, running out of memory is a UsageError that names the keys that decide how much is needed."""
+    """Turn out-of-memory errors into a UsageError that names the config keys that determine memory use."""
     keep_freed_memory()
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch tells in words alone that memory was the problem
+    except (MemoryError, RuntimeError) as error:  # torch reports CPU out-of-memory only in the message
         if isinstance(error, MemoryError) or "allocate" in str(error):
             sizes = "model, lora.rank, critic.width, critic.token_features, generation.max_prompt_tokens, agents"
             raise UsageError(f"{where}: does not fit into memory ({first_line(error)}): {sizes}") from None
@@ -137,10 +137,10 @@ def build_agents(
     start: bool = True,
     sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
 ) -> Agents:
-    """Load the base model and lay every agent's adapter over it: a fresh one, or with `start` the one it starts from.
+    """Load the base model and add every agent's adapter: a fresh one, or with `start` the one it starts from.
 
     Raises:
-        UsageError: no such model, or adapters that do not fit it.
+        UsageError: no such model, or adapters that do not match it.
     """
     model = config.model
     chat_model = load_chat_model(
@@ -168,7 +168,7 @@ def build_agents(
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
-    """One per agent; agents with the same card share it, and its memory."""
+    """One reward model per agent; agents with the same card share one instance."""
     built: dict[str, RewardModel] = {}
     for card in cards:
         key = card.model_dump_json()
@@ -198,7 +198,7 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
 
 
 def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
-    """Critics, optimizers and what else the agents learn with."""
+    """Build the critics, the optimizers and the learner."""
     mixer = _Timed(mixer)
     adapters = agents.adapters
     return Learner(
@@ -217,7 +217,7 @@ def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
 
 @final
 class _Timed:
-    """A mixer whose time is counted as stage `gossip`."""
+    """A mixer whose time counts for the stage `gossip`."""
 
     def __init__(self, mixer: Mixer) -> None:
         self._mixer = mixer

@@ -1,15 +1,15 @@
-"""Warnings in words for numbers that usually mean a run went wrong."""
+"""Warnings for metrics that usually indicate a failing run."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from rlhf_marl.config import Config
 
-_ENOUGH = 8  # samples that do not share a sign by chance
+_ENOUGH = 8  # samples: this many are unlikely to share a sign by chance
 
 
 def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]]:
-    """(kind, words) for each symptom in one metrics row; a team may leave out metrics that it does not have."""
+    """(kind, message) for each symptom in one metrics row. A team may omit metrics."""
     if row.get("actor_skipped"):
         yield "actor_skipped", "its policy gradient was not finite; the update was skipped"
     if row.get("critic_skipped"):

@@ -1,4 +1,4 @@
-"""The learner: K critic steps, gossip of the critics and of the TD errors, one step of every actor."""
+"""The learner: K critic steps, gossip of critic weights and TD errors, then one step of every actor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ Row = dict[str, Any]
 @final
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """What the agents of one process learn with: stacked adapters over one base model, and a critic each.
+    """Learner of all agents in one process: stacked adapters over one base model, and one critic per agent.
 
     Attributes:
         optimizer: of the adapters; None for the normalised step of line 17, which has no state.
         critic_steps: K of Algorithm 2.
-        temperature: of sampling; log-probabilities are trained at the same one.
-        prefixes: states that the base model has read.
+        temperature: sampling temperature; log-probabilities are trained at the same temperature.
+        prefixes: prefix cache of the base model's states.
     """
 
     actor: ActorConfig
@@ -53,7 +53,7 @@ class Learner:
         """Algorithm 2 on the turns, then Algorithm 1, lines 4 to 18, with M = len(turns).
 
         Returns:
-            Metrics of each agent: means over turns and dialogues unless the name says otherwise.
+            Metrics of each agent: means over turns and dialogues unless named otherwise.
         """
         transitions = [self._transition(turn) for turn in turns]
         with stage("critic"):
@@ -119,7 +119,7 @@ class Learner:
         return td_error(value, reward, next_value, discount), signal
 
     def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor]) -> list[Any]:
-        """Put the sum over turns and dialogues of minus line 16's directions into the adapters' gradient."""
+        """Set the adapters' gradient to minus line 16's directions, summed over turns and dialogues."""
         self.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
         return [
             evaluate_responses(
@@ -139,9 +139,9 @@ class Learner:
         ]
 
     def _actor_step(self, n_samples: int) -> tuple[Tensor, Tensor]:
-        """Line 17 or Adam, agent by agent: (N,) gradient norms before clipping, and who skipped the step.
+        """Line 17 or Adam for each agent. Returns (N,) gradient norms before clipping, and who skipped the step.
 
-        An agent whose direction is not finite keeps its weights and its optimizer state.
+        An agent whose direction is not finite keeps its weights and optimizer state.
         """
         parameters, gradient = self.adapters.parameters, self.adapters.parameters.grad
         assert gradient is not None

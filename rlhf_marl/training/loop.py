@@ -1,4 +1,4 @@
-"""The training loop: rollout -> rewards -> critic step -> gossip -> actor step, and what it writes down."""
+"""The training loop: rollout -> rewards -> critic step -> gossip -> actor step, with logs and checkpoints."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,8 +35,8 @@ def run_training(
 
     Args:
         report: receives (finished iterations, the iteration's metric rows) after each iteration.
-        stop: asked after each iteration; True saves a checkpoint and ends early.
-        watch: runs, and is read after each update.
+        stop: called after each iteration; True saves a checkpoint and ends early.
+        watch: a running stopwatch, read after each update.
 
     Returns:
         The number of finished iterations.
@@ -54,7 +54,7 @@ def run_training(
     while done.iterations < config.iterations:
         experiment.journal.begin(done.iterations)
         before = None
-        if done.iterations > saved:  # an iteration changes weights turn by turn: what fails in it leaves no whole state
+        if done.iterations > saved:  # weights change turn by turn: keep the state to save if this fails
             before = experiment.team.state_dict()
         try:
             turns, rows = run_iteration(experiment, done.iterations, done.updates, watch)
@@ -85,12 +85,12 @@ def run_training(
 @final
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How far a run is; with the team's state, all that the next iteration depends on.
+    """Progress of a run. With the team's state, it determines the next iteration.
 
-    Random numbers are drawn from [seed, agent, dialogue, turn], so there is no generator whose state counts.
+    Random numbers are seeded by [seed, agent, dialogue, turn], so there is no generator state to save.
 
     Attributes:
-        skipped: updates in a row, up to the newest, in which some step was not finite.
+        skipped: consecutive updates, up to the newest, in which some step was not finite.
         recent: the team's mean of the config's best_metric in each iteration since the last scheduled checkpoint.
     """
 
@@ -100,7 +100,7 @@ class Done:
     recent: tuple[float, ...] = ()
 
     def after(self, rows: Sequence[Row], metric: str) -> "Done":
-        """One more iteration, with these metric rows."""
+        """The progress after one more iteration with these metric rows."""
         return Done(
             self.iterations + 1,
             self.updates + len({row["update"] for row in rows}),
@@ -112,7 +112,7 @@ class Done:
 def _save(
     experiment: Experiment, run: RunDirectory, done: Done, tensors: Mapping[str, Tensor], *, scheduled: bool = False
 ) -> Done:
-    """Write a checkpoint. Only a scheduled one may be the best: where a run was interrupted decides nothing."""
+    """Write a checkpoint. Only a scheduled one can be the best, so interruptions do not affect the choice."""
     score = sum(done.recent) / len(done.recent) if scheduled else None
     done = replace(done, recent=()) if scheduled else done
     values = {"config": experiment.config.model_dump(mode="json"), **asdict(done)}
@@ -123,7 +123,7 @@ def _save(
 
 
 def _skipped_in_a_row(rows: Sequence[Row], before: int) -> int:
-    """Updates in a row, up to the newest, in which some agent's actor or critic step was skipped."""
+    """Consecutive updates, up to the newest, in which some agent's actor or critic step was skipped."""
     for number in sorted({row["update"] for row in rows}):
         bad = any(row.get("actor_skipped") or row.get("critic_skipped") for row in rows if row["update"] == number)
         before = before + 1 if bad else 0
@@ -175,10 +175,10 @@ def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
 def with_successors(turns: Iterator[Turn], experiment: Experiment) -> Iterator[Turn]:
     """Complete each turn's transition (s, a, r, s', a').
 
-    A V critic needs s' alone, which is known when the turn ends. A Q critic also needs a', the next turn's responses:
-    its turn is yielded one later, after the agents have answered (line 7 of Algorithm 1 samples before line 17
-    updates). After the last turn the successor is the dialogue's own first state (and response), used if terminal is
-    `restart`.
+    A V critic needs only s', which is known when the turn ends. A Q critic also needs a', the next turn's responses, so
+    its turns are yielded one turn later, after the agents have answered (Algorithm 1 samples in line 7, before the
+    update in line 17). After the last turn the successor is the dialogue's first state (and response), used if
+    terminal is `restart`.
     """
     config = experiment.config
     is_q = SIGNALS[config.actor.signal].critic == "q"
@@ -198,10 +198,10 @@ def with_successors(turns: Iterator[Turn], experiment: Experiment) -> Iterator[T
 
 
 def restore(experiment: Experiment, run: RunDirectory) -> Done:
-    """Put the newest whole checkpoint into the team.
+    """Load the newest intact checkpoint into the team.
 
     Raises:
-        UsageError: it is of another config or version.
+        UsageError: the checkpoint belongs to another config or version.
     """
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
@@ -230,10 +230,10 @@ def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Map
 
 
 def save_results(experiment: Experiment, run: RunDirectory) -> None:
-    """Write the adapters in PEFT's format, those of the best checkpoint too, and the critics' weights.
+    """Write the newest and best adapters in PEFT's format, and the critics' weights.
 
     Raises:
-        RunStopped: the disk refuses.
+        RunStopped: writing failed.
     """
     team = experiment.team
     last = team.state_dict()

@@ -24,7 +24,7 @@ def metric_rows(
     iteration: int,
     stages: dict[str, float],
 ) -> list[Row]:
-    """One flat row per agent: what the team tells of the update, and what the driver saw of it.
+    """One flat row per agent: the team's metrics of the update, plus those measured by the training loop.
 
     stages: wall time of each stage, in seconds.
     """
@@ -52,7 +52,7 @@ def metric_rows(
 
 
 def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
-    """One row per dialogue: what was asked, answered, scored and decided in this turn."""
+    """One row per dialogue: this turn's prompt, responses, scores and controller output."""
     for b, (dialogue, merged) in enumerate(zip(turn.dialogues, turn.merged, strict=True)):
         samples = [agent[b] for agent in turn.samples]
         yield {
@@ -71,10 +71,10 @@ def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
 
 
 def check_earlier(metrics: Sequence[Row], dialogues: Sequence[Row], *, config: Config, iterations: int) -> None:
-    """Are these the rows of a run's first iterations? A warning says how many are missing.
+    """Check that these are the rows of a run's first iterations. Warns how many are missing.
 
     Raises:
-        UsageError: a row is none of them, there twice, or without what the summary and the report need.
+        UsageError: a row does not belong, is duplicated, or lacks what the summary and the report need.
     """
     n_agents, updates = len(config.agents), config.turns // config.actor.turns_per_update
     wanted = {(u, u // updates, agent) for u in range(iterations * updates) for agent in range(n_agents)}
@@ -108,7 +108,7 @@ def _check_places(
 
 
 def _metrics_place(row: Row, config: Config) -> tuple[int, int, int]:
-    """Where the row belongs; raises one of the errors of damage if it cannot be shown."""
+    """Where the row belongs. Raises one of the errors of damage if the row cannot be displayed."""
     str.encode(row["reward_model"])
     row["reward_scaled"] + 0.0
     list(warnings_of(row, config))

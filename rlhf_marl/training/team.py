@@ -1,7 +1,7 @@
 """The team: the agents, wherever they live.
 
-The training loop knows agents through this protocol alone. LocalTeam stacks all of them on one base model in this
-process. What crosses between agents is the public dialogue; critic weights and TD errors cross through the mixer only.
+The training loop uses agents only through this protocol. LocalTeam stacks all of them on one base model in this
+process. Agents share only the public dialogue and, through the mixer, critic weights and TD errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Team(Protocol):
         ...
 
     def score(self, turn: Turn) -> Turn:
-        """The turn with the rewards that each agent tells of its own responses."""
+        """The turn with each agent's rewards for its own responses."""
         ...
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
@@ -52,7 +52,7 @@ class Team(Protocol):
         ...
 
     def save_adapters(self, folder: Path) -> None:
-        """Write agent_<i>/ of every agent in PEFT's format; the folder appears whole or not at all."""
+        """Write agent_<i>/ of every agent in PEFT's format; the folder is written atomically."""
         ...
 
 
