@@ -1,4 +1,4 @@
-"""Merging: templates, fallbacks, untrusted text, and a real HTTP endpoint of our own."""
+"""Merging: templates, fallbacks and untrusted text."""
 
 import pytest
 
@@ -16,13 +16,14 @@ from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.instructions import Example, Task, render
 from rlhf_marl.sanitise import neutralise
-from rlhf_marl.services.endpoint import Endpoint
-from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, chat, serving
+from rlhf_marl.services.endpoint import Choice
 
 TEMPLATES = Templates(
     aggregate=Task(system="S", user="{{ prompt }}{% for r in responses %}<r>{{ r }}</r>{% endfor %}"),
     next_prompt=Task(system="T", examples=[Example(user="u\n", assistant="v")], user="after {{ aggregate }}"),
 )
+
+
 EXCHANGE = Exchange([Message(role="user", content="why?")], ["first", "second"])
 
 
@@ -116,62 +117,6 @@ def test_render_does_not_interpret_text_as_template():
     assert render("{{ prompt }}", "test", prompt="{{ 7 * 7 }}") == "{{ 7 * 7 }}"
 
 
-@pytest.fixture
-def server(monkeypatch):
-    """A chat endpoint that echoes."""
-    monkeypatch.setenv("CHAT_KEY", "secret")
-    with serving(chat(lambda asked: f"echo {asked}")) as server:
-        yield server
-
-
-def ask(server, *texts, max_retries=2):
-    options = {"api_key_env": "CHAT_KEY", "base_url": f"{server.url}/v1", "timeout": 1.0, "max_retries": max_retries}
-    chat = endpoint_chat(Endpoint("controller", "m", **options))
-    return chat([[Message(role="user", content=text)] for text in texts], 9)
-
-
-@pytest.mark.parametrize(
-    "trouble",
-    [
-        BUSY,
-        Reply(500),
-        Reply(503, "<html>"),
-        DROPPED,
-        TORN,
-        HUNG,
-        Reply(500, "x" * 100, dripping=0.3),
-        Reply(body="<html>"),
-        Reply(body="[]"),
-        Reply(body={"choices": "abc"}),
-        Reply(body={"choices": [{}]}),
-        Reply(body={"choices": []}, dripping=0.3),
-    ],
-)
-def test_an_endpoint_in_trouble_is_asked_again(server, trouble):
-    server.script = [trouble, trouble]
-    assert sorted(ask(server, "a", "b")) == ["echo a", "echo b"]
-    assert len(server.requests) == 4
-    assert server.requests[0].body["max_tokens"] == 9
-    assert server.requests[0].headers["Authorization"] == "Bearer secret"
-
-
-@pytest.mark.parametrize(
-    ("reply", "asked", "message"),
-    [
-        (Reply(500, {"error": {"message": "down, secret"}}), 2, "failed after 1 retries: HTTP 500"),
-        (Reply(body="secret nonsense"), 2, r"failed after 1 retries: answered '\*\*\* nonsense', no chat completion"),
-        (Reply(401, {"error": {"message": "who is secret?"}}), 1, r"refuses: HTTP 401: .*who is \*\*\*"),
-    ],
-)
-def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(server, reply, asked, message):
-    server.script = [reply] * 5
-    with pytest.raises(RunStopped, match=f"controller: m at {server.url}/v1 {message}") as caught:
-        ask(server, "a", max_retries=1)
-    assert "secret" not in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(server.requests) == asked
-
-
 def test_a_function_as_controller_reads_messages_and_responses():
     seen = []
 
@@ -252,3 +197,17 @@ def test_a_functions_own_line_of_ours_is_kept():
 def test_a_function_with_other_parameters_is_told_so():
     with pytest.raises(RunStopped, match=r"^c: raised TypeError: .*unexpected keyword argument"):
         CallableController(lambda messages, responses: ("a", "b"), "c").merge([EXCHANGE], turn=0, last=False)
+
+
+def test_an_endpoint_chats_in_texts():
+    """What it says by its first choices; without a choice, nothing."""
+    asked = []
+
+    class Fixed:
+        def ask(self, conversations, max_tokens):
+            asked.append((conversations, max_tokens))
+            return [Choice.model_validate({"message": {"content": "said"}}), None]
+
+    conversations = [[Message(role="user", content=text)] for text in "ab"]
+    assert endpoint_chat(Fixed())(conversations, 9) == ["said", ""]
+    assert asked == [(conversations, 9)]

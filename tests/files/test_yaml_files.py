@@ -1,5 +1,7 @@
 """YAML: numbers, duplicates, aliases and size."""
 
+from pathlib import Path
+
 import pytest
 
 from rlhf_marl.errors import UsageError
@@ -27,3 +29,30 @@ def test_what_is_refused_is_one_line(tmp_path, text, words):
         load_yaml(tmp_path / "a.yaml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "line 2: not valid YAML: 'a' is given twice"),
+        ("a: [1\n", "not valid YAML"),
+        ("- 1\n", "holds list; a mapping"),
+        ("a: &x 1\nb: *x\n", "aliases"),
+        ("a: !!python/object:os.system 1\n", "not valid YAML"),
+        ("x" * 1_000_001, "at most 1,000,000"),
+        ("{[1]: 2}\n", "a key must be a plain name"),
+        ("\x00", "not valid YAML"),
+    ],
+)
+def test_bad_yaml_is_one_line(tmp_path: Path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=message) as caught:
+        load_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_yaml_numbers_are_numbers(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("a: 1e-5\nb: 2E3\nc: 1.5\nd: e5\n")
+    assert load_yaml(path) == {"a": 1e-5, "b": 2000.0, "c": 1.5, "d": "e5"}

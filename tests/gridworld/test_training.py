@@ -2,16 +2,10 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from rlhf_marl.algorithm.signals import SIGNALS
-from rlhf_marl.errors import UsageError
-from rlhf_marl.gridworld.compiled_layout import SIGNAL_CODES
-from rlhf_marl.gridworld.draws import Noise, draw_all
-from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
+from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.exact import policy_value, policy_values, reward_table
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.spread import N_CELLS
 from rlhf_marl.gridworld.training import Policies, policy_table, train
 
 TINY = Setting(width=5, depth=2, signal="td_v", actor_output_scale=0.1)
@@ -38,30 +32,6 @@ def test_settings_share_what_a_seed_decides():
     for name in ("landmarks", "matrix", "positions", "actor_h", "critic_h"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
     assert len({row.tobytes() for row in one.landmarks}) == 3
-
-
-def test_noise_is_the_same_in_any_helpings():
-    whole, parts = Noise(1, 0, 3), Noise(1, 0, 3)
-    uniforms, cells = whole.take(7)
-    first, second = parts.take(2), parts.take(5)
-    np.testing.assert_array_equal(uniforms, np.concatenate([first[0], second[0]]))
-    np.testing.assert_array_equal(cells, np.concatenate([first[1], second[1]]))
-
-
-def test_initial_weights_have_the_printed_spread():
-    draws = draw_all(Setting(width=40, critic_output_scale=0.5), 0, range(4))
-    for name, variance in (("critic_h", 2), ("critic_w", 2), ("critic_b", 0.25), ("actor_w", 2), ("actor_b", 1)):
-        assert getattr(draws, name).var() == pytest.approx(variance, rel=0.25), name
-
-
-def test_encodings_have_length_one_and_tell_states_apart():
-    rng = np.random.default_rng(0)
-    cells, actions = rng.integers(N_CELLS, size=(500, 3)), rng.integers(5, size=(500, 3))
-    for x in (encode_critic(cells), encode_critic(cells, actions), encode_actor(cells, 2)):
-        np.testing.assert_allclose(np.linalg.norm(x, axis=-1), 1)
-    everywhere = encode_critic(np.stack(np.divmod(np.arange(N_CELLS**2), N_CELLS), -1))
-    assert len(np.unique(everywhere.round(9), axis=0)) == N_CELLS**2
-    np.testing.assert_allclose(encode_actor(cells, 1)[:, :6], encode_critic(cells[:, [1, 2, 0]])[:, :6])
 
 
 def test_a_policy_table_by_hand():
@@ -148,30 +118,6 @@ def test_progress_counts_all_iterations():
     assert len(seen) > 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "word"),
-    [
-        ({"n_agents": 66}, "n_agents"),
-        ({"n_agents": 0}, "n_agents"),
-        ({"discount": 1.0}, "discount"),
-        ({"critic_steps": 0}, "critic_steps"),
-        ({"signal": "td"}, "signal"),
-        ({"signal": "q_value", "credit": "local"}, "credit"),
-        ({"control": "centralised", "yardstick": True}, "yardstick"),
-        ({"reward_shift": float("nan")}, "reward_shift"),
-        ({"widht": 3}, "widht"),
-    ],
-)
-def test_bad_settings_are_named(changes, word):
-    with pytest.raises(ValidationError, match=word):
-        Setting(**changes)
-
-
-def test_a_graph_that_cannot_connect_is_a_usage_error():
-    with pytest.raises(UsageError, match="topology: edge_probability"):
-        draw_all(Setting(n_agents=4, graph="random", edge_probability=0.0), 0, range(1))
-
-
 def test_history_is_finite():
     history = train(TINY, 0, range(2), [5, 10])
     for field in fields(history):
@@ -190,7 +136,3 @@ def test_nearly_deterministic_policies_take_whole_steps():
     assert np.median(policy_table(before).max(-1)) > 1 - 1e-9
     squares = sum(((getattr(after, part) - getattr(before, part)).reshape(3, 2, -1) ** 2).sum(-1) for part in "hwb")
     np.testing.assert_allclose(squares**0.5, 0.5, rtol=1e-3)
-
-
-def test_every_signal_of_the_registry_is_ported():
-    assert set(SIGNAL_CODES) == set(SIGNALS)

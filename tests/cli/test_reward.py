@@ -7,8 +7,6 @@ from functools import partial
 import pytest
 
 import rlhf_marl
-from rlhf_marl.rewards.python_callable import CallableCard
-from rlhf_marl.rewards.tools import agreement
 from tests.conftest import write_card
 
 
@@ -82,12 +80,8 @@ def test_agreement_with_pairs_and_with_each_other(run, length, vowels, tmp_path)
     assert len(re.findall(r"\+1\.00(?!\d)", printed)) == 4  # the heat map: both diagonals and both off-diagonal cells
 
 
-def named(name):
-    return CallableCard(name=name, kind="callable", function="m:f")
-
-
 def test_bad_scores_and_equal_names_are_one_line(run, length, tmp_path):
-    broken = str(write_card(tmp_path, "broken", "tests.rewards.test_reward_cli:nothing"))
+    broken = str(write_card(tmp_path, "broken", "tests.cli.test_reward:nothing"))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     code, _, errors = run("agreement", broken, "--pairs", "pairs.jsonl")
     assert (code, errors[:60]) == (3, "error: reward model 'broken' returned nan, no finite number,")
@@ -100,23 +94,6 @@ def test_bad_scores_and_equal_names_are_one_line(run, length, tmp_path):
 
 def nothing(prompts, responses):
     return [float("nan")] * len(responses)
-
-
-class Length:
-    def score(self, prompts, responses):
-        return [float(len(text)) for text in responses]
-
-
-def test_a_constant_model_has_no_rank_correlation():
-    from rlhf_marl.rewards.preferences import Pair
-
-    class Constant:
-        def score(self, prompts, responses):
-            return [1.0] * len(responses)
-
-    found = agreement([(named("a"), Length()), (named("b"), Constant())], [Pair("p", "xx", "x"), Pair("p", "x", "xxx")])
-    assert found.accuracy["b"].accuracy == 0.5
-    assert found.correlation[("a", "b")][0] != found.correlation[("a", "b")][0]  # nan
 
 
 def test_rescore_gives_the_runs_own_rewards_again(run, tiny_config, tmp_path):

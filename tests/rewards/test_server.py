@@ -1,10 +1,7 @@
 import pytest
-import yaml
 
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.rewards import EnsembleCard, ServerCard, build_reward_model
-from rlhf_marl.rewards.python_callable import CallableCard
-from tests.conftest import write_card
+from rlhf_marl.rewards import ServerCard, build_reward_model
 from tests.servers import BUSY, DROPPED, HUNG, TORN, Reply, scores_of_lengths, serving
 
 
@@ -110,27 +107,3 @@ def test_the_key_comes_from_the_environment_and_stays_out_of_errors(server, monk
     with pytest.raises(RunStopped) as caught:
         model.score(["p"], ["ab"])
     assert "s3cret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("combine", "expected"), [("sum", 6.5), ("mean", 6.5 / 1.5), ("minimum", 1.0)])
-def test_ensemble_by_hand(tmp_path, combine, expected):
-    """'abcdef' has 2 vowels, scaled (2/4 + 0.5) / 1 = 1, and 6 letters, scaled (6 + 5) / 1 = 11; weights 1 and 0.5."""
-    for name, function, offset in (("vowels", "count_vowels", 0.5), ("length", "length", 5.0)):
-        content = yaml.safe_load(write_card(tmp_path, name, f"tests.conftest:{function}").read_text())
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content | {"offset": offset}))
-    members = [
-        {"card": str(tmp_path / "vowels.yaml"), "weight": 1.0},
-        {"card": str(tmp_path / "length.yaml"), "weight": 0.5},
-    ]
-    both = EnsembleCard(name="both", kind="ensemble", combine=combine, members=members)
-    assert build_reward_model(both).score(["p"], ["abcdef"]) == pytest.approx([expected])
-
-
-def trl_reward(completions, prompts=None, bonus=0.0, **kwargs):
-    return [len(prompt) + len(text) + bonus for prompt, text in zip(prompts, completions, strict=True)]
-
-
-def test_trl_reward_functions_fit():
-    function = "tests.rewards.test_server_and_ensemble:trl_reward"
-    content = CallableCard(name="trl", kind="callable", function=function, convention="trl", arguments={"bonus": 0.5})
-    assert build_reward_model(content).score(["ab"], ["cde"]) == [5.5]
