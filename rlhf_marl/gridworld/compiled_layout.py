@@ -1,4 +1,4 @@
-"""What the compiled functions work on: a setting as numbers, tables, a seed's arrays, and scratch."""
+"""Data layout of the compiled functions: numeric options, shared tables, per-seed arrays and scratch space."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import numpy as np
 from rlhf_marl.gridworld.spread import N_ACTIONS
 
 TD_Q_LITERAL, TD_Q, TD_V, Q_VALUE, COUNTERFACTUAL = range(5)
-SIGNAL_CODES = {  # the entries of algorithm/signals.py that are ported
+SIGNAL_CODES = {  # the signals of algorithm/signals.py that have a compiled port
     "td_q_literal": TD_Q_LITERAL,
     "td_q": TD_Q,
     "td_v": TD_V,
@@ -15,13 +15,13 @@ SIGNAL_CODES = {  # the entries of algorithm/signals.py that are ported
     "counterfactual": COUNTERFACTUAL,
 }
 REACHED, REDRAWN, NONE = range(3)
-# Columns of the statistics: sums over an interval's iterations (or steps), see training.py.
+# Columns of the statistics: sums over the iterations (or steps) of a logging interval; see training.py.
 REWARD, VALUE, POSITIVE, ENTROPY, PROJECTED, SKIPPED = range(6)
 N_STATISTICS = 6
 
 
 class Options(NamedTuple):
-    """A Setting as the kernel wants it: choices as numbers (see the constants above), conditions as booleans."""
+    """A Setting in the kernel's form: choices as the integer codes above, conditions as booleans."""
 
     critic_steps: int
     actor_samples: int
@@ -41,11 +41,11 @@ class Options(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """The same for all seeds.
+    """Constants shared by all seeds.
 
-    numbers: γ, α, β, B, 1 / √m, in the precision of the weights: scalars of another one would slow the inner loops.
+    numbers: γ, α, β, B, 1 / √m, in the precision of the weights: mixed precision would slow the inner loops.
     scaled (65, 2), distance (65, 65), next_cell (65, 5): see encoding.py and spread.py.
-    readers: (N,) the critic whose values weigh each agent's score function.
+    readers: (N,) index of the critic that each agent's actor uses.
     """
 
     numbers: np.ndarray
@@ -56,15 +56,15 @@ class Tables(NamedTuple):
 
 
 class Seed(NamedTuple):
-    """One seed's state. N agents; C critics: N, N + 1 with Algorithm 3 as yardstick, or Algorithm 3 alone; m padded.
+    """State of one seed. N agents. C critics: N, N + 1 with Algorithm 3's yardstick, 1 for Algorithm 3. m is padded.
 
-    landmarks: (N,). power: (C, C) gossip among critics.
-    critic_h (d, m), critic_0 (D, m, m), critic_b (m,): fixed. critics (2, C, D, m, m): after and before gossip.
-    A linear critic has H = I, so (d, d), and weights (1, 1, d).
-    bounds: (2, C, D) upper bounds of the distances to W(0), of the iterate and of the average.
+    landmarks: (N,). power: (C, C) gossip weights of the critics.
+    critic_h (d, m), critic_0 (D, m, m), critic_b (m,): fixed. critics (2, C, D, m, m): after gossip, before gossip.
+    A linear critic has H = I, (d, d), and weights (1, 1, d).
+    bounds: (2, C, D) upper bounds of the distance to W(0), for the iterate and for the average.
     actor_h (N, d', m), actor_w (N, D, m, m), actor_b (N, 5, m).
-    positions (N,), age (1,). uniforms (steps, 2 N + 1), redrawn (steps, N): noise of the steps to come.
-    statistics: (N_STATISTICS,) sums, added to.
+    positions (N,), age (1,). uniforms (steps, 2 N + 1), redrawn (steps, N): noise of the upcoming steps.
+    statistics: (N_STATISTICS,) running sums.
     """
 
     landmarks: np.ndarray
@@ -85,7 +85,7 @@ class Seed(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """Arrays to work in. Slot 0 holds the critic's K samples one after the other, then the slots hold the actors' M."""
+    """Scratch arrays. Slot 0 holds the critic's K samples in turn; then the M slots hold the actors' samples."""
 
     cells: np.ndarray
     reached: np.ndarray
@@ -121,7 +121,7 @@ class Scratch(NamedTuple):
 
 
 def make_scratch(o: Options, seed: Seed) -> Scratch:
-    """For seeds of these shapes."""
+    """Allocate scratch arrays for seeds of this shape."""
     slots, kind = o.actor_samples, seed.critics.dtype
     (n, depth, m), d_actor, (d, d0) = seed.actor_w.shape[:3], seed.actor_h.shape[1], seed.critic_h.shape
     _, n_critics, critic_depth = seed.critics.shape[:3]

@@ -1,8 +1,8 @@
-"""Compiled pieces of the network of Eq. (5) for one input at a time.
+"""Compiled building blocks of the network of Eq. (5), for one input at a time.
 
-Weights lie as (input, output) with the outputs padded by zeros to a multiple of eight, so that every inner loop runs
-over contiguous numbers. Inputs that a ReLU switched off are skipped. The gradient of a layer for one input has rank
-one (input ⊗ back-propagated signal) and is applied without being stored.
+Weights are stored as (input, output). Outputs are zero-padded to a multiple of eight, so every inner loop is
+contiguous. Inputs that a ReLU set to zero are skipped. A layer's gradient for one input has rank one
+(input ⊗ back-propagated signal) and is applied without being stored.
 """
 
 import numpy as np
@@ -12,9 +12,9 @@ COMPILED = {
     "cache": True,
     "nogil": True,
     "error_model": "numpy",
-    # All but "nnan" and "ninf": a critic that diverges must be seen to do so.
+    # All but "nnan" and "ninf": a diverging critic must stay visible.
     "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-    # Counting references to slices took a quarter of the time. So compiled code here may not create arrays.
+    # Reference counting of slices took a quarter of the time. Without it, compiled code must not create arrays.
     "_nrt": False,
 }
 
@@ -30,7 +30,7 @@ def dot(a, b):
 
 @njit(**COMPILED)
 def wide_dot(a, b):
-    """Σ a_k b_k in double precision: squares of deep networks' gradients leave the range of single precision."""
+    """Σ a_k b_k in double precision: squared gradients of deep networks exceed the range of single precision."""
     total = 0.0
     for k in range(len(a)):
         total += np.float64(a[k]) * np.float64(b[k])
@@ -48,7 +48,7 @@ def largest(a):
 
 @njit(**COMPILED)
 def copy(source, target):
-    """target = source, of one size and contiguous both."""
+    """target = source; both contiguous and of equal size."""
     flat, out = source.reshape(-1), target.reshape(-1)
     for k in range(len(out)):
         out[k] = flat[k]
@@ -56,10 +56,10 @@ def copy(source, target):
 
 @njit(**COMPILED)
 def switched_on(x, on):
-    """Lists the places where x is not 0 in `on`, and returns their number."""
+    """Write the indices of the nonzero entries of x into `on`; return their number."""
     n = 0
     for j in range(len(x)):
-        on[n] = j  # no branch: which units are on cannot be foreseen
+        on[n] = j  # no branch: active units are unpredictable
         n += x[j] != 0
     return n
 
@@ -89,15 +89,15 @@ def forward(w, hidden, scale, on):
         out = hidden[layer + 1]
         multiply(w[layer], hidden[layer], out, on)
         for k in range(len(out)):
-            # A NaN stays one.
+            # Keeps NaN.
             out[k] = out[k] * scale if not out[k] <= 0 else out[k] * 0
 
 
 @njit(**COMPILED)
 def backward(w, hidden, top, back, scale, to_input, on):
-    """Back-propagate `top`, the gradient at x^(D): the gradient of W^(l+1) is hidden[l] ⊗ back[l].
+    """Back-propagate `top`, the gradient at x^(D). The gradient of W^(l+1) is hidden[l] ⊗ back[l].
 
-    With to_input the gradient at x^(0) is left in back[D]. back: (D + 1, m).
+    With to_input, back[D] receives the gradient at x^(0). back: (D + 1, m).
     """
     depth, m = w.shape[0], w.shape[1]
     for k in range(m):
@@ -143,7 +143,7 @@ def outside_norm(w, centre, amount, x, y):
 
 @njit(**COMPILED)
 def mix(weights, source, target):
-    """target_c = Σ_e weights_ce source_e: the gossip of line 12. weights: (C, C); source, target: (C, n)."""
+    """target_c = Σ_e weights_ce source_e: gossip, line 12. weights: (C, C); source, target: (C, n)."""
     n_critics, n = source.shape
     for c in range(n_critics):
         first = weights[c, 0]

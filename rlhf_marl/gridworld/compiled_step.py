@@ -10,7 +10,7 @@ from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS
 
 @njit(**COMPILED)
 def encode(cells, actions, with_actions, first, scaled, x):
-    """encoding.py: coordinates of agents first, first + 1, ..., a constant, and the actions one-hot; length 1."""
+    """As encoding.py: coordinates of agents first, first + 1, ..., a constant, one-hot actions; unit length."""
     n = len(cells)
     total = x[0] * 0 + 1
     for j in range(2 * n, len(x)):
@@ -33,7 +33,7 @@ def encode(cells, actions, with_actions, first, scaled, x):
 
 @njit(**COMPILED)
 def policy(cells, agent, scaled, seed, scale, x, hidden, logits, on):
-    """Logits of one agent, with its x and its hidden layers."""
+    """Compute one agent's logits, its input x and its hidden layers."""
     b, depth = seed.actor_b[agent], seed.actor_w.shape[1]
     encode(cells, cells, False, agent, scaled, x)
     multiply(seed.actor_h[agent], x, hidden[0], on)
@@ -44,7 +44,7 @@ def policy(cells, agent, scaled, seed, scale, x, hidden, logits, on):
 
 @njit(**COMPILED)
 def softmax(logits, probabilities):
-    """Returns log Σ exp(logits)."""
+    """Fill `probabilities`; return log Σ exp(logits)."""
     top = largest(logits)
     total = top * 0
     for a in range(N_ACTIONS):
@@ -57,7 +57,7 @@ def softmax(logits, probabilities):
 
 @njit(**COMPILED)
 def fill_table(inputs, scale, h, w, b, hidden, table, on):
-    """An agent's action probabilities for many inputs. inputs: (n, d); w: (D, m, m), inputs first; table: (n, 5)."""
+    """Action probabilities of one agent for many inputs. inputs: (n, d); w: (D, m, m), inputs first; table: (n, 5)."""
     for row in range(len(inputs)):
         multiply(h, inputs[row], hidden[0], on)
         forward(w, hidden, scale, on)
@@ -68,7 +68,7 @@ def fill_table(inputs, scale, h, w, b, hidden, table, on):
 
 @njit(**COMPILED)
 def draw(probabilities, uniform):
-    """The first action whose cumulated probability exceeds the uniform number."""
+    """The first action whose cumulative probability exceeds the uniform number."""
     total = probabilities[0] * 0
     for a in range(N_ACTIONS - 1):
         total += probabilities[a]
@@ -81,7 +81,7 @@ def draw(probabilities, uniform):
 def score(logits, action, log_total, d_logits):
     """d log π(action) / d logits, divided by 1 - π(action) so that d_logits[action] = 1; returns log(1 - π(action)).
 
-    Kept apart because 1 - π of a nearly deterministic policy is 0 in floating point, and line 17 divides by the norm.
+    The factor is kept as a log: 1 - π of a near-deterministic policy rounds to 0, and line 17 divides by the norm.
     """
     top = logits[action] * 0 - np.inf
     for a in range(N_ACTIONS):
@@ -99,7 +99,7 @@ def score(logits, action, log_total, d_logits):
 
 @njit(**COMPILED)
 def local_rewards(positions, landmarks, distance, closest, rewards):
-    """Team reward, and local rewards (spread.py) into rewards."""
+    """Return the team reward; write the local rewards (spread.py) into `rewards`."""
     n = len(positions)
     for i in range(n):
         rewards[i] = 0
@@ -125,9 +125,9 @@ def local_rewards(positions, landmarks, distance, closest, rewards):
 
 @njit(**COMPILED)
 def play(o, tables, seed, z, slot, step, scored):
-    """A step under the current policies into `slot`: all of a sample (s, a, r, s', a').
+    """Play one step under the current policies; write the sample (s, a, r, s', a') into `slot`.
 
-    With `scored` also the gradients of log π(a | s) in the logits, and the policies' entropies.
+    With `scored`, also the gradients of log π(a | s) with respect to the logits, and the policies' entropies.
     """
     n, scale = len(seed.positions), tables.numbers[4]
     cells, actions, reached, rewards = z.cells[slot], z.actions[slot], z.reached[slot], z.rewards
@@ -148,7 +148,7 @@ def play(o, tables, seed, z, slot, step, scored):
         mean += rewards[i] / n
     for c in range(len(seed.power)):
         z.learned[slot, c] = mean if o.centralised or c == n else rewards[c]
-    # `reached` becomes the state that the TD target goes on from
+    # `reached` becomes the next state of the TD target
     seed.age[0] += 1
     redraw = seed.uniforms[step, 2 * n] >= o.discount if o.restart_kernel else seed.age[0] >= EPISODE
     for i in range(n):

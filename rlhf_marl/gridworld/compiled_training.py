@@ -1,9 +1,8 @@
 """Algorithms 1, 2 and 3 on the grid for one seed: a compiled port, tested equal to tests/gridworld/reference.py.
 
-    run: [ play a step -> learn from the first K (Algorithm 2) -> gossip -> weigh and act on the last M (Algorithm 1) ]*
+    run: [ step -> critics learn from the first K (Algorithm 2) -> gossip -> actors learn from the last M (Algorithm 1) ]*
 
-compiled_step.py takes the steps, compiled_network.py holds the network's pieces, compiled_layout.py describes the
-arrays.
+compiled_step.py plays the steps, compiled_network.py has the network, compiled_layout.py describes the arrays.
 """
 
 import numpy as np
@@ -34,16 +33,16 @@ from rlhf_marl.gridworld.compiled_network import (
 from rlhf_marl.gridworld.compiled_step import encode, play
 from rlhf_marl.gridworld.spread import N_ACTIONS
 
-_FAR = 1e37  # a critic's step of this length counts as not finite; it would not be for long, in single precision
+_FAR = 1e37  # critic steps this long count as not finite: single precision would overflow soon
 
 
 @njit(**COMPILED)
 def run(o, tables, seed, z, first_iteration, iterations):
-    """`iterations` iterations of Algorithm 1 on one seed, in place. o: Options; z: Scratch."""
+    """Run `iterations` iterations of Algorithm 1 on one seed, in place. o: Options; z: Scratch."""
     for k in range(o.critic_steps):
         z.shares[k] = (o.critic_steps - k) / (o.critic_steps + 1) if o.average else 1
     separate = o.critic_steps > 1
-    now = 0  # which of the two critics is the current one: with K = 1 gossip goes from one to the other
+    now = 0  # index of the current critic buffer: with K = 1, gossip alternates between the two
     step = 0
     for t in range(first_iteration, first_iteration + iterations):
         if o.restart:
@@ -55,7 +54,7 @@ def run(o, tables, seed, z, first_iteration, iterations):
         if separate:
             copy(seed.critics[now], seed.critics[1 - now])
         for k in range(o.critic_steps + o.actor_samples - 1):
-            last = k - (o.critic_steps - 1)  # 0 at the K-th sample, which is the actors' first
+            last = k - (o.critic_steps - 1)  # 0 at the K-th sample, the actors' first
             play(o, tables, seed, z, max(last, 0), step, last >= 0)
             step += 1
             if last <= 0:
@@ -72,13 +71,13 @@ def run(o, tables, seed, z, first_iteration, iterations):
 
 @njit(**COMPILED)
 def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radius, on):
-    """Lines 7 to 9 on one layer: W ← W - pace x ⊗ y, back into the ball, and its share into the average.
+    """Lines 7 to 9 on one layer: W ← W - pace x ⊗ y, project onto the ball, add to the average.
 
-    The average is linear in the steps: W̄ = W(0) + Σ_k share_k (W(k+1) - W(k)). With `separate` false (K = 1) only the
-    average is kept, in `now`. `bound` is an upper bound of ‖W - W(0)‖; only if it leaves line 8 in doubt is the
-    distance measured. Returns the bound after, and whether the layer was outside.
+    The average is linear in the steps: W̄ = W(0) + Σ_k share_k (W(k+1) - W(k)). With `separate` false (K = 1), `now`
+    holds the average and nothing else is kept. `bound` is an upper bound of ‖W - W(0)‖; the distance is computed only
+    if the new bound exceeds the radius. Returns the new bound, and whether the layer was outside the ball.
     """
-    # Rounding must not hide a step over the edge.
+    # The margin keeps rounding from hiding a step out of the ball.
     after = (bound + abs(pace) * np.sqrt(wide_dot(x, x) * wide_dot(y, y))) * (1 + 1e-6)
     shrink, outside = pace * 0 + 1, 0
     if after > radius:
@@ -103,7 +102,7 @@ def _learn_layer(now, average, separate, centre, pace, share, x, y, bound, radiu
 
 @njit(**COMPILED)
 def _value(linear, w, b, x0, hidden, scale, on):
-    """Q or V of one critic, the hidden layers left in `hidden`; w: (D, m, m), or (1, 1, d) of a linear critic."""
+    """Q or V of one critic; fills `hidden` with its layers. w: (D, m, m), or (1, 1, d) for a linear critic."""
     for k in range(len(x0)):
         hidden[0, k] = x0[k]
     if linear:
@@ -124,7 +123,7 @@ def _learn(o, tables, seed, z, now, average, share):
         if z.follows[0] != 0:
             target += z.follows[0] * _value(o.linear, w, b, z.next_x0[0], hidden, scale, z.on)
         pace = beta * (_value(o.linear, w, b, z.x0[0], hidden, scale, z.on) - target)
-        square = wide_dot(z.x0[0], z.x0[0])  # of the gradient's norm
+        square = wide_dot(z.x0[0], z.x0[0])  # squared norm of the gradient
         if not o.linear:
             backward(w, hidden, b, back, scale, False, z.on)
             square = 0.0
@@ -156,7 +155,7 @@ def _learn(o, tables, seed, z, now, average, share):
 
 @njit(**COMPILED)
 def _gossip(power, source, target, bounds):
-    """Line 12. A weighted mean of points in the ball is in the ball. source, target: (C, D, m, m)."""
+    """Line 12. A weighted mean of points in the ball stays in the ball. source, target: (C, D, m, m)."""
     n_critics, depth = source.shape[0], source.shape[1]
     mix(power, source.reshape(n_critics, -1), target.reshape(n_critics, -1))
     for c in range(n_critics):
@@ -175,7 +174,7 @@ def _swap(a, b):
 
 @njit(**COMPILED)
 def _weigh(o, tables, seed, z, critics):
-    """Lines 9 and 12 to 15 of Algorithm 1: what weighs each agent's score function, into z.weights (N, M)."""
+    """Lines 9 and 12 to 15 of Algorithm 1: the weight of each agent's score function, into z.weights (N, M)."""
     n, n_samples, n_critics, scale = len(seed.positions), o.actor_samples, len(critics), tables.numbers[4]
     for j in range(n_samples):
         for c in range(n_critics):
@@ -226,7 +225,7 @@ def _act(o, tables, seed, z, iteration):
         z.rate[0] = rate / (iteration + 1)  # keeps the precision of the weights
         rate = z.rate[0]
     for i in range(len(seed.positions)):
-        # The direction's length does not matter, so it is brought to a moderate one
+        # Line 17 normalises the direction, so it can be rescaled to a moderate length.
         likeliest, size = largest(z.unlikely[i]), rate * 0
         for j in range(o.actor_samples):
             z.weights[i, j] *= np.exp(z.unlikely[i, j] - likeliest)
@@ -246,7 +245,7 @@ def _act(o, tables, seed, z, iteration):
 def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, on, h, w, b):
     """A step of length `rate` along Σ_j weights_j ∇log π_j for one agent; False if it is not finite.
 
-    weights: (M,), of moderate size; x: (M, d'); hidden, back: (M, D + 1, m); d_logits: (M, 5).
+    weights: (M,), moderate in size; x: (M, d'); hidden, back: (M, D + 1, m); d_logits: (M, 5).
     """
     n_samples, depth = len(weights), len(w)
     for j in range(n_samples):
@@ -256,7 +255,7 @@ def _step_agent(rate, scale, weights, x, hidden, d_logits, top, back, on, h, w, 
             for k in range(len(top)):
                 top[k] += d_logits[j, a] * b[a, k]
         backward(w, hidden[j], top, back[j], scale, True, on)
-    # All gradients are sums of outer products, so that their inner products are products of vectors'.
+    # All gradients are sums of outer products, so their inner products factor into products of vectors.
     square = 0.0
     for j in range(n_samples):
         for e in range(j + 1):

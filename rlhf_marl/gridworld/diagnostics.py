@@ -1,10 +1,10 @@
-"""What critics and actors got right, against exact dynamic programming, for two agents.
+"""Errors of critics and actors against exact dynamic programming, for two agents.
 
-Everything is an expectation, not a sample: over the states that the current policies visit, and over all joint actions.
-Tables of a seed have the axes (agent 0's cell, agent 1's cell), then (agent 0's action, agent 1's action).
+All numbers are exact expectations, over the states that the current policies visit and over all joint actions.
+A seed's tables have the axes (agent 0's cell, agent 1's cell), then (agent 0's action, agent 1's action).
 
-A critic cannot see how old an episode is, so the exact values here are those of a chain whose resets come with the same
-rate whatever the age: 1/10 for periodic resets, 1 - γ for the restart kernel (for which this is exact).
+A critic cannot see the age of an episode. The exact values here are therefore those of a chain with a constant reset
+probability: 1/10 for periodic resets, 1 - γ for the restart kernel (for which this is exact).
 """
 
 from dataclasses import dataclass
@@ -26,21 +26,21 @@ from rlhf_marl.gridworld.training import Critics, Policies, policy_table
 _BOARD = (N_CELLS, N_CELLS)
 _STATES = np.stack(np.divmod(np.arange(N_CELLS**2), N_CELLS), axis=-1)  # (4225, 2)
 _JOINT = np.stack(np.divmod(np.arange(N_ACTIONS**2), N_ACTIONS), axis=-1)  # (25, 2)
-_NEXT = (NEXT_CELL[:, None, :, None], NEXT_CELL[None, :, None, :])  # of a state and a joint action
+_NEXT = (NEXT_CELL[:, None, :, None], NEXT_CELL[None, :, None, :])  # next cells by state and joint action
 _TARGETS = np.ravel_multi_index(np.broadcast_arrays(*_NEXT), _BOARD)  # (65, 65, 5, 5)
 _TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """How a TD target goes on: E[target] = r + stay V(s') + leave V̄, V̄ the mean of V over fresh positions."""
+    """Coefficients of the TD target: E[target] = r + stay V(s') + leave V̄, V̄ the mean of V over fresh positions."""
 
     stay: float
     leave: float
 
 
 def chain(s: Setting) -> Chain:
-    """Of a setting's resets and bootstraps."""
+    """The coefficients for a setting's reset and bootstrap."""
     rate = 1 - s.discount if s.reset == "restart_kernel" else 1 / EPISODE
     match s.bootstrap:
         case "reached":
@@ -63,7 +63,7 @@ def transitions(table: np.ndarray) -> csr_matrix:
 
 
 def visits(table: np.ndarray, s: Setting) -> np.ndarray:
-    """ν(s): how often the policies act in each state, (65, 65): sums to 1."""
+    """ν(s): visit frequency of each state under the policies, (65, 65); sums to 1."""
     move = transitions(table).T
     now = np.full(len(_STATES), 1 / len(_STATES))
     if s.reset == "periodic":
@@ -76,21 +76,21 @@ def visits(table: np.ndarray, s: Setting) -> np.ndarray:
 
 
 def _solve(matrix: csr_matrix, factor: float, right: np.ndarray) -> np.ndarray:
-    """x = factor matrix x + right."""
+    """Solve x = factor matrix x + right."""
     # Krylov methods stall on nearly deterministic policies.
     x = right
     while True:
         following = factor * (matrix @ x) + right
         change = np.abs(following - x).max()
         x = following
-        if not change > _TOLERANCE * (1 - factor) * np.abs(x).max():  # a NaN ends it too
+        if not change > _TOLERANCE * (1 - factor) * np.abs(x).max():  # NaN ends the loop too
             return x
 
 
 def exact_state_value(rewards: np.ndarray, table: np.ndarray, c: Chain) -> np.ndarray:
-    """V of the policies, (65, 65). rewards: of the state reached, as the critics receive them, (65, 65)."""
+    """V of the policies, (65, 65). rewards: of the state reached, as critics receive them, (65, 65)."""
     move = transitions(table)
-    value = _solve(move, c.stay, move @ rewards.ravel())  # without `leave`, whose effect is a constant
+    value = _solve(move, c.stay, move @ rewards.ravel())  # without `leave`, which only adds a constant
     # V = U + leave V̄ / (1 - stay), and so V̄ = Ū + leave V̄ / (1 - stay)
     mean = value.mean() * (1 - c.stay) / (1 - c.stay - c.leave)
     return (value + c.leave * mean / (1 - c.stay)).reshape(_BOARD)
@@ -102,7 +102,7 @@ def backed_up(rewards: np.ndarray, value: np.ndarray, c: Chain) -> np.ndarray:
 
 
 def critic_tables(s: Setting, draws: Draws, critics: Critics, seed: int) -> np.ndarray:
-    """What a seed's critics say everywhere: V (C, 65, 65) or Q (C, 65, 65, 5, 5)."""
+    """A seed's critics on all states: V (C, 65, 65) or Q (C, 65, 65, 5, 5)."""
     shape: tuple[int, ...] = _BOARD
     if s.signal == "td_v":
         x = encode_critic(_STATES)
@@ -123,7 +123,7 @@ def critic_tables(s: Setting, draws: Draws, critics: Critics, seed: int) -> np.n
 
 
 def critic_quality(estimate: np.ndarray, exact: np.ndarray, weights: np.ndarray) -> tuple[float, float]:
-    """Root mean square error and correlation under the weights, which sum to 1; all of one shape.
+    """Root mean square error and correlation under weights that sum to 1; arguments of equal shape.
 
     The correlation of a constant is 0.
     """
@@ -135,7 +135,7 @@ def critic_quality(estimate: np.ndarray, exact: np.ndarray, weights: np.ndarray)
 
 
 def bellman_error(estimate: np.ndarray, rewards: np.ndarray, table: np.ndarray, nu: np.ndarray, c: Chain) -> float:
-    """MSBE of Eq. (6): E[(Q - T^π Q)^2], or of V, under the visits."""
+    """MSBE of Eq. (6): E[(Q - T^π Q)^2], or with V, under the visit frequencies."""
     pi = joint(table)
     if estimate.ndim == 2:
         target = (pi * backed_up(rewards, estimate, c)).sum((-2, -1))
@@ -147,13 +147,13 @@ def bellman_error(estimate: np.ndarray, rewards: np.ndarray, table: np.ndarray, 
 def actor_weights(
     s: Setting, estimates: np.ndarray, rewards: np.ndarray, power: np.ndarray, table: np.ndarray, nu: np.ndarray
 ) -> np.ndarray:
-    """Mean of what weighs ∇log π^i(a^i | s) in line 16, times how often (s, a^i) is met: (2, 65, 65, 5), by agent.
+    """Mean weight of ∇log π^i(a^i | s) in line 16, times the frequency of (s, a^i): (2, 65, 65, 5).
 
-    Axes of a row: agent 0's cell, agent 1's cell, the agent's own action.
+    Axes: agent, agent 0's cell, agent 1's cell, the agent's own action.
 
     Args:
-        estimates: the agents' critics, (2, 65, 65) or (2, 65, 65, 5, 5); one alone with Algorithm 3.
-        rewards: what each critic is paid in the state reached, (2 or 1, 65, 65).
+        estimates: the agents' critics, (2, 65, 65) or (2, 65, 65, 5, 5); a single one with Algorithm 3.
+        rewards: each critic's reward in the state reached, (2 or 1, 65, 65).
         power: A^t_gossip, (2, 2) or (1, 1).
     """
     pi, c = joint(table), chain(s)
@@ -182,7 +182,7 @@ def actor_weights(
 
 
 def exact_weights(rewards: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """The same for the exact gradient of J, the mean reward per step of an episode from uniform positions."""
+    """As `actor_weights`, for the exact gradient of J: mean reward per step of an episode from uniform positions."""
     pi, move = joint(table), transitions(table)
     ahead = [np.zeros(len(_STATES))]  # value of the last k steps
     for _ in range(EPISODE - 1):
@@ -210,20 +210,20 @@ def direction(s: Setting, policies: Policies, seed: int, weights: np.ndarray) ->
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Per agent, (2, n_params) -> (2,); 0 where one of the two is zero."""
+    """Per agent, (2, n_params) -> (2,); 0 where either is zero."""
     lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     return np.where(lengths > 0, (a * b).sum(-1) / np.where(lengths > 0, lengths, 1), 0.0)
 
 
 def diagnose(s: Setting, draws: Draws, policies: Policies, critics: Critics) -> dict[str, np.ndarray]:
-    """Per seed, (S,), means over the agents (and their critics).
+    """Means over the agents (and their critics), per seed, (S,).
 
-    critic_error: root mean square, in the reward that the agents learn from. critic_correlation: with the exact value
-    of the mean reward. msbe: Eq. (6). cosine: between E[d], the mean of line 16's direction before line 17 normalises
-    it, and the exact gradient of J.
+    critic_error: root mean square, in units of the agents' learning reward. critic_correlation: with the exact value of
+    the mean reward. msbe: Eq. (6). cosine: between E[d], the mean direction of line 16 before line 17 normalises it,
+    and the exact gradient of J.
 
     Raises:
-        UsageError: for another number of agents than two.
+        UsageError: the number of agents is not two.
     """
     if s.n_agents != 2:
         raise UsageError(f"diagnostics: {s.n_agents} agents; exact values are there for two")
@@ -260,10 +260,10 @@ def _diagnose_seed(
 
 
 def communication(s: Setting, draws: Draws) -> dict[str, np.ndarray]:
-    """What the agents send over a whole run (Corollary 5.11), per seed, (S,).
+    """Communication of a whole run (Corollary 5.11), per seed, (S,).
 
-    rounds: of gossip, 2 T t_gossip with a TD-error signal. messages: one agent's values to one neighbour. bytes: of
-    those, at 4 a number. Algorithm 3 has a centre instead of gossip, and sends nothing here.
+    rounds: gossip rounds, 2 T t_gossip with a TD-error signal. messages: one agent's values to one neighbour. bytes:
+    size of the messages, at 4 per number. Algorithm 3 has a centre instead of gossip, and counts as zero.
     """
     n_seeds = len(draws.matrix)
     decentralised = s.control == "decentralised"

@@ -1,6 +1,6 @@
-"""What a seed decides: landmarks, consensus matrix, initial weights, and every random number of a run.
+"""Random draws of a seed: landmarks, consensus matrix, initial weights, and all noise of a run.
 
-All of it depends on (master seed, seed) alone, so that settings with equal shapes start alike and see the same noise.
+They depend only on (master seed, seed), so settings of equal shape share their initial weights and noise.
 """
 
 from dataclasses import dataclass, fields
@@ -20,14 +20,14 @@ _LANDMARKS, _TOPOLOGY, _CRITIC, _ACTOR, _ACTIONS, _POSITIONS = range(6)
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Of S seeds. Networks as in Eq. (5), with H as (d, m) and W^(h) as (m, m), outputs first.
+    """Draws of S seeds. Networks as in Eq. (5), with H as (d, m) and W^(h) as (m, m), outputs first.
 
     Attributes:
         landmarks: (S, N) cells.
         matrix: consensus matrix, (S, N, N).
         critic_h, critic_w, critic_b: (S, d, m), (S, D, m, m), (S, m); the same for all agents.
         actor_h, actor_w, actor_b: (S, N, d', m), (S, N, D, m, m), (S, N, 5, m).
-        positions: (S, N) cells to start from.
+        positions: (S, N) initial cells.
     """
 
     landmarks: np.ndarray
@@ -43,7 +43,7 @@ class Draws:
 
 @final
 class Noise:
-    """One seed's random numbers in the order of the environment's steps, whatever the size of the helpings."""
+    """One seed's random numbers in the order of environment steps, independent of the chunk size."""
 
     def __init__(self, master: int, seed: int, n_agents: int) -> None:
         self._n_agents = n_agents
@@ -60,7 +60,7 @@ class Noise:
 
 
 def draw_all(setting: Setting, master: int, seeds: range) -> Draws:
-    """Draw what the seeds decide; raises UsageError for a graph or matrix that breaks Assumption 5.1."""
+    """Draw landmarks, matrices and weights of all seeds; raises UsageError if Assumption 5.1 is violated."""
     drawn = [_draw(setting, master, seed) for seed in seeds]
     return Draws(**{f.name: np.stack([getattr(w, f.name) for w in drawn]) for f in fields(Draws)})
 
@@ -89,7 +89,7 @@ def _draw(s: Setting, master: int, seed: int) -> Draws:
 
 
 def draw_matrix(s: Setting, master: int, seed: int) -> np.ndarray:
-    """A seed's consensus matrix, (N, N); raises UsageError for a graph or matrix that breaks Assumption 5.1."""
+    """A seed's consensus matrix, (N, N); raises UsageError for a graph or matrix that violates Assumption 5.1."""
     number = int(np.random.default_rng([master, seed, _TOPOLOGY]).integers(2**62))
     torch_generator = torch.Generator().manual_seed(number)
     try:

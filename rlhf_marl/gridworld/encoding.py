@@ -1,7 +1,7 @@
-"""ξ of section 3.2: a state, or a state and a joint action, as a vector of length 1.
+"""ξ of section 3.2: a state, or a state and a joint action, as a vector of unit length.
 
-Coordinates scaled to -1 .. 1, a constant, and for a Q critic each agent's action as one of five. The constant lets
-opposite corners differ in more than the sign.
+It contains coordinates scaled to -1 .. 1, a constant, and for a Q critic each agent's one-hot action. With the
+constant, opposite corners differ in more than the sign.
 """
 
 import numpy as np
@@ -12,12 +12,12 @@ SCALED = (2 * COORDINATES / (WIDTH - 1, HEIGHT - 1) - 1).astype(float)  # (cell,
 
 
 def critic_inputs(n_agents: int, *, with_actions: bool) -> int:
-    """d of the critic's x."""
+    """Input size d of a critic."""
     return 2 * n_agents + 1 + (N_ACTIONS * n_agents if with_actions else 0)
 
 
 def actor_inputs(n_agents: int) -> int:
-    """d of an actor's x."""
+    """Input size d' of an actor."""
     return 2 * n_agents + 1
 
 

@@ -1,7 +1,7 @@
 """Exact values for two agents, by dynamic programming on the joint chain of 65^2 states.
 
-A value is the mean reward per step over an episode of `horizon` steps from uniform positions, the reward of a step
-being that of the state reached: E[r_1 + ... + r_h] / h. The discounted functions give E[Σ γ^t r_{t+1}] of a state.
+A value is the mean reward per step over an episode of `horizon` steps from uniform positions:
+E[r_1 + ... + r_h] / h, with the reward of the state reached. The discounted functions give E[Σ γ^t r_{t+1}] per state.
 
 Policies are tables (2, 65, 65, 5): agent, own cell, other agent's cell, action.
 """
@@ -28,7 +28,7 @@ def reward_table(landmarks: np.ndarray) -> np.ndarray:
 
 
 def uniform_policies() -> np.ndarray:
-    """Every action equally likely, everywhere."""
+    """Policies that choose all actions with equal probability."""
     return np.full(POLICY_SHAPE, 1 / N_ACTIONS)
 
 
@@ -45,7 +45,7 @@ def random_value(landmarks: Landmarks, horizon: int = EPISODE) -> float:
 
 
 def constant_value(landmarks: Landmarks, horizon: int = EPISODE) -> float:
-    """Value of the best constant joint action: what a policy that does not look at the state can reach at most."""
+    """Value of the best constant joint action: the maximum for policies that ignore the state."""
     return max(
         policy_value(landmarks, constant_policies(*actions), horizon) for actions in product(range(N_ACTIONS), repeat=2)
     )
@@ -64,7 +64,7 @@ def policy_value(landmarks: Landmarks, policies: Any, horizon: int = EPISODE) ->
         policies: (2, 65, 65, 5) probabilities: agent, own cell, other agent's cell, action.
 
     Raises:
-        UsageError: another shape, or rows that are no probabilities.
+        UsageError: wrong shape, or rows that are not probabilities.
     """
     rewards = reward_table(cells_of(landmarks))
     return float(policy_values(rewards[None], check_policies(policies)[None], _checked(horizon))[0])
@@ -74,14 +74,14 @@ def discounted_values(landmarks: Landmarks, policies: Any, discount: float, tole
     """V(s) = E[Σ γ^t r_{t+1}] of the chain without resets, (65, 65); J of Eq. (1) is its mean.
 
     Raises:
-        UsageError: as `policy_value`, or γ outside 0 <= γ < 1.
+        UsageError: see `policy_value`; or γ outside 0 <= γ < 1.
     """
     rewards = reward_table(cells_of(landmarks))
     return discounted(rewards[None], check_policies(policies)[None], _checked_discount(discount), tolerance)[0]
 
 
 def discounted_constant_values(landmarks: Landmarks, discount: float, tolerance: float = 1e-10) -> np.ndarray:
-    """The same of the constant joint action with the highest mean, (65, 65)."""
+    """`discounted_values` of the constant joint action with the highest mean, (65, 65)."""
     values = (
         discounted_values(landmarks, constant_policies(*actions), discount, tolerance)
         for actions in product(range(N_ACTIONS), repeat=2)
@@ -102,7 +102,7 @@ def discounted_optimal_values(landmarks: Landmarks, discount: float, tolerance: 
 
 
 def check_policies(policies: Any) -> np.ndarray:
-    """As a float array; raises UsageError if they are no policies."""
+    """The policies as a float array; raises UsageError if invalid."""
     try:
         table = np.asarray(policies, dtype=float)
     except (TypeError, ValueError):
@@ -132,7 +132,7 @@ def policy_values(rewards: np.ndarray, policies: np.ndarray, horizon: int) -> np
 
 
 def optimal_values(rewards: np.ndarray, horizon: int) -> np.ndarray:
-    """The same of the best policy. (S, 65, 65) -> (S,)."""
+    """Mean reward per step of the best policy. (S, 65, 65) -> (S,)."""
     unused = np.zeros((len(rewards), 2, 1, 1, 1))
     return _horizon_values(rewards, unused, horizon, NEXT_CELL, True).mean((-2, -1)) / horizon
 
@@ -189,7 +189,7 @@ def expected_next(target: np.ndarray, policies: np.ndarray, next_cell: np.ndarra
 def _horizon_values(
     rewards: np.ndarray, policies: np.ndarray, horizon: int, next_cell: np.ndarray, best: bool
 ) -> np.ndarray:
-    """Sum of the rewards of `horizon` steps from every state, under the policies or the best one."""
+    """Sum of rewards over `horizon` steps from every state, under the given policies or the best one."""
     values = np.zeros_like(rewards)
     for s in prange(len(rewards)):
         following = np.empty_like(rewards[s])

@@ -24,7 +24,7 @@ from rlhf_marl.gridworld.spread import (
 
 @final
 class SpreadEnv(ParallelEnv):
-    """Agents see all agents' coordinates, their own first, then the landmarks'; each coordinate scaled to 0 .. 1.
+    """Each agent observes its own coordinates, the other agents', then the landmarks', all scaled to 0 .. 1.
 
     An episode is truncated after `episode` steps, or, with a discount γ, after every step with probability 1 - γ (the
     restart kernel of section 3.1). `infos` carry the team reward.
@@ -43,9 +43,9 @@ class SpreadEnv(ParallelEnv):
     ) -> None:
         """
         Args:
-            landmarks: (x, y) of each; drawn at every seeded reset, and at the first one, if not given.
-            split: how the team reward is divided, see spread.SPLITS.
-            episode: steps; without a discount.
+            landmarks: (x, y) of each. By default drawn at the first reset and at every seeded one.
+            split: how the team reward is divided; see spread.SPLITS.
+            episode: length in steps; ignored with a discount.
             discount: γ of the restart kernel.
 
         Raises:
@@ -79,13 +79,13 @@ class SpreadEnv(ParallelEnv):
         return self._action_space
 
     def reset(self, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Redraw positions; with a seed also the landmarks, unless given.
+        """Redraw positions, and with a seed also the landmarks unless given.
 
         Args:
-            options: {"positions": cells}, a cell 5 x + y for each agent.
+            options: {"positions": cells}, one cell 5 x + y per agent.
 
         Raises:
-            UsageError: positions that are no such cells.
+            UsageError: invalid positions.
         """
         if seed is not None:
             self._generator = np.random.default_rng(seed)
@@ -128,11 +128,11 @@ class SpreadEnv(ParallelEnv):
         return bool(self._generator.random() >= self._discount)
 
     def state(self) -> np.ndarray:
-        """All coordinates in the agents' own order: the global state."""
+        """The global state: all coordinates, in agent order."""
         return self._scaled(self._positions)
 
     def render(self) -> str:
-        """The board as text, top row first: digits are agents (the lowest where several stand), * landmarks."""
+        """The board as text, top row first. Digits are agents (the lowest of several on a cell), * are landmarks."""
         assert self._landmarks is not None
         cells = ["."] * N_CELLS
         for cell in self._landmarks:

@@ -1,4 +1,4 @@
-"""One experiment of the grid-world study in numbers: what Algorithm 1 is run with."""
+"""Settings of one grid-world experiment: the inputs of Algorithm 1."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,51 +21,51 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def _tuples(value: Any) -> Any:
-    """YAML's lists as what can be hashed: settings are keys."""
+    """Turn YAML lists into hashable tuples: settings serve as keys."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list | tuple) else value
 
 
 class Setting(Section):
-    """Defaults are appendix D.1's, read to the letter."""
+    """Defaults follow appendix D.1 literally."""
 
     n_agents: Annotated[int, Field(ge=1, le=N_CELLS)] = 2
-    """N; there are as many landmarks."""
+    """N, also the number of landmarks."""
     iterations: PositiveInt = 20_000
-    """T of Algorithm 1. An iteration takes K + M - 1 steps of the environment."""
+    """T of Algorithm 1. An iteration takes K + M - 1 environment steps."""
     critic_steps: PositiveInt = 1
     """K of Algorithm 2."""
     actor_samples: PositiveInt = 1
-    """M of Algorithm 1. The first is the critic's last sample (Algorithm 2 hands s_{K-1} on)."""
+    """M of Algorithm 1. The first is the critic's last sample (Algorithm 2 passes s_{K-1} on)."""
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.99
     """γ."""
     width: PositiveInt = 20
-    """m of Eq. (5), of critics and actors."""
+    """m of Eq. (5), for critics and actors."""
     depth: PositiveInt = 5
-    """D of Eq. (5), of critics and actors."""
+    """D of Eq. (5), for critics and actors."""
     actor_step_size: NonNegativeFloat = 0.005
     """α; the length of line 17's normalised step."""
     actor_schedule: Literal["constant", "inverse"] = "constant"
     """inverse: α_t = α / t, as in Theorem 5.10, t from 1."""
     actor_output_scale: PositiveFloat = 1.0
-    """Multiplies the actor's initial b. As printed (1.0), logits spread like N(0, 2m): nearly deterministic."""
+    """Multiplies the actor's initial b. At the paper's 1.0, logits spread like N(0, 2m): nearly deterministic."""
     critic_step_size: PositiveFloat = 0.001
     """β."""
     critic_output_scale: PositiveFloat = 1.0
-    """Multiplies b of the critic. As printed (1.0), initial values spread like N(0, 2m)."""
+    """Multiplies the critic's b. At the paper's 1.0, initial values spread like N(0, 2m)."""
     radius: PositiveFloat | None = 10.0
     """B of Algorithm 2, line 8; null = no projection."""
     start: Literal["warm", "restart"] = "restart"
-    """restart: every call of Algorithm 2 begins at W(0), as printed; warm: at the last gossiped weights."""
+    """Where Algorithm 2 begins. restart: W(0), as printed; warm: the last gossiped weights."""
     average: bool = True
     """Line 9's running average."""
     critic: Literal["deep", "linear"] = "deep"
     """linear: Q = wᵀx with w(0) = 0, the function class of Zhang 2018, Chen 2022 and Hairi 2022."""
     control: Literal["decentralised", "centralised"] = "decentralised"
-    """centralised: Algorithm 3, one critic on the mean reward, which all actors read."""
+    """centralised: Algorithm 3, one critic of the mean reward, used by all actors."""
     yardstick: bool = False
     """Run Algorithm 3 beside the decentralised critics on the same samples, and log the distance."""
     signal: SignalName = "td_q_literal"
-    """What weighs the score function; see docs/algorithm.md."""
+    """Weight of the score function; see docs/algorithm.md."""
     credit: Literal["consensus", "local"] = "consensus"
     split: Literal["shared", "closest"] = "shared"
     """How the team reward is divided; see spread.py."""
@@ -75,13 +75,13 @@ class Setting(Section):
     reset: Literal["periodic", "restart_kernel"] = "periodic"
     """periodic: new positions every 10 steps; restart_kernel: with probability 1 - γ at each step (section 3.1)."""
     bootstrap: Literal["reached", "redrawn", "none"] = "redrawn"
-    """Where positions are redrawn, the TD target's next state is the one reached, the redrawn one, or there is none."""
+    """Next state of the TD target when positions are redrawn: the one reached, the redrawn one, or none."""
     graph: Literal["complete", "ring", "star", "grid", "exponential", "random", "explicit"] = "complete"
     edges: Annotated[tuple[tuple[NonNegativeInt, NonNegativeInt], ...] | None, BeforeValidator(_tuples)] = None
-    """Pairs of agents, for graph explicit."""
+    """Pairs of agents, for `graph: explicit`."""
     matrix: Literal["sinkhorn", "metropolis_hastings", "uniform", "given"] = "sinkhorn"
     weights: Annotated[tuple[tuple[Finite, ...], ...] | None, BeforeValidator(_tuples)] = None
-    """The consensus matrix itself, for matrix given."""
+    """The consensus matrix, for `matrix: given`."""
     laziness: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Weight of the identity mixed into the consensus matrix."""
     edge_probability: Fraction = 0.5
@@ -99,5 +99,5 @@ class Setting(Section):
 
     @property
     def steps_per_iteration(self) -> int:
-        """Steps of the environment per iteration of Algorithm 1."""
+        """Environment steps per iteration of Algorithm 1."""
         return self.critic_steps + self.actor_samples - 1

@@ -1,6 +1,6 @@
 """Modified Simple Spread (appendix D.1): N agents on a 13 x 5 board cover N fixed landmarks.
 
-A cell is numbered 5 x + y. Arrays of positions hold cells, with any leading axes (seeds) in front of the agents.
+A cell has the number 5 x + y. Position arrays hold cells; the last axis is the agents, leading axes (seeds) are free.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 13, 5
 N_CELLS = WIDTH * HEIGHT
 ACTIONS = ("up", "down", "left", "right", "stay")
 N_ACTIONS = len(ACTIONS)
-EPISODE = 10  # steps after which all agents are put to random cells
+EPISODE = 10  # steps after which all agents move to random cells
 
 COORDINATES = np.stack(np.divmod(np.arange(N_CELLS), HEIGHT), axis=-1)  # (cell, 2): x, y
 DISTANCE = np.abs(COORDINATES[:, None] - COORDINATES[None]).sum(-1)  # (cell, cell): L1
@@ -31,13 +31,13 @@ def team_reward(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def _shared(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Everyone gets the team reward: gossip then changes nothing by construction."""
+    """Every agent gets the team reward; gossip then has no effect by construction."""
     n_agents = positions.shape[-1]
     return np.repeat(team_reward(positions, landmarks)[..., None], n_agents, axis=-1)
 
 
 def _closest(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Each landmark's distance is credited to its closest agent, times N; agents at the same distance share it."""
+    """Each landmark's distance is credited to its closest agent, times N; tied agents share it."""
     distances = _distances(positions, landmarks)
     nearest = distances.min(-2, keepdims=True)
     closest = distances == nearest
@@ -45,7 +45,7 @@ def _closest(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return -positions.shape[-1] * (share * nearest).sum(-1)
 
 
-# How the team reward is split among agents; the mean over agents is the team reward in each.
+# How the team reward is split among agents. In each, the mean over agents is the team reward.
 SPLITS = {"shared": _shared, "closest": _closest}
 
 
@@ -65,7 +65,7 @@ def _distances(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def cells_of(landmarks: Sequence[tuple[int, int]], where: str = "landmarks") -> np.ndarray:
-    """Cells of (x, y) pairs; raises UsageError if there are none, one is off the board or two are the same."""
+    """Cells of (x, y) pairs; raises UsageError if the list is empty, a pair is off the board or two are equal."""
     try:
         places = [(int(x), int(y)) for x, y in landmarks if int(x) == x and int(y) == y]
     except (TypeError, ValueError, OverflowError):
@@ -91,7 +91,7 @@ def random_landmarks(n_landmarks: int, generator: np.random.Generator) -> np.nda
 
 @final
 class Spread:
-    """Many boards at once, one for each row of `landmarks`.
+    """A batch of boards, one per row of `landmarks`.
 
     Attributes:
         positions: (n_boards, n_agents) cells.
@@ -104,8 +104,8 @@ class Spread:
         """
         Args:
             landmarks: (n_boards, n_landmarks) cells.
-            discount: γ of the restart kernel (section 3.1): an episode is over with probability 1 - γ after every step;
-                None: after EPISODE steps.
+            discount: γ of the restart kernel (section 3.1): an episode ends with probability 1 - γ after every step.
+                None: it ends after EPISODE steps.
         """
         if n_agents < 1:
             raise UsageError(f"agents: {n_agents} given; at least one is needed")
@@ -114,7 +114,7 @@ class Spread:
         self.ages = np.zeros(len(landmarks), dtype=int)
 
     def reset(self, positions: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-        """Put the agents on these cells, (n_boards, n_agents), on all boards or `where` it is true; returns theirs."""
+        """Place the agents on cells (n_boards, n_agents), on all boards or those in `where`; returns all positions."""
         chosen = np.ones(len(self.ages), dtype=bool) if where is None else where
         self.positions = np.where(chosen[:, None], positions, self.positions)
         self.ages = np.where(chosen, 0, self.ages)
@@ -123,11 +123,11 @@ class Spread:
     def step(
         self, actions: np.ndarray, chance: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Move everyone at once; actions: (n_boards, n_agents). chance: (n_boards,) uniform numbers, with a discount.
+        """Move all agents. actions: (n_boards, n_agents). chance: (n_boards,) uniform numbers, needed with a discount.
 
         Returns:
             positions reached, local rewards and team reward of the state reached, and which episodes are over:
-            these boards want a `reset`.
+            those boards need a `reset`.
         """
         self.positions = NEXT_CELL[self.positions, actions]
         self.ages = self.ages + 1

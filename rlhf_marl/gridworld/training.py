@@ -1,4 +1,4 @@
-"""The front door of the grid: run a setting on many seeds, log as it goes.
+"""Entry point of the grid world: train a setting on many seeds and log its progress.
 
 setting -> draw_all -> [ compiled_training.run on an interval -> statistics, snapshot ]* -> History
 """
@@ -20,18 +20,18 @@ from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
 
 _BOOTSTRAPS = ("reached", "redrawn", "none")
-_LANES = 8  # the width that the kernel's inner loops are padded to
+_LANES = 8  # the kernel's inner loops are padded to a multiple of this
 _CHUNK = 2000  # steps whose noise is drawn at once
 
 
 def _pool(workers: int | None = None) -> ThreadPoolExecutor:
-    """A thread per core. Numbers below float32's normal range count as 0: they would slow deep networks twentyfold."""
+    """One thread per core. Subnormal float32 numbers are flushed to 0: they would slow deep networks twentyfold."""
     return ThreadPoolExecutor(workers or os.cpu_count(), initializer=torch.set_flush_denormal, initargs=(True,))
 
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """Actor weights of all seeds, as in Draws."""
+    """Actor weights of all seeds; shapes as in Draws."""
 
     h: np.ndarray
     w: np.ndarray
@@ -42,7 +42,7 @@ class Policies:
 class Critics:
     """Critic weights of all seeds, after and before the last gossip: (S, C, D, m, m), or (S, C, 1, 1, d) if linear.
 
-    The C critics are the agents' and then the yardstick's, or Algorithm 3's alone.
+    The C critics are the agents' followed by the yardstick's, or only Algorithm 3's.
     """
 
     w: np.ndarray
@@ -51,18 +51,18 @@ class Critics:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a setting did, at P points; arrays (S seeds, P) unless they say otherwise.
+    """Log of a training run at P points; arrays are (S seeds, P) unless noted.
 
     Attributes:
-        points: iterations done at each point, (P,).
-        reward: mean team reward per step since the point before.
-        value: mean |Q| (or |V|). positive: share of positive actor signals. entropy: of the policies, nats.
-        projected: share of layers projected onto the ball. skipped: steps left out because they were not finite.
-        dead: share of the critics' last hidden units that are off on a sample of states. dead_actors: share of the
-            actors whose last hidden units are all off on all of them: uniform policies with a gradient of zero in b.
-        disagreement_before, disagreement_after: of the agents' critics around the last gossip (0 for Algorithm 3).
+        points: iterations completed at each point, (P,).
+        reward: mean team reward per step since the previous point.
+        value: mean |Q| (or |V|). positive: share of positive actor signals. entropy: of the policies, in nats.
+        projected: share of layers projected onto the ball. skipped: steps skipped because they were not finite.
+        dead: share of the critics' last hidden units that are zero on a sample of states. dead_actors: share of
+            actors whose last hidden units are all zero on all of them: uniform policies with zero gradient in b.
+        disagreement_before, disagreement_after: of the agents' critics, around the last gossip (0 for Algorithm 3).
         distance: between the mean decentralised critic and Algorithm 3 on the same samples; NaN without a yardstick.
-        policies: snapshots at the points. critics: at the end.
+        policies: snapshots at the points. critics: at the end of the run.
     """
 
     points: np.ndarray
@@ -91,12 +91,12 @@ def train(
     draws: Draws | None = None,
     progress: Callable[[int], None] = lambda iterations: None,
 ) -> History:
-    """Run a setting on seeds; common master and seeds make settings comparable pairwise.
+    """Train a setting on the given seeds. Settings with equal master and seeds can be compared seed by seed.
 
     Args:
         points: increasing numbers of iterations at which to log; the last one ends the run.
-        draws: what the seeds decide, if it is drawn already.
-        progress: called with the iterations just done.
+        draws: result of `draw_all`, if already computed.
+        progress: called with the number of iterations just completed.
     """
     draws = draws or draw_all(setting, master, seeds)
     noise = [Noise(master, seed, setting.n_agents) for seed in seeds]
@@ -127,7 +127,7 @@ def train(
 
 
 class _State:
-    """Padded arrays that the kernel works on in place."""
+    """Padded arrays that the kernel updates in place."""
 
     def __init__(self, s: Setting, draws: Draws, dtype: type[np.floating]) -> None:
         n_seeds = len(draws.landmarks)
@@ -172,12 +172,12 @@ class _State:
         )
 
     def _padded(self, array: np.ndarray, axes: int) -> np.ndarray:
-        """Zeros behind the last axes, up to a multiple of the lanes."""
+        """Zero-pad the last axes to a multiple of the lanes."""
         behind = -self.setting.width % _LANES
         return np.ascontiguousarray(np.pad(array, [(0, 0)] * (array.ndim - axes) + [(0, behind)] * axes), self.dtype)
 
     def _power(self, matrix: np.ndarray) -> np.ndarray:
-        """A^t_gossip among the agents' critics; Algorithm 3's critic keeps to itself."""
+        """A^t_gossip among the agents' critics; Algorithm 3's critic does not gossip."""
         power = np.eye(self.n_critics)
         n = self.decentralised
         power[:n, :n] = consensus_power(torch.as_tensor(matrix), self.setting.gossip_rounds).numpy()[:n, :n]
@@ -192,7 +192,7 @@ class _State:
         redrawn: np.ndarray,
         statistics: np.ndarray,
     ) -> None:
-        """Advance every seed; the kernel releases the interpreter's lock, so seeds run side by side."""
+        """Advance every seed. The kernel releases the GIL, so seeds run in parallel."""
         tables = compiled_layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
 
         def one(s: int) -> None:
@@ -227,7 +227,7 @@ class _State:
         )
 
     def weights(self, when: int) -> np.ndarray:
-        """Critics after (0) or before (1) the last gossip, as Critics has them."""
+        """Critic weights after (0) or before (1) the last gossip; shapes as in Critics."""
         weights = self.critics[:, when]
         if self.setting.critic == "linear":
             return weights.copy()
@@ -236,7 +236,7 @@ class _State:
 
 
 def _row(s: Setting, state: _State, statistics: np.ndarray, iterations: int) -> dict[str, np.ndarray]:
-    """The log's entries at a point, each (S,)."""
+    """Log entries of one point, each (S,)."""
     steps = iterations * s.steps_per_iteration
     flat = state.critics.reshape(*state.critics.shape[:3], -1)  # padding adds nothing
     n = state.decentralised
@@ -268,7 +268,7 @@ def _disagreement(weights: np.ndarray) -> np.ndarray:
 
 
 def _dead(s: Setting, state: _State) -> np.ndarray:
-    """Share of each critic's last hidden units that are off on 64 random states (and actions), mean over critics."""
+    """Share of last hidden units that are zero on 64 random states (and actions), mean over critics."""
     if s.critic == "linear":
         return np.zeros(len(state.positions))
     positions = _some_states(s)
@@ -279,7 +279,7 @@ def _dead(s: Setting, state: _State) -> np.ndarray:
 
 
 def _dead_actors(s: Setting, state: _State) -> np.ndarray:
-    """Share of the actors whose last hidden units are off on all of 64 random states."""
+    """Share of actors whose last hidden units are all zero on 64 random states."""
     x = np.stack([encode_actor(_some_states(s), i) for i in range(s.n_agents)]).astype(state.dtype)
     hidden = _hidden(np.swapaxes(state.actor_w, -1, -2), x @ state.actor_h, s.width)  # (S, N, 64, m)
     return (hidden <= 0).all((-2, -1)).mean(-1)
@@ -292,14 +292,14 @@ def _some_states(s: Setting) -> np.ndarray:
 def _hidden(w: np.ndarray, x0: np.ndarray, width: int) -> np.ndarray:
     """x^(D) of Eq. (5): w (..., D, m, m), outputs first; x0 (..., batch, m)."""
     x = x0
-    with np.errstate(over="ignore", invalid="ignore"):  # a diverged critic is seen in the log
+    with np.errstate(over="ignore", invalid="ignore"):  # the log shows a diverged critic
         for layer in range(w.shape[-3]):
             x = np.maximum(x @ np.swapaxes(w[..., layer, :, :], -1, -2), 0) / np.asarray(width**0.5, x.dtype)
     return x
 
 
 def policy_table(policies: Policies) -> np.ndarray:
-    """Action probabilities of two agents everywhere: (S, 2, 65, 65, 5), indexed by agent, own cell, other's cell."""
+    """Action probabilities of two agents in all states: (S, 2, 65, 65, 5), indexed by agent, own cell, other's cell."""
     own, other = np.divmod(np.arange(N_CELLS**2), N_CELLS)
     x = encode_actor(np.stack([own, other], axis=-1), 0).astype(policies.h.dtype)
     n_seeds, n_agents, _, width = policies.h.shape
