@@ -1,6 +1,6 @@
 """Algorithms 1, 2 and 3 on the grid for one seed: a compiled port, tested equal to tests/gridworld/reference.py.
 
-    run: [ step -> critics learn from the first K (Algorithm 2) -> gossip -> actors learn from the last M (Algorithm 1) ]*
+    run: [ step -> critics learn from the first K (Algorithm 2) -> gossip -> actors learn from the last M (line 17) ]*
 
 compiled_step.py plays the steps, compiled_network.py has the network, compiled_layout.py describes the arrays.
 """
