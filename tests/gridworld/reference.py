@@ -103,7 +103,7 @@ class Actors:
 
 @final
 class Reference:
-    """One setting on all seeds of a draws."""
+    """One setting, on the draws of all seeds."""
 
     def __init__(self, setting: Setting, draws: Draws, dtype: torch.dtype = torch.float64) -> None:
         s = self.setting = setting
