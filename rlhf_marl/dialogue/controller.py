@@ -86,10 +86,7 @@ class ChatController:
     def merge(self, exchanges: Sequence[Exchange], *, turn: int, last: bool) -> list[Merged]:
         variables = [self._variables(exchange) for exchange in exchanges]
         answers = self._ask(self._templates.aggregate, variables, self._aggregate_tokens)
-        aggregates = [
-            answer or next((text for text in v["responses"] if text), "...")
-            for answer, v in zip(answers, variables, strict=True)
-        ]
+        aggregates = [answer or _stand_in(v["responses"]) for answer, v in zip(answers, variables, strict=True)]
         if last:
             return [Merged(aggregate, None, not answer) for aggregate, answer in zip(aggregates, answers, strict=True)]
         for v, aggregate in zip(variables, aggregates, strict=True):
@@ -165,11 +162,16 @@ class CallableController:
             returned = printable(repr(found)[:80])
             raise RunStopped(f"{self._where}: returned {returned}; an answer and a next prompt are needed, as text")
         answer = neutralise(found[0])
-        aggregate = answer or next((text for text in map(neutralise, exchange.responses) if text), "...")
+        aggregate = answer or _stand_in([neutralise(text) for text in exchange.responses])
         if last:
             return Merged(aggregate, None, not answer)
         prompt = neutralise(found[1] or "")
         return Merged(aggregate, prompt or exchange.messages[-1]["content"], not (answer and prompt))
+
+
+def _stand_in(responses: Sequence[str]) -> str:
+    """The team's answer where the controller gave none: the first non-empty response."""
+    return next((text for text in responses if text), "...")
 
 
 def endpoint_chat(endpoint: Endpoint) -> Chat:

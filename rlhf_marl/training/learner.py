@@ -13,7 +13,7 @@ from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.optimizers import AgentAdam
-from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, td_error
+from rlhf_marl.algorithm.signals import Values, actor_signal, critic_kind, td_error
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Turn
@@ -98,7 +98,7 @@ class Learner:
         device = self.chat_model.model.device
         actions: list[list[list[int]]] = []
         next_actions: list[list[list[int]]] = []
-        if SIGNALS[self.actor.signal].critic == "q":
+        if critic_kind(self.actor.signal) == "q":
             assert turn.next_samples is not None
             actions, next_actions = turn.tokens, [[s.tokens for s in agent] for agent in turn.next_samples]
         return Transition(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
-from rlhf_marl.algorithm.signals import SIGNALS
+from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.dialogue.player import Dialogue, Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes
@@ -181,7 +181,7 @@ def with_successors(turns: Iterator[Turn], experiment: Experiment) -> Iterator[T
     terminal is `restart`.
     """
     config = experiment.config
-    is_q = SIGNALS[config.actor.signal].critic == "q"
+    is_q = critic_kind(config.actor.signal) == "q"
     first: Turn | None = None
     waiting: Turn | None = None
     for turn in turns:
