@@ -24,14 +24,14 @@ def cli() -> None:
 @cli.command(context_settings=_CONFIG_KEYS)
 @click.argument("config")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; default runs/<config>-<time>.")
-@click.option("--resume", is_flag=True, help="Go on from the newest checkpoint in --run-dir.")
-@click.option("--profile", is_flag=True, help="Print at the end where the time went.")
+@click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --run-dir.")
+@click.option("--profile", is_flag=True, help="Print the time per stage at the end.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
-    """Train the agents of CONFIG, a YAML file.
+    """Train the agents of CONFIG.
 
-    Any key of the config can be set here too, after CONFIG: --actor.signal td_q --agents.1.reward_model
-    reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
+    CONFIG is a YAML file. Any key of the config can be set here too, after CONFIG: --actor.signal td_q
+    --agents.1.reward_model reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
     """
     from rlhf_marl.api import train as run
     from rlhf_marl.config import load_config
@@ -47,11 +47,11 @@ def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overri
 @click.option("--quick", is_flag=True, help="20 seeds and a tenth of the steps: minutes, with wide intervals.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> None:
-    """Run the grid-world study of CONFIG: figures, results.json and claims.md.
+    """Run the grid-world study of CONFIG.
 
-    Settings that are in the folder already are not run again, so an interrupted study goes on where it was. Figures,
-    results.json and claims.md are those of the last run alone: figures that it does not draw are removed. Any key of
-    the config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
+    Writes figures, results.json and claims.md. Settings already in the folder are not run again, so an interrupted
+    study continues. The outputs cover the last run only: figures that it does not draw are removed. Any key of the
+    config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
     """
     if not all(find_spec(name) for name in ("numba", "matplotlib")):
         raise UsageError("study: needs numba and matplotlib: pip install 'rlhf-marl[study]'")
@@ -66,19 +66,19 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
-@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Where no follow-ups are given.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default that of the training.")
-@click.option("--judges", multiple=True, metavar="CARD", help="A reward model that trained nobody; several allowed.")
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns of a question without follow-ups.")
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default as in training.")
+@click.option("--judges", multiple=True, metavar="CARD", help="A held-out reward model; repeatable.")
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the sampled answers.")
-@click.option("--limit", type=click.IntRange(1), help="So many questions in all, evenly of each kind.")
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
+@click.option("--limit", type=click.IntRange(1), help="Number of questions, spread evenly over the kinds.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers here too.")
 @click.option("--markdown", "document", type=click.Path(path_type=Path), help="Write each run's table here too.")
 def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
-    """Compare the trained agents of RUN_DIR with the base model, on questions that they were not trained on.
+    """Compare trained agents with their base model.
 
-    Several run directories are evaluated one after the other (or read, where that was done alike before) and shown
-    side by side.
+    Uses questions that the agents of RUN_DIR were not trained on. Several run directories are evaluated in turn and
+    shown side by side; an earlier evaluation with the same settings is reused.
     """
     from rlhf_marl.cli.evaluate import evaluate as run
 
@@ -91,9 +91,10 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | No
     "--out", type=click.Path(path_type=Path), help="Default report.html: in RUN_DIR, or here for several runs."
 )
 def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
-    """Write report.html of RUN_DIR, one file that opens offline; several runs stand side by side in it.
+    """Write report.html of one or more runs.
 
-    Damaged, unfinished and foreign runs are shown as far as they can be read.
+    It is one file that opens offline, with several runs side by side. Damaged, unfinished and foreign runs are shown
+    as far as they can be read.
     """
     from rlhf_marl.reporting.page import write_report
 
@@ -109,9 +110,12 @@ cli.add_command(reward)
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
 @click.option("--merge", is_flag=True, help="The whole model, with the adapter merged into its weights.")
 @click.option("--push", metavar="OWNER/NAME", help="Upload it; a new repository is private. Token: HF_TOKEN or login.")
-@click.option("--public", is_flag=True, help="With --push: a repository that everyone can read.")
+@click.option("--public", is_flag=True, help="With --push: to a repository that everyone can read.")
 def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
-    """Write a trained agent of RUN_DIR with a model card, in the Hugging Face hub's format."""
+    """Write a trained agent for the Hugging Face hub.
+
+    The agent of RUN_DIR is written with a model card, in the hub's format.
+    """
     from rlhf_marl.hub.export import export as write
 
     click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
@@ -119,7 +123,10 @@ def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, p
 
 @cli.command()
 def schema() -> None:
-    """Print the JSON Schema of the config, for editors and as reference of all keys."""
+    """Print the config's JSON Schema.
+
+    For editors, and as a reference of all keys.
+    """
     from rlhf_marl.config import Config
 
     click.echo(json.dumps(Config.model_json_schema(), indent=2))

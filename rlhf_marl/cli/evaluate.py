@@ -49,7 +49,7 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
 
 
 def _publish(names: Sequence[str], found: Sequence[Evaluation], output: Path | None, document: Path | None) -> None:
-    """Print the evaluations, and write them where that is asked for."""
+    """Print the evaluations, and write the requested files."""
     if len(found) == 1:
         content = found[0].numbers
         show(content)

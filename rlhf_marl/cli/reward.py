@@ -18,7 +18,10 @@ def reward() -> None:
 @reward.command("list")
 @click.option("--folder", type=PATH, multiple=True, help="Also the cards in this folder.")
 def list_cards(folder: tuple[Path, ...]) -> None:
-    """The shipped cards: kind, scorer, licence, and whether they are on this machine."""
+    """List the shipped cards.
+
+    Shows kind, scorer, licence, and whether they are on this machine.
+    """
     from rlhf_marl.files.locate import DATA_ROOT
     from rlhf_marl.rewards.tools import cards
 
@@ -56,7 +59,10 @@ def score(card: str, prompt: str | None, response: str | None, source: Path | No
 @click.argument("card")
 @click.option("--to", type=PATH, help="Folder of the trained model; by default the cache, where training finds it.")
 def train(card: str, to: Path | None) -> None:
-    """Train the reward model of CARD (kind: trained) from its preference pairs."""
+    """Train the reward model of CARD.
+
+    CARD has kind: trained; training uses its preference pairs.
+    """
     from rlhf_marl.errors import UsageError
     from rlhf_marl.rewards import TrainedCard, load_card
     from rlhf_marl.rewards.trained import cached_folder
@@ -85,7 +91,10 @@ def train(card: str, to: Path | None) -> None:
 @click.argument("card")
 @click.option("--input", "source", type=FILE, required=True, help="JSON Lines with `prompt` and `response`.")
 def calibrate(card: str, source: Path) -> None:
-    """Print the scale and offset that give a sample of responses mean 0 and deviation 1."""
+    """Print the scale and offset for mean 0 and deviation 1.
+
+    They are fitted to the given sample of responses.
+    """
     from rlhf_marl.rewards.tools import calibrated, opened, read_texts
 
     rows = read_texts(source)
@@ -98,7 +107,10 @@ def calibrate(card: str, source: Path) -> None:
 @click.option("--pairs", required=True, help="Preference pairs: JSON Lines, also gzipped, or a `datasets` source.")
 @click.option("--json", "output", type=PATH, help="Write the numbers here too.")
 def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
-    """How often each CARD agrees with preference pairs, and the cards with each other."""
+    """Measure how often cards agree with preference pairs.
+
+    Also measures how often the cards agree with each other.
+    """
     from rlhf_marl.rewards.preferences import load_pairs
     from rlhf_marl.rewards.tools import agreement as compare
     from rlhf_marl.rewards.tools import opened
@@ -140,7 +152,10 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
 @click.argument("run_dir", type=PATH)
 @click.argument("card", nargs=-1, required=True)
 def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
-    """Score a run's dialogues with other reward models; JSON Lines on stdout."""
+    """Score a run's dialogues with other reward models.
+
+    Writes JSON Lines to stdout.
+    """
     from rlhf_marl.evaluation.rescore import rescored
 
     for row in rescored(run_dir, card):
@@ -148,7 +163,7 @@ def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
 
 
 def _heat_map(names: list[str], correlation: dict[tuple[str, str], float]) -> None:
-    """Rank correlations as coloured cells: red -1, white 0, blue +1; the numbers stand in them too."""
+    """Rank correlations as coloured cells: red -1, white 0, blue +1; with the numbers."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

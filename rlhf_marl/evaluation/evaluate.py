@@ -1,4 +1,4 @@
-"""Evaluate one run directory: base model against trained agents and their team, on questions nobody trained on.
+"""Evaluate one run directory: base model against trained agents and their team, on held-out questions.
 
 run directory -> system -> collect -> score -> summarise -> evaluation.json and evaluation_dialogues.jsonl
 """
@@ -63,10 +63,10 @@ class Options:
         questions: JSON Lines; see questions.py.
         turns: of questions without follow-ups.
         max_new_tokens: the longest answer; as in training if None.
-        judges: cards that trained nobody; the shipped ones if None.
+        judges: held-out cards; the shipped ones if None.
         judge: card of a chat judge for win rates, in place of the held-out reward models.
-        seed: of the sampled answers.
-        limit: this many questions, evenly of all kinds; all if None.
+        seed: seed of the sampled answers.
+        limit: number of questions, spread evenly over the kinds; all if None.
     """
 
     questions: str = SHIPPED
@@ -101,7 +101,7 @@ def _text(value: Any, key: str) -> str:
 
 
 def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation:
-    """Evaluate one run and write the two files into it; an evaluation that asked the same of the same run is read.
+    """Evaluate one run and write the two files into it; an earlier evaluation with the same settings is reused.
 
     Args:
         progress: receives what is being done, how much of it is done, and how much there is.

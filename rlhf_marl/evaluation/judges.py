@@ -1,4 +1,4 @@
-"""Who judges: the agents' own reward models, others that trained nobody, and a chat model that compares pairs."""
+"""Judges: the agents' reward models, held-out reward models, and a chat model that compares pairs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from rlhf_marl.sanitise import neutralise
 HELD_OUT = ("harmless", "helpful", "courteous", "clean_language")
 HELD_OUT_CARDS = tuple(f"reward_models/{name}.yaml" for name in HELD_OUT)
 PAIRWISE = "prompts/pairwise.yaml"
-# Of a card, what does not decide which of two responses it likes better.
+# Card fields that do not affect which of two responses scores higher.
 _NOT_CONTENT = {"name", "description", "licence", "scale", "offset", "batch_size", "device", "dtype", "timeout"}
 _NOT_CONTENT |= {"max_retries", "api_key_env"}
 
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """One column of the cross-reward matrix; trained_agents: whose reward it was, nobody's for a held-out judge."""
+    """One column of the cross-reward matrix; trained_agents: agents trained with it; empty for a held-out judge."""
 
     name: str
     card: Card
@@ -57,7 +57,7 @@ def own_scorers(cards: Sequence[Card], models: Sequence[RewardModel]) -> list[Sc
 def held_out_scorers(
     own: Sequence[Scorer], references: Sequence[str] | None, base: Sampler
 ) -> tuple[list[Scorer], list[str]]:
-    """Judges that trained nobody, and warnings about those that were asked for or shipped and cannot judge.
+    """Held-out judges, and warnings about requested or shipped cards that cannot judge.
 
     references: cards chosen by the user; by default HELD_OUT.
 
@@ -137,7 +137,7 @@ class PairwiseJudge:
         return preferred, consistent
 
     def _prefers_first(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:
-        """None where the answer names neither, or both alike."""
+        """None if the answer names neither or both."""
         conversations = [
             self._task.messages(self._where, prompt=neutralise(p), first=neutralise(a), second=neutralise(b))
             for p, a, b in zip(prompts, first, second, strict=True)

@@ -1,6 +1,6 @@
-"""What of a run can be evaluated: its agents, its reward models, its training questions; and what stands in for them.
+"""Load what evaluation needs from a run: agents, reward models, training questions; with fallbacks.
 
-Each function returns what it found, and adds a line to `notes` where that is not what a finished run would have.
+Each function returns what it found, and adds a line to `notes` if that differs from a finished run.
 """
 
 import json
@@ -30,7 +30,7 @@ _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError
 
 
 def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, notes: list[str]) -> str:
-    """Load the trained adapters; says where they are from.
+    """Load the trained adapters; returns their source.
 
     They are those of adapters/, or of the newest checkpoint where adapters/ cannot be used or the run has trained on
     since it wrote them.

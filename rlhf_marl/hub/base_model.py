@@ -22,10 +22,10 @@ _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})
 @final
 @dataclass(frozen=True, slots=True)
 class Licence:
-    """The base model's licence, as its own files say; `identifier` is None where they say nothing."""
+    """The base model's licence, as its own files say; `identifier` is None if they do not state it."""
 
     identifier: str | None
-    source: str  # what says so, or where to look
+    source: str  # where the licence is stated, or where to look
     name: str | None = None  # for the identifier `other`
     link: str | None = None
 

@@ -36,7 +36,7 @@ def check_push(repo_id: str) -> str:
 def push(folder: Path, repo_id: str, token: str, *, public: bool, message: str) -> str:
     """Create the repository if it is not there, and upload the folder in one commit. Returns the repository's address.
 
-    What an earlier export left there and this one does not have is removed: beside a merged model's config.json an
+    Files of an earlier export that this one lacks are removed: beside a merged model's config.json an
     adapter_config.json would make transformers add the adapter a second time. Other files stay.
 
     A new repository is private unless `public`. One that exists stays as it is; if it is public, `public` is needed.

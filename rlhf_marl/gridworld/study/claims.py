@@ -5,10 +5,10 @@ landmarks, initial weights and noise, so their outcomes are compared seed by see
 mean difference.
 
 Verdicts. `negligible` is 2% of the way from the random to the best policy.
-    "more" claims that a difference is positive. It does not hold if the interval lies within the negligible, even where
-    it also lies above 0, or below 0; otherwise it holds if the interval lies above 0, and is undetermined if not.
-    "same" claims that a difference is small: it holds if the interval lies within the negligible, does not hold if it
-    lies outside altogether, and is undetermined otherwise.
+    "more": the difference is positive. Does not hold if the interval lies below 0 or within ±negligible (even if
+    above 0). Otherwise holds if the interval lies above 0, else undetermined.
+    "same": the difference is small. Holds if the interval lies within ±negligible, does not hold if it lies entirely
+    outside, else undetermined.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,8 +27,8 @@ _ONE, _MANY_M, _MANY_K = "K, M", "K, 5 M", "5 K, M"  # arms of Figure 9
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """difference: arms to a number per seed, in the claimed direction; its negligible size comes from the arms.
-    baseline: one that it needs; where there is none (see measure.py) the claim is left out."""
+    """difference: arms -> one number per seed, positive in the claimed direction.
+    baseline: the baseline it needs; without it (see measure.py) the claim is omitted."""
 
     source: str
     statement: str
@@ -80,8 +80,8 @@ def _over(arm: str, baseline: str) -> Callable[[Arms], np.ndarray]:
 
 
 def _regret(more: str, fewer: str, *, share: bool = False) -> Callable[[Arms], np.ndarray]:
-    """Gap to the bound of the optimum, with more agents minus with fewer: of the sampled reward, for which all numbers
-    of agents are measured alike. As a share: of the way from random policies to the bound."""
+    """Gap from sampled reward to the bound, more agents minus fewer. The sampled reward is comparable across numbers of
+    agents. With `share`, relative to the distance from random policies to the bound."""
 
     def gap(result: Result) -> np.ndarray:
         arrays = result.arrays
@@ -92,7 +92,7 @@ def _regret(more: str, fewer: str, *, share: bool = False) -> Callable[[Arms], n
 
 
 def _rate(arm: str) -> Callable[[Arms], np.ndarray]:
-    """The power of 1/t with which the gap to the best policy falls at the end."""
+    """Power of 1/t at which the gap to the best policy shrinks late in the run."""
 
     def values(arms: Arms) -> np.ndarray:
         arrays = arms[arm].arrays

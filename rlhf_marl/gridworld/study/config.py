@@ -22,18 +22,18 @@ def _without_aliases(names: list[str]) -> list[str]:
 
 
 class StudyConfig(Section):
-    """Every experiment is run under every regime, by all seeds."""
+    """Every experiment runs under every regime with all seeds."""
 
     seed: NonNegativeInt = 0
     """Master seed of all random numbers."""
     seeds: Annotated[int, Field(ge=2)] = 100
-    """Repeats; intervals are over them."""
+    """Number of repeats; intervals are taken over them."""
     points: Annotated[int, Field(ge=2, le=1000)] = 20
-    """Where along a run rewards are logged and policies evaluated."""
+    """Number of points in a run at which rewards are logged and policies evaluated."""
     regimes: dict[str, dict[str, Any]] = Field({"literal": {}}, min_length=1)
-    """Name to settings that differ from the paper's letter; each experiment varies one of these."""
+    """Regime name to the settings that differ from the paper; experiments vary these."""
     experiments: Annotated[list[str], AfterValidator(_without_aliases)] = Field(list(EXPERIMENTS), min_length=1)
-    """Names of experiments; fig10 is fig2."""
+    """Names of experiments; fig10 is an alias of fig2."""
     iterations_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Every setting runs this share of its iterations."""
 
@@ -67,10 +67,10 @@ def settings(config: StudyConfig, regime: str, experiment: str, source: str = "s
     """The arms of an experiment under a regime: label to setting.
 
     Raises:
-        UsageError: a regime's or arm's keys are no setting.
+        UsageError: a regime or arm has invalid settings.
     """
     base = _setting(config.regimes[regime], f"{source}: regimes.{regime}")
-    # Shortened first: what an arm makes of the iterations, such as α, then fits those that are run.
+    # Shortened first, so that values an arm derives from the iterations, such as α, match the run.
     base = base.model_copy(update={"iterations": max(config.points, round(base.iterations * config.iterations_share))})
     result = {}
     for label, change in EXPERIMENTS[experiment].arms.items():

@@ -1,6 +1,6 @@
 """The paper's ablations, and ours: which settings each one compares.
 
-An arm is a function of the regime's own setting, so that "five critic steps" can mean five times the regime's.
+An arm is a function of the regime's setting, so that "five critic steps" can mean five times the regime's.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def _set(**changes: Any) -> Arm:
 
 
 def _times(critic: int, actor: int, *, equal_samples: bool = False) -> Arm:
-    """K and M multiplied; with equal samples, fewer iterations for the same number of the environment's steps."""
+    """K and M multiplied; with equal samples, fewer iterations for the same number of environment steps."""
 
     def arm(base: Setting) -> dict[str, Any]:
         k, m = critic * base.critic_steps, actor * base.actor_samples

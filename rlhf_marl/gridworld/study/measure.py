@@ -1,4 +1,4 @@
-"""What a run is worth: exact values of its policies for two agents, sampled rewards for more, and the baselines."""
+"""Value of a run: exact for two agents, sampled rewards for more; and the baselines."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -13,7 +13,7 @@ from rlhf_marl.gridworld.spread import EPISODE
 from rlhf_marl.gridworld.state_independent import MOST_AGENTS, bounds, constant_values, random_values
 from rlhf_marl.gridworld.training import Policies, policy_table, train
 
-_EXACT = (2,)  # numbers of agents that dynamic programming is for
+_EXACT = (2,)  # numbers of agents with dynamic programming
 _ROLLED = 200  # episodes that the start of more agents than two is sampled over
 
 
@@ -23,7 +23,7 @@ def exact_values(landmarks: np.ndarray, policies: Policies) -> np.ndarray:
 
 
 def baselines(setting: Setting, seed: int, seeds: int) -> dict[str, np.ndarray]:
-    """What a setting's curves are held against, for a study's seeds, (S,); kept, since most settings share it.
+    """Baselines of a setting's curves for a study's seeds, (S,); cached, since most settings share them.
 
     random: the uniform policy. constant: the best constant joint action, up to MOST_AGENTS agents. bound: above any
     policy. optimum: the best policy for two agents, else the bound. All these are exact. start: the setting's initial
@@ -57,7 +57,7 @@ def _start(n_agents: int, width: int, depth: int, output_scale: float, seed: int
 
 
 def baselines_of(landmarks: np.ndarray) -> dict[str, np.ndarray]:
-    """The baselines that landmarks alone decide; (S, N) cells."""
+    """Baselines that depend only on the landmarks, (S, N) cells."""
     n_agents, bound = landmarks.shape[-1], bounds(landmarks)
     found = {"random": random_values(landmarks), "bound": bound, "optimum": bound}
     if n_agents <= MOST_AGENTS:
@@ -68,10 +68,10 @@ def baselines_of(landmarks: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def paired(curve: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """A reward curve with each seed's random policy as its zero, put back to the mean of the random policies.
+    """A reward curve minus each seed's random-policy value, plus the mean of those values.
 
-    The mean is the curve's, but seeds with easy and hard landmarks no longer differ for that: intervals are those of
-    the difference to random policies. (S, P) -> (S, P).
+    This keeps the mean but removes variance between easy and hard landmarks: intervals are those of the difference
+    from random policies. (S, P) -> (S, P).
     """
     return curve - arrays["random"][:, None] + arrays["random"].mean()
 

@@ -1,4 +1,4 @@
-"""What the runs of one setting left: arrays over seeds and points, kept in a file of its own."""
+"""Results of one setting: arrays over seeds and points, one file per setting."""
 
 import hashlib
 import json
@@ -16,13 +16,13 @@ from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.gridworld.setting import Setting
 
 _log = logging.getLogger("rlhf_marl")
-VERSION = 2  # of the files; raised when the same setting would give other numbers
+VERSION = 2  # file version; raise it when the same setting would give different numbers
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Of one setting.
+    """Results of one setting.
 
     Attributes:
         arrays: (S, P) each: value (J of the policies: exact for two agents, else the mean reward since the point
@@ -44,7 +44,7 @@ def fingerprint(setting: Setting, seed: int, seeds: int, n_points: int) -> str:
 
 
 def save(path: Path, result: Result) -> None:
-    """Write whole or not at all; raises RunStopped if the disk refuses."""
+    """Write atomically; raises RunStopped if the disk is full or fails."""
     arrays = {name: np.ascontiguousarray(array) for name, array in result.arrays.items()}
     metadata = {
         "version": str(VERSION),
@@ -60,7 +60,7 @@ def save(path: Path, result: Result) -> None:
 
 
 def load(path: Path, setting: Setting) -> Result | None:
-    """What `save` wrote, or None if there is nothing whole (a damaged file is told, and its setting run again)."""
+    """Read what `save` wrote; None if missing or damaged (damage is reported, and the setting runs again)."""
     if not path.is_file():
         return None
     try:
@@ -77,9 +77,9 @@ def load(path: Path, setting: Setting) -> Result | None:
 
 
 def check_version(folder: Path) -> None:
-    """Raises UsageError if a study's folder has results of another version, whatever settings they are of.
+    """Raises UsageError if a study's folder has results of another version, for any setting.
 
-    What cannot be read is left to `load`.
+    Unreadable files are left to `load`.
     """
     for path in (folder / "results.json", *sorted((folder / "settings").glob("*.safetensors"))):
         version = _version(path)

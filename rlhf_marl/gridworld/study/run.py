@@ -34,13 +34,13 @@ from rlhf_marl.gridworld.training import History, Policies, train
 Results = dict[str, dict[str, dict[str, Result]]]  # regime, experiment, arm
 Place = tuple[str, str, str]  # the same three
 _ROUNDS = 31  # of gossip in the consensus error's curve
-_DIAGNOSED = 10  # at most so many seeds' critics and directions are compared with exact ones, and a fifth of all
+_DIAGNOSED = 10  # maximum number of seeds compared with exact critics and directions; at most a fifth of all
 
 
 def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> Path:
-    """Run what is not there yet, then write results.json, claims.md and the figures to `out`; returns it.
+    """Run missing settings, then write results.json, claims.md and the figures to `out`; returns it.
 
-    These are of this run alone: figures that an earlier one left and this one does not draw are removed.
+    The outputs cover this run only: figures of an earlier run that this one does not draw are removed.
 
     Raises:
         UsageError: a setting's consensus matrix breaks Assumption 5.1; `out` holds something else, or results of
@@ -90,7 +90,7 @@ def _run(config: StudyConfig, wanted: dict[Place, Setting], out: Path, report: C
 
 
 def _check_matrices(config: StudyConfig, wanted: dict[Place, Setting]) -> None:
-    """Every seed's consensus matrix is drawn before the first run, so that mistakes are told at once."""
+    """Draw every seed's consensus matrix before the first run, so that errors surface at once."""
     checked = set()
     for where, setting in wanted.items():
         kind = (setting.n_agents, setting.graph, setting.edges, setting.matrix, setting.weights, setting.laziness)
@@ -116,7 +116,7 @@ def _draw(by_experiment: Results, folder: Path) -> None:
 
 
 def _check_folder(out: Path) -> None:
-    """A new folder, an empty one, or one of a study."""
+    """Accept a new folder, an empty one, or a study's."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out: {str(out)!r} is not a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "settings").is_dir():
@@ -133,7 +133,7 @@ def _run_missing(
     files: dict[Setting, Path],
     found: dict[Setting, Result | None],
 ) -> None:
-    """missing: each with the first place that wants it."""
+    """missing: setting -> first place that needs it."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=30), TextColumn("{task.percentage:.0f}%"))
     console = Console(stderr=True, highlight=False)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:

@@ -1,4 +1,4 @@
-"""claims.md: the claims, how far each signal gets, and what critics and actors got right."""
+"""claims.md: verdicts, progress per signal, and errors of critics and actors."""
 
 from collections.abc import Mapping, Sequence
 
@@ -65,7 +65,7 @@ def signals_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
 
 
 def offset_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
-    """What a constant added to the rewards does to signals and policies."""
+    """Effect of a constant reward offset on signals and policies."""
     regimes = {regime: arms["offset"] for regime, arms in results.items() if "offset" in arms}
     if not regimes:
         return []
@@ -125,7 +125,7 @@ def diagnostics_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
 
 
 def _ways(values: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Per seed, as a share of the mean way."""
+    """Per seed, as a share of the mean distance from the random to the best policy."""
     return (values - arrays["random"]) / (arrays["optimum"].mean() - arrays["random"].mean())
 
 
