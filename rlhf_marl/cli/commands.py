@@ -66,7 +66,7 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
-@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns of a question without follow-ups.")
+@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns without follow-ups.")
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default as in training.")
 @click.option("--judges", multiple=True, metavar="CARD", help="A held-out reward model; repeatable.")
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
