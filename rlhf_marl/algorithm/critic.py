@@ -1,4 +1,9 @@
-"""Algorithm 2: decentralised TD learning of one critic per agent, then gossip."""
+"""Algorithm 2: decentralised TD learning of one critic per agent, then gossip.
+
+With Adam the agents gossip its second moment along with the weights. Otherwise each agent would divide its gradient by
+its own scale before the average, and the consensus would not be the critic of the mean reward (Chen, Karimi, Zhao and
+Li 2021, "On the Convergence of Decentralized Adaptive Gradient Methods").
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -73,9 +78,10 @@ class Critic:
         Args:
             initial: W(0), (n_params,), shared by all agents and the centre of the ball; (..., 1, n_params) for one per
                 seed.
-            mixer: gossip of the weights.
+            mixer: gossip of the weights, and of Adam's second moment.
             step_size: β. radius: B, or None for no projection.
-            start: `restart` begins every call at W(0), as in the paper; `warm` at the last gossiped weights.
+            start: `restart` begins every call at W(0), as in the paper, and without momentum; `warm` at the last
+                gossiped weights.
             average: line 9's running average; without it, the result is the last iterate.
         """
         self.network = network
@@ -96,7 +102,7 @@ class Critic:
         if self.start == "restart":
             self.weights = self.initial.expand_as(self.weights).clone()
             if self._adam is not None:
-                self._adam.reset()
+                self._adam.forget_momentum()
         self._iterate.copy_(self.weights)
         average = self.weights
         skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)
@@ -111,7 +117,7 @@ class Critic:
             skipped += ~usable
             projected += outside / len(transitions)
         before = average if self.average else self._iterate.clone()
-        self.weights = self._mixer.mix(before)  # line 12
+        self.weights = self._gossip(before)
         return CriticMetrics(
             td_error=delta.abs().mean(-1),
             value=value.mean(-1),
@@ -122,6 +128,20 @@ class Critic:
             disagreement_before=disagreement(before),
             disagreement_after=disagreement(self.weights),
         )
+
+    @property
+    def gossiped(self) -> int:
+        """How many numbers an agent sends to each neighbour in a round."""
+        return self.network.n_params * (1 if self._adam is None else 2)
+
+    def _gossip(self, weights: Tensor) -> Tensor:
+        """Line 12, with Adam's second moment in the same message."""
+        if self._adam is None:
+            return self._mixer.mix(weights)
+        second_moment = self._adam.second_moment.view_as(weights)
+        mixed, second_moment = self._mixer.mix(torch.cat([weights, second_moment], dim=-1)).chunk(2, dim=-1)
+        self._adam.second_moment = second_moment.flatten(0, -2)
+        return mixed.contiguous()
 
     def _td_gradient(self, t: Transition) -> tuple[Tensor, Tensor, Tensor]:
         """Lines 6 and 7: δ, Q and the mean over the batch of δ ∇Q (semi-gradient: the target is a constant)."""

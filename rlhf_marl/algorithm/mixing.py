@@ -10,8 +10,8 @@ class Mixer(Protocol):
     """The only view that actors and critics have of the topology."""
 
     @property
-    def own_weight(self) -> Tensor:
-        """(A^t)_ii of the agents of this process: (..., n_agents)."""
+    def own_share(self) -> float:
+        """Weight of an agent's own reward in the objective: 1/N, the share of the team's mean; 1 without gossip."""
         ...
 
     def mix(self, values: Tensor) -> Tensor:
@@ -25,18 +25,21 @@ class MatrixMixer:
 
     Attributes:
         power: A^t, (..., n_agents, n_agents) float64.
+        own_share: see `Mixer`.
     """
 
     def __init__(self, matrix: Tensor, rounds: int) -> None:
         """matrix: A, (..., n_agents, n_agents). Raises ValueError for negative rounds."""
         self.power = consensus_power(matrix, rounds)
-
-    @property
-    def own_weight(self) -> Tensor:
-        return self.power.diagonal(dim1=-2, dim2=-1)
+        self.own_share = own_share(matrix.shape[-1], rounds)
 
     def mix(self, values: Tensor) -> Tensor:
         return gossip(self.power, values)
+
+
+def own_share(n_agents: int, rounds: int) -> float:
+    """1/N. Without gossip there is no team: each agent is paid its own reward in full."""
+    return 1 / n_agents if rounds else 1.0
 
 
 def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
@@ -44,6 +47,16 @@ def consensus_power(matrix: Tensor, rounds: int) -> Tensor:
     if rounds < 0:
         raise ValueError(f"gossip_rounds: {rounds} is negative; 0 means no consensus")
     return torch.linalg.matrix_power(matrix.double(), rounds)
+
+
+def sufficient_rounds(matrix: Tensor, rounds: int, tolerance: float = 1e-6) -> int:
+    """The fewest rounds whose A^t equals that of `rounds` within the tolerance, entry by entry. matrix: (n, n)."""
+    power, wanted = torch.eye(len(matrix), dtype=torch.float64), consensus_power(matrix, rounds)
+    for t in range(rounds):
+        if (power - wanted).abs().max() <= tolerance:
+            return t
+        power = matrix.double() @ power
+    return rounds
 
 
 def gossip(power: Tensor, values: Tensor) -> Tensor:

@@ -17,6 +17,9 @@ class AgentAdam:
         """parameters: (..., n_agents, n_params), updated in place."""
         self._rows = [torch.nn.Parameter(row) for row in parameters.detach().flatten(0, -2).unbind()]
         self._optimizers = [torch.optim.Adam([row], lr=step_size) for row in self._rows]
+        for row, optimizer in zip(self._rows, self._optimizers, strict=True):
+            moments = {name: torch.zeros_like(row.detach()) for name in _STATE[1:]}
+            optimizer.state[row] = {"step": torch.tensor(0.0), **moments}
 
     def step(self, gradient: Tensor, usable: Tensor) -> None:
         """One step for the usable agents. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool."""
@@ -27,14 +30,27 @@ class AgentAdam:
                 optimizer.step()
                 row.grad = None
 
-    def reset(self) -> None:
-        """Clear all moments and step counts."""
-        for optimizer in self._optimizers:
-            optimizer.state.clear()
+    @property
+    def second_moment(self) -> Tensor:
+        """Adam's v, the running mean of the squared gradient: (n_rows, n_params)."""
+        return torch.stack([self._state(row)["exp_avg_sq"] for row in range(len(self._rows))])
+
+    @second_moment.setter
+    def second_moment(self, values: Tensor) -> None:
+        for row, value in enumerate(values):
+            self._state(row)["exp_avg_sq"].copy_(value)
+
+    def forget_momentum(self) -> None:
+        """Clear the first moments. The second ones, the gradient's scale, stay."""
+        for row in range(len(self._rows)):
+            self._state(row)["exp_avg"].zero_()
+
+    def _state(self, row: int) -> dict[str, Tensor]:
+        return self._optimizers[row].state[self._rows[row]]
 
     def state_dict(self, row: int) -> dict[str, Tensor]:
-        """Step count and moments of one row; empty before its first step."""
-        return dict(self._optimizers[row].state[self._rows[row]])
+        """Step count and moments of one row."""
+        return dict(self._state(row))
 
     def load_state_dict(self, row: int, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned. Raises KeyError if a part is missing."""
@@ -42,5 +58,5 @@ class AgentAdam:
         self._optimizers[row].state[parameter] = {
             # torch keeps the step count on the CPU
             name: state[name].clone() if name == "step" else state[name].to(parameter).clone()
-            for name in (_STATE if state else ())
+            for name in _STATE
         }

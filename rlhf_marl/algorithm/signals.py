@@ -64,12 +64,13 @@ def consensus_credit(v: Values, mixer: "Mixer") -> "Tensor":
 
 
 def local_credit(v: Values, mixer: "Mixer") -> "Tensor":
-    """(A^t)_ii r^i + gossip(γ V(s') - V(s)), where the first term is r^i / N if gossip averages exactly.
+    """r^i / N + gossip(γ V(s') - V(s)); r^i in full without gossip.
 
     Given the state, the other agents' immediate rewards do not depend on agent i's action. Omitting them keeps the
-    mean gradient and reduces its variance.
+    mean gradient and reduces its variance. The own reward's weight is its share of the team's mean, however far gossip
+    went.
     """
-    return mixer.own_weight.to(v.reward).unsqueeze(-1) * v.reward + mixer.mix(v.discount * v.next_value - v.value)
+    return mixer.own_share * v.reward + mixer.mix(v.discount * v.next_value - v.value)
 
 
 CREDITS: dict[str, Credit] = {"consensus": consensus_credit, "local": local_credit}

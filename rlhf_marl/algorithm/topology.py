@@ -198,12 +198,14 @@ def check_consensus_matrix(matrix: Tensor, adjacency: Tensor | None = None, tole
 
 
 def spectral_gap(matrix: Tensor) -> float:
-    """1 - |λ_2(A)|: the least share of disagreement that one gossip round removes; 1.0 for a single agent."""
-    if len(matrix) == 1:
-        return 1.0
-    # With the consensus direction projected out, the largest modulus is that of λ_2.
+    """1 - σ_2(A), the second largest singular value: the least share of disagreement that one gossip round removes.
+
+    1.0 for a single agent. For a symmetric matrix σ_2 is |λ_2|; for others |λ_2| can be smaller, and does not bound a
+    round.
+    """
+    # With the consensus direction projected out, the largest singular value is σ_2.
     centred = matrix - torch.full_like(matrix, 1 / len(matrix))
-    return 1.0 - torch.linalg.eigvals(centred).abs().max().item()
+    return 1.0 - torch.linalg.matrix_norm(centred, ord=2).item()
 
 
 def smallest_weight(matrix: Tensor) -> float:

@@ -33,6 +33,7 @@ class Options(NamedTuple):
     linear: bool
     centralised: bool
     local: bool
+    own_share: float
     closest: bool
     restart_kernel: bool
     discount: float

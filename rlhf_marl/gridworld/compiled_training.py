@@ -192,7 +192,7 @@ def _weigh(o, tables, seed, z, critics):
             if o.signal < Q_VALUE:
                 total = dot(seed.power[reader], z.advantage[j])
             if o.local:
-                total += seed.power[i, i] * z.learned[j, i]
+                total += o.own_share * z.learned[j, i]
             if o.signal == TD_Q_LITERAL:
                 total = -total
             if o.signal == COUNTERFACTUAL:

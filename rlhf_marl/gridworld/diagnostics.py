@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix
 
-from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.mixing import consensus_power, own_share
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.draws import Draws
@@ -165,8 +165,7 @@ def actor_weights(
         ahead = np.stack([backed_up(np.zeros(_BOARD), value, c) for value in state])
         paid = np.stack([reward[_NEXT] for reward in rewards])
         if s.credit == "local":
-            own = np.diagonal(power)[:, None, None, None, None] * paid
-            signals = own + np.tensordot(power, ahead - now, 1)
+            signals = own_share(s.n_agents, s.gossip_rounds) * paid + np.tensordot(power, ahead - now, 1)
         else:
             signals = np.tensordot(power, paid + ahead - now, 1)
         if s.signal == "td_q_literal":

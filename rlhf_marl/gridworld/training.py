@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rlhf_marl.algorithm.mixing import consensus_power
+from rlhf_marl.algorithm.mixing import consensus_power, own_share
 from rlhf_marl.gridworld import compiled_layout, compiled_training
 from rlhf_marl.gridworld.compiled_step import fill_table
 from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
@@ -164,6 +164,7 @@ class _State:
             linear=s.critic == "linear",
             centralised=s.control == "centralised",
             local=s.credit == "local",
+            own_share=own_share(s.n_agents, s.gossip_rounds),
             closest=s.split == "closest",
             restart_kernel=s.reset == "restart_kernel",
             discount=s.discount,

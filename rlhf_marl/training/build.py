@@ -1,5 +1,6 @@
 """Build an Experiment from a config. Cheap checks come first, so mistakes are reported before any model loads."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlhf_marl.algorithm.critic import Critic
-from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer
+from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam
 from rlhf_marl.algorithm.signals import critic_kind
@@ -34,6 +35,8 @@ from rlhf_marl.sanitise import first_line
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
+
+_log = logging.getLogger("rlhf_marl")
 
 # Random streams used while building; responses are seeded by [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
@@ -93,6 +96,7 @@ def build(
     """
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
+        _warn_of_idle_rounds(matrix, config.topology.gossip_rounds, where)
         recipes = [
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
@@ -223,12 +227,22 @@ class _Timed:
         self._mixer = mixer
 
     @property
-    def own_weight(self) -> Tensor:
-        return self._mixer.own_weight
+    def own_share(self) -> float:
+        return self._mixer.own_share
 
     def mix(self, values: Tensor) -> Tensor:
         with stage("gossip"):
             return self._mixer.mix(values)
+
+
+def _warn_of_idle_rounds(matrix: Tensor, rounds: int, where: str) -> None:
+    enough = sufficient_rounds(matrix, rounds)
+    if enough < rounds:
+        _log.warning(
+            "%s: topology.gossip_rounds: %d of the %d rounds are enough: they give the same matrix within 1e-6; "
+            "fewer rounds send less, and on a sparser graph more rounds matter",
+            *(where, enough, rounds),
+        )
 
 
 def _seed(seed: int, *stream: int) -> int:

@@ -13,7 +13,7 @@ from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.optimizers import AgentAdam
-from rlhf_marl.algorithm.signals import Values, actor_signal, critic_kind, td_error
+from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind, td_error
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Turn
@@ -92,6 +92,11 @@ class Learner:
             }
             for agent in range(self.adapters.n_agents)
         ]
+
+    def gossiped(self, turns: Sequence[Turn]) -> int:
+        """How many numbers an agent sends to each neighbour in a round: for the critics, and the turns' TD errors."""
+        td_errors = sum(len(turn.states) for turn in turns) if SIGNALS[self.actor.signal].has_reward else 0
+        return self.critic.gossiped + td_errors
 
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""

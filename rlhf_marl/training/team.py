@@ -103,8 +103,7 @@ class LocalTeam:
         return replace(turn, reward_raw=raw, reward_scaled=scaled)
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
-        n_values = self.learner.critic.network.n_params + sum(len(turn.states) for turn in turns)
-        sent = gossip_bytes(self._adjacency, n_values, self._gossip_rounds)
+        sent = gossip_bytes(self._adjacency, self.learner.gossiped(turns), self._gossip_rounds)
         return [row | {"gossip_bytes": sent} for row in self.learner.update(turns)]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """The leave-one-out baseline and line 17's step, by hand."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,6 +11,12 @@ from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
 def test_leave_one_out_by_hand():
     torch.testing.assert_close(leave_one_out(torch.tensor([[1.0, 2.0, 6.0]])), torch.tensor([[-3.0, -1.5, 4.5]]))
     torch.testing.assert_close(leave_one_out(torch.tensor([[7.0]])), torch.tensor([[7.0]]))
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 12, 16])
+def test_equal_signals_leave_exactly_nothing(n):
+    """Rounding noise would be a whole step for Adam and for line 17."""
+    assert torch.equal(leave_one_out(torch.full((2, n), 0.1)), torch.zeros(2, n))
 
 
 def test_normalised_step_has_length_alpha_and_the_right_direction():

@@ -3,7 +3,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlhf_marl.algorithm.mixing import MatrixMixer, consensus_power, disagreement, gossip, gossip_bytes
+from rlhf_marl.algorithm.mixing import (
+    MatrixMixer,
+    consensus_power,
+    disagreement,
+    gossip,
+    gossip_bytes,
+    sufficient_rounds,
+)
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix, spectral_gap
 
 
@@ -69,15 +76,30 @@ def test_seeds_may_have_matrices_of_their_own():
 def test_a_mixer_by_hand():
     """A = (3/4, 1/4; 1/4, 3/4), so A² = (5/8, 3/8; 3/8, 5/8)."""
     mixer = MatrixMixer(torch.tensor([[0.75, 0.25], [0.25, 0.75]]), 2)
-    assert mixer.own_weight.tolist() == [0.625, 0.625]
     assert mixer.mix(torch.tensor([[8.0, 0.0], [0.0, 16.0]])).tolist() == [[5.0, 6.0], [3.0, 10.0]]
 
 
-def test_the_own_weight_is_the_agents_own_not_its_columns_mean():
-    """A star of three after one round: the hub keeps 1/3, the leaves 2/3."""
+def test_the_own_share_is_that_of_the_mean_however_far_gossip_went():
+    """A star of three: after one round the hub keeps 1/3 of its value and the leaves 2/3, but all are paid 1/3."""
     star = consensus_matrix("metropolis_hastings", adjacency("star", 3))
-    torch.testing.assert_close(MatrixMixer(star, 1).own_weight, torch.tensor([1 / 3, 2 / 3, 2 / 3]).double())
-    assert MatrixMixer(star, 0).own_weight.tolist() == [1.0, 1.0, 1.0]
+    assert MatrixMixer(star, 1).own_share == MatrixMixer(star, 100).own_share == pytest.approx(1 / 3)
+    assert MatrixMixer(star, 0).own_share == 1.0
+
+
+def test_sufficient_rounds_by_hand():
+    """A lazy pair halves the disagreement each round: after 19 rounds 0.5 ** 20 is left, below 1e-6."""
+    pair = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    assert [sufficient_rounds(pair, rounds) for rounds in (0, 5, 30)] == [0, 5, 19]
+    ring_of_three = consensus_matrix("metropolis_hastings", adjacency("ring", 3))
+    assert sufficient_rounds(ring_of_three, 20) == 1
+
+
+def test_the_spectral_gap_bounds_a_round_also_where_the_matrix_is_not_symmetric():
+    """Eigenvalues 1, 0, 0 would promise consensus in one round; (1, 1, -2) becomes (1, -1, 0): √2 / √6 of it stays."""
+    matrix = torch.tensor([[3.0, 3.0, 0.0], [1.0, 1.0, 4.0], [2.0, 2.0, 2.0]], dtype=torch.float64) / 6
+    values = torch.tensor([[1.0], [1.0], [-2.0]], dtype=torch.float64)
+    torch.testing.assert_close(MatrixMixer(matrix, 1).mix(values), torch.tensor([[1.0], [-1.0], [0.0]]).double())
+    assert spectral_gap(matrix) == pytest.approx(1 - 3**-0.5)
 
 
 @settings(max_examples=20, deadline=None)

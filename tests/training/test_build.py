@@ -25,6 +25,16 @@ def test_a_ring_of_three_by_hand(quick_content):
     torch.testing.assert_close(matrix, torch.full((3, 3), 1 / 3, dtype=torch.float64))
 
 
+def test_rounds_that_change_nothing_are_a_warning(quick_content, caplog):
+    build(config_of(quick_content, agents=three(quick_content), topology={"graph": "ring"}), "c", CPU)
+    assert [record.getMessage()[:67] for record in caplog.records] == [
+        "c: topology.gossip_rounds: 1 of the 20 rounds are enough: they give"
+    ]
+    caplog.clear()
+    build(config_of(quick_content, agents=three(quick_content), topology={"graph": "star"}), "c", CPU)
+    assert not caplog.records
+
+
 def test_a_lazy_path_of_three_by_hand(quick_content):
     """Half of Metropolis' (2/3, 1/3, 0; 1/3, 1/3, 1/3; 0, 1/3, 2/3), half of the identity."""
     topology = {"graph": "explicit", "edges": [[0, 1], [1, 2]], "laziness": 0.5}
@@ -104,7 +114,8 @@ def test_the_seed_decides_adapters_and_critics(quick_content):
     first, again, other = (build(config_of(quick_content, seed=seed), "c", CPU).team for seed in (0, 0, 1))
     states = [team.state_dict() for team in (first, again, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
-    assert not any(torch.equal(states[0][name], states[2][name]) for name in states[0])
+    of_seed = [name for name in states[0] if name.endswith((".adapter", ".critic.weights"))]
+    assert not any(torch.equal(states[0][name], states[2][name]) for name in of_seed)
     assert not torch.equal(states[0]["agent_0.adapter"], states[0]["agent_1.adapter"])
     assert torch.equal(states[0]["agent_0.critic.weights"], states[0]["agent_1.critic.weights"])  # one W(0)
 
@@ -138,7 +149,7 @@ def test_optimizer_and_kind_of_critic_follow_the_config(quick_content):
     learner = build(config_of(quick_content, actor=actor), "c", CPU).team.learner
     assert learner.optimizer is None
     assert learner.features.part_lengths == (64, 3, 3)  # the state and every agent's response
-    torch.testing.assert_close(learner.mixer.own_weight, torch.full((2,), 0.5, dtype=torch.float64))
+    assert learner.mixer.own_share == 0.5
 
 
 def test_errors_that_are_not_about_memory_stay_what_they_are():

@@ -54,14 +54,14 @@ def turn_of(reward=((1.0, 2.0), (3.0, 1.0)), **changes):
     return Turn(**options | changes)
 
 
-def learner_of(matrix=AVERAGING, *, critic_step=0.4, critic_steps=1, seeds=(1, 2), **actor):
+def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, seeds=(1, 2), **actor):
     """Adapters away from zero, so that all their numbers have gradients."""
     config = ActorConfig(**{"baseline": "none", "step_size": 0.01, "max_gradient_norm": None} | actor)
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, seeds, rank=2, alpha=4.0, targets=["q_proj", "down_proj"], where="c")
     for row, seed in zip(adapters.parameters.data, seeds, strict=True):
         row.normal_(0, 0.1, generator=torch.Generator().manual_seed(seed))
-    mixer = MatrixMixer(matrix, 1)
+    mixer = MatrixMixer(matrix, rounds)
     initial = torch.tensor([1.0, 2.0])
     critic = Critic(Linear(2), initial, (len(seeds),), mixer, step_size=critic_step, average=False)
     adam = AgentAdam(adapters.parameters, config.step_size) if config.optimizer == "adam" else None
@@ -209,8 +209,8 @@ def test_each_agents_gradient_is_clipped_to_the_norm_by_itself():
 
 @pytest.mark.parametrize("optimizer", ["adam", "normalised"])
 def test_an_agent_without_a_finite_gradient_keeps_everything_and_the_others_do_not_notice(optimizer):
-    apart = torch.eye(2)  # no gossip: what is not finite stays with agent 0
-    spoiled, fine = (learner_of(apart, optimizer=optimizer) for _ in range(2))
+    # No gossip: what is not finite stays with agent 0.
+    spoiled, fine = (learner_of(rounds=0, optimizer=optimizer) for _ in range(2))
     alone = learner_of(torch.ones(1, 1), seeds=(2,), optimizer=optimizer)
     for learner in (spoiled, fine):
         learner.update([turn_of()])
@@ -246,6 +246,12 @@ def test_q_critics_read_the_responses_of_all_agents_and_q_value_needs_no_reward(
         gradients.append(learner.adapters.parameters.grad.clone())
     assert torch.equal(*gradients)
     assert gradients[0].norm() > 0
+
+
+def test_q_value_gossips_no_td_errors():
+    """Two critic weights, and two TD errors a turn where they are exchanged."""
+    assert learner_of().gossiped([turn_of(), turn_of()]) == 2 + 4
+    assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 2
 
 
 def test_a_q_critics_target_reads_the_next_responses():

@@ -124,7 +124,7 @@ def test_a_bad_score_names_the_agent():
 def test_bytes_that_gossip_sent_by_hand():
     """Two agents, one link each way; 10 weights and 2 + 2 TD errors of 4 bytes, five rounds."""
     learner = SimpleNamespace(
-        critic=SimpleNamespace(network=SimpleNamespace(n_params=10)),
+        gossiped=lambda turns: 10 + sum(len(turn.states) for turn in turns),
         update=lambda turns: [{"kl": 1.0}, {"kl": 2.0}],
     )
     turn = turn_of([["a", "b"], ["c", "d"]])
@@ -175,15 +175,14 @@ def test_a_state_goes_over_to_another_team(experiment, quick_content):
 
 
 def test_names_of_a_state(experiment):
-    """Adam has nothing to keep before its first step."""
     team = experiment.team
-    fresh = {f"agent_{i}.{name}" for i in range(2) for name in ("adapter", "critic.weights")}
-    assert set(team.state_dict()) == fresh
-    team.learn(played(experiment))
     moments = [
         f"{of}.{name}" for of in ("actor_optimizer", "critic.adam") for name in ("step", "exp_avg", "exp_avg_sq")
     ]
-    assert set(team.state_dict()) == fresh | {f"agent_{i}.{name}" for i in range(2) for name in moments}
+    names = {f"agent_{i}.{name}" for i in range(2) for name in ("adapter", "critic.weights", *moments)}
+    assert set(team.state_dict()) == names
+    team.learn(played(experiment))
+    assert set(team.state_dict()) == names
     assert torch.equal(team.state_dict()["agent_1.adapter"], team.learner.adapters.parameters[1].detach())
 
 
