@@ -1,6 +1,6 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, from the same random numbers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -37,17 +37,14 @@ def collect(
     sampling: Sampling,
     questions: Sequence[Question],
     turns: int,
-    done: Callable[[int], None],
-) -> list[Row]:
+) -> Iterator[Row]:
     """Play every question with the base model and with the trained agents: rows, base first, without scores.
 
     Both draw token t of agent i in dialogue b, turn k with the same random number.
 
     Args:
         turns: of questions without follow-ups; the controller writes the prompts after the first.
-        done: receives how many more turns of dialogues have been played.
     """
-    rows: list[Row] = []
     for policy in ("base", "trained"):
         respond = partial(
             responses_of,
@@ -74,9 +71,7 @@ def collect(
                     pad=agents.chat_model.stop_tokens[0],
                     agents=None if policy == "base" else slice(None),
                 )
-                rows += _rows(agents, turn, questions, policy, statistics)
-                done(len(turn.dialogues))
-    return rows
+                yield from _rows(agents, turn, questions, policy, statistics)
 
 
 def n_turns(question: Question, turns: int) -> int:
@@ -116,16 +111,14 @@ def _rows(
 
 
 @torch.inference_mode()
-def score(rows: Sequence[Row], scorers: Sequence[Scorer], done: Callable[[int], None]) -> None:
-    """Add every scorer's scaled score of every response and of every aggregate to the rows."""
+def score(rows: Sequence[Row], scorer: Scorer) -> None:
+    """Add the scorer's scaled score of every response and of every aggregate to the rows."""
     prompts = [row["prompt"] for row in rows for _ in (*row["responses"], "team")]
     texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
-    for scorer in scorers:
-        scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
-        for row in rows:
-            row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
-            row["aggregate_scores"][scorer.name] = next(scaled)
-        done(1)
+    scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
+    for row in rows:
+        row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
+        row["aggregate_scores"][scorer.name] = next(scaled)
 
 
 def compare_pairs(rows: Sequence[Row], judge: PairwiseJudge) -> None:
