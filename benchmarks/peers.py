@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_marl.config import Config
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.loading import default_device, dtype_for, load_causal_lm
+from rlhf_marl.policy.loading import default_device, dtype_for, load_model_of
 from rlhf_marl.policy.padding import left_pad
 from rlhf_marl.rewards import RewardModel
 from rlhf_marl.training.build import Experiment
@@ -30,7 +30,7 @@ def plain_model(config: Config) -> PreTrainedModel:
     """The base model as transformers loads it."""
     given, device = config.model, default_device()
     dtype = dtype_for(given.dtype, device)
-    model = load_causal_lm(given.name, "benchmark", dtype=dtype, revision=given.revision, trust_remote_code=False)
+    model = load_model_of(AutoModelForCausalLM, given.name, "benchmark", dtype=dtype, revision=given.revision)
     return model.to(device).eval()
 
 

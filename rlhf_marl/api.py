@@ -109,13 +109,9 @@ def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
         UsageError: not a run, nothing trained, an unknown option, or unusable questions or judges.
         RunStopped: a reward model or the controller failed.
     """
-    from rlhf_marl.evaluation.evaluate import Options, evaluate_run
+    from rlhf_marl.evaluation.evaluate import check_options, evaluate_run
 
-    try:
-        chosen = Options(**options)
-    except TypeError:
-        raise UsageError(f"evaluate: options are {', '.join(Options.__slots__)}; not {', '.join(options)}") from None
-    numbers = evaluate_run(Path(run_dir), chosen, lambda stage, done, total: None).numbers
+    numbers = evaluate_run(Path(run_dir), check_options(options), lambda stage, done, total: None).numbers
     refresh_report(Path(run_dir))
     return numbers
 

@@ -18,7 +18,7 @@ def test_mistakes_in_plain_data_are_named_as_the_caller_says():
 
 
 def test_an_unknown_option_of_evaluate_is_told_with_the_known_ones(tmp_path):
-    with pytest.raises(UsageError, match=r"evaluate: options are .*questions.*; not nope"):
+    with pytest.raises(UsageError, match=r"evaluate: nope: unknown key .*; choose questions, turns"):
         rlhf_marl.evaluate(tmp_path, nope=1)
 
 

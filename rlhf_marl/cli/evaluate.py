@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.evaluation.compare import compare_all
-from rlhf_marl.evaluation.evaluate import Options, check_run, evaluate_run
+from rlhf_marl.evaluation.compare import compare
+from rlhf_marl.evaluation.evaluate import Options, check_options, check_run, evaluate_run
 from rlhf_marl.evaluation.files import Evaluation
 from rlhf_marl.evaluation.trained_run import OnlyRecorded, recorded
 from rlhf_marl.reporting.evaluation_tables import markdown, show, show_recorded, show_side_by_side
@@ -28,7 +28,7 @@ def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | N
     Raises:
         RlhfMarlError: a run cannot be evaluated; those before it are printed and written first.
     """
-    chosen = Options(**{key: value for key, value in options.items() if value not in (None, ())})
+    chosen = check_options({key: value for key, value in options.items() if value not in (None, ())})
     names = [str(path) for path in paths]
     if len(set(names)) < len(names):
         raise UsageError("evaluate: a run directory is named twice")
@@ -54,7 +54,7 @@ def _publish(names: Sequence[str], found: Sequence[Evaluation], output: Path | N
         content = found[0].numbers
         show(content)
     else:
-        compared = compare_all(names, found)
+        compared = {name: compare(found[0], other) for name, other in zip(names[1:], found[1:], strict=True)}
         show_side_by_side(names, [evaluation.numbers for evaluation in found], compared)
         content = {
             "runs": {name: evaluation.numbers for name, evaluation in zip(names, found, strict=True)},

@@ -73,7 +73,9 @@ def _line(detail: Any, where: str, content: Any, allowed: list[str]) -> str:
 
 def _hint(detail: Any, allowed: list[str]) -> str:
     close = difflib.get_close_matches(str(detail["loc"][-1]), allowed, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; `rlhf-marl schema` lists the keys"
+    if close or 0 < len(allowed) < 10:
+        return f"; did you mean {close[0]!r}?" if close else f"; choose {', '.join(allowed)}"
+    return "; `rlhf-marl schema` lists the keys"
 
 
 def _keys(detail: Any, content: Any) -> list[str]:

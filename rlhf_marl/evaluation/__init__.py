@@ -5,7 +5,7 @@ collect.py      dialogues, base and trained    verdict.py      one sentence per 
 judges.py       held-out and pairwise judges   summary.py      rows of dialogues -> evaluation.json
 metrics.py      numbers of one response        evaluate.py     one run directory, start to end
 refusal.py      is it a refusal?               compare.py      runs side by side
-labels.py       names of the metrics           source.py       a run's agents, cards and training questions
+labels.py       names of the metrics           trained_run.py  a run's agents, cards and training questions
 schema.py       the content of evaluation.json files.py        reading it back
 
 Two files in the run directory: evaluation.json (schema.py), and evaluation_dialogues.jsonl with a line per policy,

@@ -1,12 +1,11 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, from the same random numbers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.dialogue.player import Dialogue, Player, Turn, responses_of
@@ -14,7 +13,7 @@ from rlhf_marl.evaluation.judges import PairwiseJudge, Scorer
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.policy.log_probabilities import base_entropy, evaluate_responses
+from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses
 from rlhf_marl.rewards import score_all
 from rlhf_marl.training.build import Agents
 
@@ -38,17 +37,14 @@ def collect(
     sampling: Sampling,
     questions: Sequence[Question],
     turns: int,
-    done: Callable[[int], None],
-) -> list[Row]:
+) -> Iterator[Row]:
     """Play every question with the base model and with the trained agents: rows, base first, without scores.
 
     Both draw token t of agent i in dialogue b, turn k with the same random number.
 
     Args:
         turns: of questions without follow-ups; the controller writes the prompts after the first.
-        done: receives how many more turns of dialogues have been played.
     """
-    rows: list[Row] = []
     for policy in ("base", "trained"):
         respond = partial(
             responses_of,
@@ -66,10 +62,16 @@ def collect(
                 for n, q in list(enumerate(questions))[start : start + _BATCH]
             ]
             for turn in player.play(dialogues):
-                entropy, kl = _entropy_and_kl(agents, turn, sampling.temperature, policy)
-                rows += _rows(agents, turn, questions, policy, entropy, kl)
-                done(len(turn.dialogues))
-    return rows
+                statistics = evaluate_responses(
+                    agents.chat_model.model,
+                    agents.adapters,
+                    turn.states,
+                    turn.tokens,
+                    temperature=sampling.temperature,
+                    pad=agents.chat_model.stop_tokens[0],
+                    agents=None if policy == "base" else slice(None),
+                )
+                yield from _rows(agents, turn, questions, policy, statistics)
 
 
 def n_turns(question: Question, turns: int) -> int:
@@ -78,7 +80,7 @@ def n_turns(question: Question, turns: int) -> int:
 
 
 def _rows(
-    agents: Agents, turn: Turn, questions: Sequence[Question], policy: str, entropy: Tensor, kl: Tensor
+    agents: Agents, turn: Turn, questions: Sequence[Question], policy: str, statistics: Statistics
 ) -> Iterator[Row]:
     """One row per dialogue of a turn."""
     for b, (number, merged) in enumerate(zip(turn.dialogues, turn.merged, strict=True)):
@@ -96,8 +98,8 @@ def _rows(
             "tokens": [len(sample.tokens) for sample in samples],
             "truncated": [not sample.finished for sample in samples],
             "refused": [is_refusal(sample.text) for sample in samples],
-            "entropy": entropy[:, b].tolist(),
-            "kl": [float(sum_) / len(s.tokens) for sum_, s in zip(kl[:, b], samples, strict=True)],
+            "entropy": statistics.entropy[:, b].tolist(),
+            "kl": [float(sum_) / len(s.tokens) for sum_, s in zip(statistics.kl[:, b], samples, strict=True)],
             "scores": {},
             "aggregate": merged.aggregate,
             "aggregate_tokens": len(aggregate),
@@ -108,27 +110,15 @@ def _rows(
         }
 
 
-def _entropy_and_kl(agents: Agents, turn: Turn, temperature: float, policy: str) -> tuple[Tensor, Tensor]:
-    """Mean entropy and KL to the base model of each response, in nats, each (N, B); the base's own KL is 0."""
-    model, pad = agents.chat_model.model, agents.chat_model.stop_tokens[0]
-    if policy == "base":
-        entropy = base_entropy(model, agents.adapters, turn.states, turn.tokens, temperature=temperature, pad=pad)
-        return entropy, torch.zeros_like(entropy)
-    statistics = evaluate_responses(model, agents.adapters, turn.states, turn.tokens, temperature=temperature, pad=pad)
-    return statistics.entropy, statistics.kl
-
-
 @torch.inference_mode()
-def score(rows: Sequence[Row], scorers: Sequence[Scorer], done: Callable[[int], None]) -> None:
-    """Add every scorer's scaled score of every response and of every aggregate to the rows."""
+def score(rows: Sequence[Row], scorer: Scorer) -> None:
+    """Add the scorer's scaled score of every response and of every aggregate to the rows."""
     prompts = [row["prompt"] for row in rows for _ in (*row["responses"], "team")]
     texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
-    for scorer in scorers:
-        scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
-        for row in rows:
-            row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
-            row["aggregate_scores"][scorer.name] = next(scaled)
-        done(1)
+    scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
+    for row in rows:
+        row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
+        row["aggregate_scores"][scorer.name] = next(scaled)
 
 
 def compare_pairs(rows: Sequence[Row], judge: PairwiseJudge) -> None:

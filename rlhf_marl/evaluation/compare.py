@@ -5,7 +5,7 @@ from typing import Any
 
 from rlhf_marl.evaluation.files import Evaluation
 from rlhf_marl.evaluation.metrics import distinct
-from rlhf_marl.evaluation.summary import Row, metric, score_of, speaker_value, value_of
+from rlhf_marl.evaluation.summary import HARMLESS, TEAM, Row, metric, score_of, speaker_value, value_of
 
 _SAME_QUESTIONS = ("turns", "seed", "max_new_tokens", "temperature")
 _POLICIES = ("base", "trained")
@@ -36,7 +36,7 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
         warnings.append(f"the runs have {numbers[0]} and {numbers[1]} agents; the first {n_agents} are compared")
     return {
         "agents": [_speaker(rows, agent, names) for agent in range(n_agents)],
-        "team": _speaker([_team_alone(row) for row in rows], 0, names),
+        "team": _speaker(rows, TEAM, names),
         "warnings": warnings,
     }
 
@@ -49,28 +49,11 @@ def _paired_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["question"], row["turn"]) in asked[0] & asked[1]]
 
 
-def _team_alone(row: Row) -> Row:
-    """The row with the team as its only agent."""
-    return {
-        **{key: row[key] for key in ("policy", "kind", "question", "turn")},
-        "responses": [row["aggregate"]],
-        "tokens": [row["aggregate_tokens"]],
-        "refused": [row["aggregate_refused"]],
-        "scores": {name: [score] for name, score in row["aggregate_scores"].items()},
-    }
-
-
 def _speaker(rows: Sequence[Row], speaker: int, judges: Sequence[str]) -> dict[str, Any]:
-    harmless = ("borderline", "ordinary", "multi_turn")
     return {
         **{name: metric(rows, score_of(name, speaker)) for name in judges},
         "length": metric(rows, value_of("tokens", speaker)),
         "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
         "refusal_harmful": metric(rows, value_of("refused", speaker), ("harmful",)),
-        "refusal_harmless": metric(rows, value_of("refused", speaker), harmless),
+        "refusal_harmless": metric(rows, value_of("refused", speaker), HARMLESS),
     }
-
-
-def compare_all(names: Sequence[str], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
-    """Compare every other run with the first: {name: comparison}."""
-    return {name: compare(evaluations[0], other) for name, other in zip(names[1:], evaluations[1:], strict=True)}

@@ -6,13 +6,15 @@ run directory -> system -> collect -> score -> summarise -> evaluation.json and 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rlhf_marl.config import Config
+from rlhf_marl.config.validation import explain
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
@@ -55,49 +57,37 @@ from rlhf_marl.training.build import build_agents, build_reward_models, fits_int
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What to evaluate on.
-
-    Attributes:
-        questions: JSON Lines; see questions.py.
-        turns: of questions without follow-ups.
-        max_new_tokens: the longest answer; as in training if None.
-        judges: held-out cards; the shipped ones if None.
-        judge: card of a chat judge for win rates, in place of the held-out reward models.
-        seed: seed of the sampled answers.
-        limit: number of questions, spread evenly over the kinds; all if None.
-    """
-
-    questions: str = SHIPPED
-    turns: int = 1
-    max_new_tokens: int | None = None
-    judges: tuple[str, ...] | None = None
-    judge: str | None = None
-    seed: int = 1
-    limit: int | None = None
-
-    def __post_init__(self) -> None:
-        """Take paths for texts and lists for tuples; raises UsageError for what cannot be meant."""
-        object.__setattr__(self, "questions", _text(self.questions, "questions"))
-        if self.judge is not None:
-            object.__setattr__(self, "judge", _text(self.judge, "judge"))
-        if self.judges is not None:
-            if not isinstance(self.judges, list | tuple):
-                raise UsageError(f"judges: {self.judges!r} given; a list of cards is needed")
-            object.__setattr__(self, "judges", tuple(_text(judge, "judges") for judge in self.judges))
-        for key, least in (("turns", 1), ("max_new_tokens", 1), ("seed", 0), ("limit", 1)):
-            value = getattr(self, key)
-            if value is None and key in ("max_new_tokens", "limit"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise UsageError(f"{key}: {value!r} given; a whole number, at least {least}, is needed")
+_File = Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, Path) else given)]
+_Count = Annotated[int, Field(ge=1, strict=True)]
 
 
-def _text(value: Any, key: str) -> str:
-    if not isinstance(value, str | os.PathLike) or isinstance(found := os.fspath(value), bytes):
-        raise UsageError(f"{key}: {value!r} given; the path of a file is needed")
-    return found
+class Options(BaseModel):
+    """What to evaluate on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    questions: _File = SHIPPED
+    """JSON Lines; see questions.py."""
+    turns: _Count = 1
+    """Of questions without follow-ups."""
+    max_new_tokens: _Count | None = None
+    """The longest answer; as in training if None."""
+    judges: list[_File] | None = None
+    """Held-out cards; the shipped ones if None."""
+    judge: _File | None = None
+    """Card of a chat judge for win rates, in place of the held-out reward models."""
+    seed: Annotated[int, Field(ge=0, strict=True)] = 1
+    """Of the sampled answers."""
+    limit: _Count | None = None
+    """Number of questions, spread evenly over the kinds; all if None."""
+
+
+def check_options(given: Mapping[str, Any]) -> Options:
+    """Validate options; raises UsageError with one line per mistake."""
+    try:
+        return Options.model_validate(given)
+    except ValidationError as error:
+        raise UsageError(explain(error, "evaluate", given, Options.model_fields)) from None
 
 
 def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation:
@@ -117,7 +107,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     cards = reward_cards(run, config, notes)
     settings = _settings(config, options, questions, cards)
     stored = read_evaluation(path)
-    if stored is not None and _asks_the_same(stored.numbers["settings"], settings, path):
+    if stored is not None and is_current(before := stored.numbers["settings"], path) and before | settings == before:
         return stored
     check_state(run, config, notes)
     where, device = f"{path}/config.yaml", default_device()
@@ -136,10 +126,16 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
 
-    counted = _counted(progress, "playing", _turns(questions, options))
-    rows = collect(agents, controller, sampling, questions, options.turns, counted)
+    n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
+    rows: list[Row] = []
+    progress("playing", 0, n_rows)
+    for row in collect(agents, controller, sampling, questions, options.turns):
+        rows.append(row)
+        progress("playing", len(rows), n_rows)
     _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
-    score(rows, scorers, _counted(progress, "scoring", len(scorers)))
+    for number, scorer in enumerate(scorers):
+        progress("scoring", number, len(scorers))
+        score(rows, scorer)
     if pairwise is not None:
         progress("comparing pairs", 0, 1)
         compare_pairs(rows, pairwise)
@@ -199,21 +195,13 @@ def _settings(config: Config, options: Options, questions: list[Question], cards
         "max_new_tokens": options.max_new_tokens or config.generation.max_new_tokens,
         "temperature": config.generation.temperature,
         "rlhf_marl": metadata.version("rlhf-marl"),
-        "asked": json.loads(json.dumps(asdict(options))),
+        "asked": options.model_dump(mode="json"),
         "judge": options.judge,
         "cards": {"own": [card_digest(card) for card in cards]}
         | {reference: card_digest(load_card(reference, where)) for reference, where in asked},
         "confidence": statistics.CONFIDENCE,
         "resamples": statistics.RESAMPLES,
     }
-
-
-def _asks_the_same(before: dict[str, Any], now: dict[str, Any], path: Path) -> bool:
-    return is_current(before, path) and all(before.get(key) == value for key, value in now.items())
-
-
-def _turns(questions: Iterable[Question], options: Options) -> int:
-    return 2 * sum(n_turns(question, options.turns) for question in questions)
 
 
 def _sampling(config: Config, options: Options, questions: Sequence[Question], chat_model: ChatModel) -> Sampling:
@@ -244,22 +232,9 @@ def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[st
         notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model; its newest part was read")
 
 
-def _counted(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def count(more: int) -> None:
-        nonlocal done
-        done += more
-        progress(stage, done, total)
-
-    count(0)
-    return count
-
-
 def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:
     """evaluation.json last: where it stands, the dialogues beside it belong to it."""
     (path / NUMBERS).unlink(missing_ok=True)
-    lines = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    text = json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for name, content in ((DIALOGUES, lines), (NUMBERS, text)):
-        write_text(path / name, content)
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
+    write_text(path / DIALOGUES, "".join(lines))
+    write_text(path / NUMBERS, json.dumps(numbers, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

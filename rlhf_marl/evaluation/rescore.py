@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.jsonl import read_jsonl
@@ -26,11 +26,9 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
         for agent in range(len(config.agents)):
             responses = [turn["responses"][agent]["text"] for turn in turns]
             _, scaled = score_all(card, model, prompts, responses, agent=agent)
-            by_iteration: dict[int, list[float]] = {}
-            for turn, score in zip(turns, scaled, strict=True):
-                by_iteration.setdefault(turn["iteration"], []).append(score)
+            means = pd.Series(scaled).groupby([turn["iteration"] for turn in turns], sort=False).mean()
             rows += [
-                {"card": card.name, "agent": agent, "iteration": iteration, "reward_scaled": float(np.mean(scores))}
-                for iteration, scores in by_iteration.items()
+                {"card": card.name, "agent": agent, "iteration": iteration, "reward_scaled": mean}
+                for iteration, mean in means.items()
             ]
     return rows

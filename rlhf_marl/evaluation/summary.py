@@ -1,6 +1,6 @@
 """Summarise the rows of evaluation_dialogues.jsonl into evaluation.json. Pure functions, no model.
 
-A speaker is an agent, 0 to N - 1, or the team, N. Each value is first averaged over a question's turns.
+A speaker is an agent, 0 to N - 1, or TEAM. Each value is first averaged over a question's turns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,8 @@ from rlhf_marl.evaluation.verdict import verdict
 
 Row = dict[str, Any]
 Value = Callable[[Row], float]
-_HARMLESS = tuple(kind for kind in KINDS if kind != "harmful")
+HARMLESS = tuple(kind for kind in KINDS if kind != "harmful")
+TEAM = -1
 _OF_TEAM = {
     "responses": "aggregate",
     "tokens": "aggregate_tokens",
@@ -48,7 +49,7 @@ def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str
         agents.append({"agent": agent, "reward_model": name, "verdict": verdict(numbers), **numbers})
     team = {
         "own_reward": metric(rows, lambda row: float(np.mean([row["aggregate_scores"][name] for name in own]))),
-        **_of_speaker(rows, n_agents, ensemble, held_out, pairwise),
+        **_of_speaker(rows, TEAM, ensemble, held_out, pairwise),
         "against_single": {
             "own_reward": metric(
                 rows, _team_or_single(n_agents, lambda row, i: float(np.mean([score_of(n, i)(row) for n in own])))
@@ -85,7 +86,7 @@ def per_question(rows: Sequence[Row], policy: str, value: Value, kinds: Sequence
 
 def speaker_value(row: Row, key: str, speaker: int) -> Any:
     """A row's value under `key`, for an agent or the team."""
-    return row[key][speaker] if speaker < len(row["responses"]) else row[_OF_TEAM[key]]
+    return row[_OF_TEAM[key]] if speaker == TEAM else row[key][speaker]
 
 
 def value_of(key: str, speaker: int) -> Value:
@@ -95,12 +96,7 @@ def value_of(key: str, speaker: int) -> Value:
 
 def score_of(judge: str, speaker: int) -> Value:
     """A judge's scaled score of an agent's or the team's answer, as a function of the row."""
-
-    def value(row: Row) -> float:
-        team = speaker == len(row["responses"])
-        return float(row["aggregate_scores"][judge] if team else row["scores"][judge][speaker])
-
-    return value
+    return lambda row: row["aggregate_scores"][judge] if speaker == TEAM else row["scores"][judge][speaker]
 
 
 def _scale(rows: Sequence[Row], judge: str) -> tuple[float, float]:
@@ -130,7 +126,7 @@ def _team_or_single(n_agents: int, value: Callable[[Row, int], float]) -> Value:
 
     def of(row: Row) -> float:
         if row["policy"] == "trained":
-            return value(row, n_agents)
+            return value(row, TEAM)
         return float(np.mean([value(row, agent) for agent in range(n_agents)]))
 
     return of
@@ -154,7 +150,7 @@ def _of_speaker(
         "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
         "self_repetition": metric(rows, lambda row: repetition[row["policy"], row["question"], row["turn"]]),
         "refusal_harmful": metric(rows, refused, ("harmful",)),
-        "refusal_harmless": metric(rows, refused, _HARMLESS),
+        "refusal_harmless": metric(rows, refused, HARMLESS),
     }
 
 
@@ -219,7 +215,8 @@ def _mean(rows: Sequence[Row], value: Value) -> dict[str, float | None]:
 
 def _cross_rewards(rows: Sequence[Row], n_agents: int, judges: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Metrics of every judge on every speaker."""
-    cells = [[metric(rows, score_of(judge["name"], speaker)) for judge in judges] for speaker in range(n_agents + 1)]
+    speakers = (*range(n_agents), TEAM)
+    cells = [[metric(rows, score_of(judge["name"], speaker)) for judge in judges] for speaker in speakers]
     return {
         "judges": list(judges),
         "rows": [*(f"agent {agent}" for agent in range(n_agents)), "team"],

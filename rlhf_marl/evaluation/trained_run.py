@@ -6,6 +6,7 @@ Each function returns what it found, and adds a line to `notes` if that differs 
 import json
 import math
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -131,29 +132,23 @@ def reward_cards(run: RunDirectory, config: Config, notes: list[str]) -> Sequenc
     Raises:
         UsageError: neither can be read.
     """
-    return _recorded_cards(run, config, notes) or [
-        load_card(agent.reward_model, f"{run.path}/config.yaml: agents.{i}.reward_model")
-        for i, agent in enumerate(config.agents)
-    ]
-
-
-def _recorded_cards(run: RunDirectory, config: Config, notes: list[str]) -> list[Card] | None:
     try:
         cards = run.cards()
         if len(cards) != len(config.agents):
             raise UsageError(f"reward_models.json has {len(cards)} cards for {len(config.agents)} agents")
+        for card in cards:
+            model = getattr(card, "model", None)
+            if isinstance(model, str) and Path(model).is_absolute() and not Path(model).exists():
+                raise UsageError(f"reward model {card.name}: {model} is gone")
+        return cards
     except UsageError as error:
-        notes.append(f"{error}; the reward models were built anew from config.yaml")
-        return None
-    for card in cards:
-        model = getattr(card, "model", None)
-        if isinstance(model, str) and Path(model).is_absolute() and not Path(model).exists():
-            notes.append(
-                f"reward model {card.name}: {model} is gone; the reward models were built anew from config.yaml, and "
-                "may differ from those of the training"
-            )
-            return None
-    return cards
+        notes.append(
+            f"{error}; the reward models were built anew from config.yaml, and may differ from those of the training"
+        )
+    return [
+        load_card(agent.reward_model, f"{run.path}/config.yaml: agents.{i}.reward_model")
+        for i, agent in enumerate(config.agents)
+    ]
 
 
 def trained_questions(config: Config, run: RunDirectory, notes: list[str]) -> list[str]:
@@ -167,8 +162,6 @@ def trained_questions(config: Config, run: RunDirectory, notes: list[str]) -> li
 
 def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
     """Note what the run's files say about it: unfinished, damaged, or of another version."""
-    from importlib import metadata
-
     try:
         rows = read_jsonl(run.metrics)
         iterations = max((row["iteration"] for row in rows), default=-1) + 1

@@ -49,7 +49,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `path` when the block ends; an error in the block leaves `path` unchanged."""
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden: beside an export, `name.tmp` may be the user's
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:

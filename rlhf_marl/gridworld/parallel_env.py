@@ -1,4 +1,4 @@
-"""Simple Spread as a PettingZoo environment, on the same tables as the batched one."""
+"""Simple Spread as a PettingZoo environment, on the same tables as training."""
 
 from typing import Any, final
 
@@ -141,15 +141,8 @@ class SpreadEnv(ParallelEnv):
             cells[self._positions[i]] = str(i % 10)
         return "\n".join("".join(cells[HEIGHT * x + y] for x in range(WIDTH)) for y in reversed(range(HEIGHT)))
 
-    def close(self) -> None:
-        pass
-
     def _observations(self) -> dict[str, np.ndarray]:
-        n = len(self._positions)
-        return {
-            agent: self._scaled(np.roll(self._positions, -i)) if n > 1 else self._scaled(self._positions)
-            for i, agent in enumerate(self.agents)
-        }
+        return {agent: self._scaled(np.roll(self._positions, -i)) for i, agent in enumerate(self.agents)}
 
     def _scaled(self, positions: np.ndarray) -> np.ndarray:
         cells = np.concatenate([positions, self._landmarks])

@@ -4,7 +4,6 @@ A cell has the number 5 x + y. Position arrays hold cells; the last axis is the 
 """
 
 from collections.abc import Sequence
-from typing import final
 
 import numpy as np
 
@@ -64,21 +63,21 @@ def _distances(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return DISTANCE[positions[..., :, None], landmarks[..., None, :]]  # (..., agent, landmark)
 
 
-def cells_of(landmarks: Sequence[tuple[int, int]], where: str = "landmarks") -> np.ndarray:
+def cells_of(landmarks: Sequence[tuple[int, int]]) -> np.ndarray:
     """Cells of (x, y) pairs; raises UsageError if the list is empty, a pair is off the board or two are equal."""
     try:
         places = [(int(x), int(y)) for x, y in landmarks if int(x) == x and int(y) == y]
     except (TypeError, ValueError, OverflowError):
         places = []
     if not places or len(places) != len(landmarks):
-        raise UsageError(f"{where}: {landmarks!r} is not a list of (x, y) with whole numbers, at least one")
+        raise UsageError(f"landmarks: {landmarks!r} is not a list of (x, y) with whole numbers, at least one")
     for x, y in places:
         if not (0 <= x < WIDTH and 0 <= y < HEIGHT):
             raise UsageError(
-                f"{where}: ({x}, {y}) is off the board: x goes from 0 to {WIDTH - 1}, y from 0 to {HEIGHT - 1}"
+                f"landmarks: ({x}, {y}) is off the board: x goes from 0 to {WIDTH - 1}, y from 0 to {HEIGHT - 1}"
             )
     if len(set(places)) < len(places):
-        raise UsageError(f"{where}: {landmarks!r} names a cell twice; landmarks are distinct")
+        raise UsageError(f"landmarks: {landmarks!r} names a cell twice; landmarks are distinct")
     return np.array([HEIGHT * x + y for x, y in places])
 
 
@@ -87,50 +86,3 @@ def random_landmarks(n_landmarks: int, generator: np.random.Generator) -> np.nda
     if not 0 < n_landmarks <= N_CELLS:
         raise UsageError(f"landmarks: {n_landmarks} do not fit on the board's {N_CELLS} cells; choose 1 to {N_CELLS}")
     return generator.choice(N_CELLS, n_landmarks, replace=False)
-
-
-@final
-class Spread:
-    """A batch of boards, one per row of `landmarks`.
-
-    Attributes:
-        positions: (n_boards, n_agents) cells.
-        ages: steps since the positions were last drawn, (n_boards,).
-    """
-
-    def __init__(
-        self, landmarks: np.ndarray, n_agents: int, split: str = "shared", discount: float | None = None
-    ) -> None:
-        """
-        Args:
-            landmarks: (n_boards, n_landmarks) cells.
-            discount: γ of the restart kernel (section 3.1): an episode ends with probability 1 - γ after every step.
-                None: it ends after EPISODE steps.
-        """
-        if n_agents < 1:
-            raise UsageError(f"agents: {n_agents} given; at least one is needed")
-        self.landmarks, self.n_agents, self.split, self.discount = landmarks, n_agents, split, discount
-        self.positions = np.zeros((len(landmarks), n_agents), dtype=int)
-        self.ages = np.zeros(len(landmarks), dtype=int)
-
-    def reset(self, positions: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-        """Place the agents on cells (n_boards, n_agents), on all boards or those in `where`; returns all positions."""
-        chosen = np.ones(len(self.ages), dtype=bool) if where is None else where
-        self.positions = np.where(chosen[:, None], positions, self.positions)
-        self.ages = np.where(chosen, 0, self.ages)
-        return self.positions
-
-    def step(
-        self, actions: np.ndarray, chance: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Move all agents. actions: (n_boards, n_agents). chance: (n_boards,) uniform numbers, needed with a discount.
-
-        Returns:
-            positions reached, local rewards and team reward of the state reached, and which episodes are over:
-            those boards need a `reset`.
-        """
-        self.positions = NEXT_CELL[self.positions, actions]
-        self.ages = self.ages + 1
-        rewards = local_rewards(self.split, self.positions, self.landmarks)
-        over = self.ages >= EPISODE if self.discount is None else np.asarray(chance) >= self.discount
-        return self.positions, rewards, team_reward(self.positions, self.landmarks), over

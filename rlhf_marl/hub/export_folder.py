@@ -1,8 +1,6 @@
 """Write an export folder atomically; it replaces only an unchanged earlier export."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from rlhf_marl.errors import RlhfMarlError, UsageError
+from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.hashing import sha256_of
 
 MARKER = ".rlhf_marl_export.json"  # names and hashes of an export's files; stays here, is not uploaded
@@ -51,29 +50,14 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def writing_export(target: Path) -> Iterator[Path]:
-    """Yield a new folder that replaces the target when the block ends, and is removed after an error.
-
-    Not files.atomic.writing_folder: that one's fixed `<name>.tmp` may be a folder of the user's here, and the mode of
-    safetensors files has to be widened for a folder that is shared.
-    """
+    """Yield a new folder that replaces the target when the block ends, and is removed after an error."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
-            folder, before = Path(name) / "new", Path(name) / "before"
-            folder.mkdir()
+        with writing_folder(target) as folder:
             yield folder
             marker = folder / MARKER
             marker.write_text(json.dumps(_hashes(folder), indent=2) + "\n", "utf-8")
             for file in folder.rglob("*.safetensors"):  # which safetensors gives to their owner alone
                 file.chmod(marker.stat().st_mode)
-            if target.exists():
-                os.replace(target, before)
-            try:
-                os.replace(folder, target)
-            except OSError:
-                if before.exists():
-                    os.replace(before, target)
-                raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise RlhfMarlError(f"--to: {str(target)!r} cannot be written: {reason}") from None

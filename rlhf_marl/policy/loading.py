@@ -52,12 +52,12 @@ def load_chat_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
-    """Load a chat model for inference. Raises UsageError as `load_causal_lm` does, or without a chat template."""
+    """Load a chat model for inference. Raises UsageError as `load_model_of` does, or without a chat template."""
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
     tokenizer = load_tokenizer(reference, where, **source)
     check_chat_template(tokenizer, f"{where}: {reference!r}")
-    model = load_causal_lm(reference, where, dtype=dtype_for(dtype, device), **source).to(device)
-    use_mkl_linears(model.requires_grad_(False))
+    model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    use_mkl_linears(model.to(device).requires_grad_(False))
     ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
     return ChatModel(model, tokenizer, ends)
 
@@ -77,26 +77,8 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 def load_tokenizer(
     reference: str, where: str, *, revision: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model reference; raises UsageError as `load_causal_lm` does."""
+    """The tokenizer of a model reference; raises UsageError as `load_model_of` does."""
     return _load(AutoTokenizer, reference, where, revision, trust_remote_code)
-
-
-def load_causal_lm(
-    reference: str,
-    where: str,
-    *,
-    dtype: torch.dtype | Literal["auto"],
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode, safetensors only. dtype auto: as the weights are stored.
-
-    Raises:
-        UsageError: not a model, pickle weights, or a gated or unreachable hub id; one line with the remedy.
-    """
-    return load_model_of(
-        AutoModelForCausalLM, reference, where, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
 
 
 def load_model_of(
@@ -109,9 +91,15 @@ def load_model_of(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    """Load another kind of model (`AutoModel`, ...) in evaluation mode. Raises UsageError as `load_causal_lm` does.
+    """Load a model in evaluation mode, safetensors only.
 
-    `options` go to `from_pretrained`, such as num_labels.
+    Args:
+        factory: AutoModelForCausalLM, AutoModel, ...
+        dtype: auto: as the weights are stored.
+        options: for `from_pretrained`, such as num_labels.
+
+    Raises:
+        UsageError: not a model, pickle weights, or a gated or unreachable hub id; one line with the remedy.
     """
     options |= {"dtype": dtype, "use_safetensors": True}
     return _load(factory, reference, where, revision, trust_remote_code, **options).eval()

@@ -49,7 +49,7 @@ def evaluate_responses(
     pad: int,
     signal: Tensor | None = None,
     kl_coefficient: float = 0.0,
-    agents: slice = slice(None),
+    agents: slice | None = slice(None),
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
@@ -62,18 +62,17 @@ def evaluate_responses(
     number of samples.
 
     Args:
+        agents: whose adapters gave the responses; None: the base model, whose KL is 0.
         prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`. Required by
             objectives that use the probability ratio.
     """
     n_agents, n_dialogues = len(responses), len(states)
-    first_agent = agents.start or 0
-    shape = (n_agents, n_dialogues)
-    result = Statistics(*(torch.zeros(shape, device=model.device) for _ in range(3)))
+    result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(3)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
     prefix: SharedPrefix | None = None
-    shared = shared_tokens(model, states)
+    shared = shared_tokens(model, states) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
         reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
     for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
@@ -85,11 +84,15 @@ def evaluate_responses(
         with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
-            with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
-                if columns.start == 0:  # the first microbatch of these agents
-                    prefix = SharedPrefix(model, states, n_rows)
-                assert prefix is not None
-                logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
+            if agents is None:
+                logits = base
+            else:
+                first_agent = agents.start or 0
+                with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
+                    if columns.start == 0:  # the first microbatch of these agents
+                        prefix = SharedPrefix(model, states, n_rows)
+                    assert prefix is not None
+                    logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
             log_probability, entropy, kl = _token_statistics(
                 logits.detach(),
                 base,
@@ -106,39 +109,10 @@ def evaluate_responses(
             result.entropy[rows, columns] = _token_mean(entropy, mask).view(block_shape)
             result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
             if signal is not None:
+                assert prefix is not None  # gradients are those of agents
                 adapters.backward(logits, base)
                 if columns.stop == n_dialogues:  # the last microbatch of these agents
                     prefix.backward()
-    return result
-
-
-@torch.inference_mode()
-def base_entropy(
-    model: PreTrainedModel,
-    adapters: StackedAdapters,
-    states: Sequence[Sequence[int]],
-    responses: Sequence[Sequence[Sequence[int]]],
-    *,
-    temperature: float,
-    pad: int,
-) -> Tensor:
-    """Mean entropy, in nats, of the base model along responses[agent][dialogue]: (n_agents, n_dialogues)."""
-    n_agents, n_dialogues = len(responses), len(states)
-    result = torch.zeros(n_agents, n_dialogues, device=model.device)
-    most = max(len(r) for row in responses for r in row)
-    longest = most + max(map(len, states))
-    with adapters.use(None):
-        reading = ReferencePrefill(model, states, pad, room=most, prefixes=PrefixCache())
-        for rows, columns in microbatches(n_agents, n_dialogues, 0, longest):
-            tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
-            logits = reading.logits(model, columns, tokens, mask)
-            entropy = torch.cat(
-                [
-                    _entropy(log_p.exp(), log_p)
-                    for log_p in (_log_softmax(x, temperature) for x in logits.flatten(0, 1).split(POSITIONS))
-                ]
-            )
-            result[rows, columns] = _token_mean(entropy.view(mask.shape), mask).view(rows.stop - rows.start, -1)
     return result
 
 
@@ -294,7 +268,7 @@ def _token_statistics(
         divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)  # log π - log base
         kl = torch.linalg.vecdot(policy, divergence)
         result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
-        result[1, part] = _entropy(policy, log_policy)
+        result[1, part] = -torch.linalg.vecdot(policy, log_policy)
         result[2, part] = kl
         if flat_signal is not None:
             sampled = result[0, part] if flat_old is None else flat_old[part]
@@ -308,10 +282,6 @@ def _token_statistics(
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(tempered(logits, temperature), dim=-1)
-
-
-def _entropy(probabilities: Tensor, logarithms: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(probabilities, logarithms)
 
 
 def _token_sum(values: Tensor, mask: Tensor) -> Tensor:

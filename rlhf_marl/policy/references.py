@@ -3,18 +3,17 @@
 import contextlib
 import importlib.util
 import io
-import os
 import re
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.locate import cache_dir, expanded
 
 _INSTALL = {
@@ -77,42 +76,34 @@ def _package_model(reference: str, where: str) -> Path:
         )
     if path.suffix != ".gguf":
         return _checked_folder(path, reference, where)
-    folder = cache_dir() / "models" / f"{package}-{_version(package)}-{path.stem}"
+    folder = cache_dir() / "models" / f"{package}-{distribution_of(package)[1] or 0}-{path.stem}"
     if not (folder / "config.json").is_file():
         _convert_gguf(path, folder, where)
     return folder
 
 
-def _version(package: str) -> str:
+def distribution_of(package: str) -> tuple[str, str]:
+    """Name and version of the distribution that an import package belongs to; no version if it has none."""
     distributions = metadata.packages_distributions().get(package, [])
-    return metadata.version(distributions[0]) if distributions else "0"
+    return (distributions[0], metadata.version(distributions[0])) if distributions else (package, "")
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:
-    """Dequantise to float32 safetensors; the folder is written atomically."""
+    """Dequantise to float32 safetensors; the folder is written atomically, by one process."""
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(f"{where}: reading {file.name} needs the gguf package: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # The conversion's progress bars ignore transformers' switch.
-    with (
-        quiet(),
-        contextlib.redirect_stderr(io.StringIO()),
-        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name,
-    ):
-        temporary = Path(name) / "model"
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        # transformers refuses to save a model still marked as quantised.
-        model.hf_quantizer = None
-        del model.config.quantization_config
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        try:
-            os.replace(temporary, folder)
-        except OSError:  # another process was first, or the folder is left over
-            if not (folder / "config.json").is_file():
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(temporary, folder)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if (folder / "config.json").is_file():  # another process was first
+            return
+        # The conversion's progress bars ignore transformers' switch.
+        with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            # transformers refuses to save a model still marked as quantised.
+            model.hf_quantizer = None
+            del model.config.quantization_config
+            model.save_pretrained(temporary)
+            AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
 
 
 class quiet:

@@ -21,7 +21,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.atomic import flush, move, unwritable
+from rlhf_marl.files.atomic import unwritable, writing_folder
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
@@ -94,10 +94,7 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
 
 def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: Sequence[Pair], where: str) -> None:
     """Train in a temporary folder, then rename it: the result is atomic, and a killed training starts over."""
-    beside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)  # left by a killed process
-    temporary = beside / "model"
-    try:
+    with writing_folder(folder) as temporary:
         _fit(card, [*train, *openings(train, card.opening_words)], temporary, where)
         raw_card = SequenceClassifierCard(
             name=card.name,
@@ -126,11 +123,6 @@ def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: 
         }
         (temporary / "card.yaml").write_text(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), "utf-8")
         (temporary / "training.json").write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
-        for file in temporary.iterdir():
-            flush(file)
-        move(temporary, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -178,7 +170,7 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
-                output_dir=str(folder.parent / "trainer"),
+                output_dir=str(folder / "trainer"),
                 num_train_epochs=card.epochs,
                 learning_rate=card.learning_rate,
                 per_device_train_batch_size=card.batch_size,
@@ -200,7 +192,7 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         trainer.train()
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    shutil.rmtree(folder.parent / "trainer", ignore_errors=True)
+    shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 
 def _tokens(card: TrainedCard, tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:

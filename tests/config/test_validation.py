@@ -87,9 +87,9 @@ def lines(content, allowed=()):
 def test_lines_by_hand():
     assert lines({}) == ["here: size: missing; it is required"]
     assert lines({"size": 1, "sze": 2}, ["size"]) == ["here: sze: unknown key (value 2); did you mean 'size'?"]
-    assert lines({"size": 1, "qqq": 2}, ["size"]) == [
-        "here: qqq: unknown key (value 2); `rlhf-marl schema` lists the keys"
-    ]
+    assert lines({"size": 1, "qqq": 2}, ["size", "x"]) == ["here: qqq: unknown key (value 2); choose size, x"]
+    many = [f"key{number}" for number in range(50)]
+    assert lines({"size": 1, "qqq": 2}, many) == ["here: qqq: unknown key (value 2); `rlhf-marl schema` lists the keys"]
     (line,) = lines({"size": "\x1b[31m"})
     assert line.startswith("here: size: ")
     assert "\x1b" not in line

@@ -21,10 +21,8 @@ def agents(tiny_config):
 
 
 def played(agents, turns=1):
-    done = []
     controller = ScriptedController("{{ responses[0] }}", ["And {{ prompt }}"])
-    rows = collect(agents, controller, Sampling(1, 6, 400, 1.0), QUESTIONS, turns, done.append)
-    assert sum(done) == len(rows)
+    rows = list(collect(agents, controller, Sampling(1, 6, 400, 1.0), QUESTIONS, turns))
     return ([row for row in rows if row["policy"] == policy] for policy in ("base", "trained"))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_marl.evaluation.compare import compare, compare_all
+from rlhf_marl.evaluation.compare import compare
 from rlhf_marl.evaluation.files import Evaluation
 from tests.evaluation.examples import SETTINGS
 from tests.evaluation.test_summary import ROWS
@@ -25,12 +25,12 @@ def test_trained_agents_are_compared_on_the_questions_of_both():
 
 
 def test_what_differs_is_said():
-    found = compare_all(["a", "b"], [evaluation(ROWS), evaluation(ROWS, seed=2, judges={"own": "3"})])
-    assert found["b"]["warnings"] == [
+    found = compare(evaluation(ROWS), evaluation(ROWS, seed=2, judges={"own": "3"}))
+    assert found["warnings"] == [
         "seed differs: 1 and 2",
         "the runs were judged by different reward models; only texts are compared",
     ]
-    assert "own" not in found["b"]["agents"][0]
+    assert "own" not in found["agents"][0]
 
 
 @pytest.mark.parametrize("rows", [[], [row for row in ROWS if row["policy"] == "base"]])

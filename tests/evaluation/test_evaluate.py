@@ -366,29 +366,29 @@ def test_from_python(folder, monkeypatch):
     assert found == json.loads((folder / "run" / "evaluation.json").read_text())
     same = rlhf_marl.evaluate("run", questions=Path("questions.jsonl"), judges=[Path("letters.yaml")], limit=2)
     assert same == found
-    with pytest.raises(UsageError, match="options are questions, turns"):
+    with pytest.raises(UsageError, match=r"evaluate: question: unknown key .*; did you mean .questions."):
         rlhf_marl.evaluate("run", question="x")
 
 
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"limit": 0}, "limit: 0 given; a whole number, at least 1, is needed"),
+        ({"limit": 0}, "limit: 0 given; input should be greater than or equal to 1"),
         ({"limit": -1}, "limit: -1 given"),
         ({"turns": 0}, "turns: 0 given"),
         ({"turns": None}, "turns: None given"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0 given"),
-        ({"seed": 1.5}, "seed: 1.5 given; a whole number, at least 0, is needed"),
-        ({"judges": "letters.yaml"}, "judges: 'letters.yaml' given; a list of cards is needed"),
-        ({"judges": [3]}, "judges: 3 given; the path of a file is needed"),
-        ({"judge": 3}, "judge: 3 given; the path of a file is needed"),
-        ({"questions": None}, "questions: None given; the path of a file is needed"),
+        ({"seed": 1.5}, "seed: 1.5 given; input should be a valid integer"),
+        ({"judges": "letters.yaml"}, "judges: 'letters.yaml' given; input should be a valid list"),
+        ({"judges": [3]}, "judges.0: 3 given; input should be a valid string"),
+        ({"judge": 3}, "judge: 3 given; input should be a valid string"),
+        ({"questions": None}, "questions: None given; input should be a valid string"),
     ],
 )
 def test_an_option_that_cannot_be_meant_is_one_line(options, line):
     with pytest.raises(UsageError) as error:
         rlhf_marl.evaluate("run", **options)
-    assert str(error.value).startswith(line)
+    assert str(error.value).startswith(f"evaluate: {line}")
 
 
 @pytest.mark.parametrize(

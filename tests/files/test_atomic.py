@@ -9,7 +9,7 @@ from rlhf_marl.files.atomic import writing_folder
 def before(tmp_path):
     """A folder, and beside it what a killed process left of its successor."""
     folder = tmp_path / "adapters"
-    for name, content in (("adapters/old", "old"), ("adapters.tmp/.tmpx", "torn")):
+    for name, content in (("adapters/old", "old"), (".adapters.tmp/.tmpx", "torn")):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(content)
     return folder

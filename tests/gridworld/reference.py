@@ -23,7 +23,8 @@ from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_ki
 from rlhf_marl.gridworld.draws import Draws
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.spread import N_ACTIONS, Spread
+from rlhf_marl.gridworld.spread import N_ACTIONS
+from tests.gridworld.board import Spread
 
 
 @dataclass(frozen=True, slots=True)

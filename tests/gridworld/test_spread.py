@@ -15,13 +15,13 @@ from rlhf_marl.gridworld.spread import (
     N_ACTIONS,
     N_CELLS,
     NEXT_CELL,
-    Spread,
     cells_of,
     local_rewards,
     random_landmarks,
     team_reward,
 )
 from rlhf_marl.gridworld.training import train
+from tests.gridworld.board import Spread
 from tests.gridworld.reference import Reference
 
 

@@ -1,10 +1,15 @@
 """Agents that do not look: against dynamic programming for two, simulation for three."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 
-from rlhf_marl.gridworld import exact, state_independent
-from rlhf_marl.gridworld.spread import DISTANCE, EPISODE, N_ACTIONS, N_CELLS, Spread, random_landmarks
+from rlhf_marl.gridworld import state_independent
+from rlhf_marl.gridworld.exact import optimal_values, policy_values, reward_table, uniform_policies
+from rlhf_marl.gridworld.spread import DISTANCE, EPISODE, N_ACTIONS, N_CELLS, random_landmarks
+from tests.gridworld.board import Spread
+from tests.gridworld.test_exact import constant_policies
 
 PAIRS = [[(2, 1), (10, 3)], [(0, 0), (12, 4)], [(6, 2), (6, 3)]]
 
@@ -13,12 +18,15 @@ def cells(pairs):
     return np.array([[5 * x + y for x, y in pair] for pair in pairs])
 
 
+def values(policies):
+    """Of the same policies on the three boards."""
+    return policy_values(reward_table(cells(PAIRS)), np.stack([policies] * len(PAIRS)), EPISODE)
+
+
 def test_two_agents_are_those_of_dynamic_programming():
-    np.testing.assert_allclose(
-        state_independent.random_values(cells(PAIRS)), [exact.random_value(p) for p in PAIRS], rtol=1e-12
-    )
-    found = state_independent.constant_values(cells(PAIRS))
-    np.testing.assert_allclose(found, [exact.constant_value(p) for p in PAIRS], rtol=1e-12)
+    np.testing.assert_allclose(state_independent.random_values(cells(PAIRS)), values(uniform_policies()), rtol=1e-12)
+    constant = [values(constant_policies(a, b)) for a, b in product(range(N_ACTIONS), repeat=2)]
+    np.testing.assert_allclose(state_independent.constant_values(cells(PAIRS)), np.max(constant, axis=0), rtol=1e-12)
 
 
 def test_three_agents_by_simulation():
@@ -34,7 +42,7 @@ def test_three_agents_by_simulation():
 
 def test_the_bound_is_one():
     """Above the optimum for two agents, and not by much; for one agent it is the optimum."""
-    gap = state_independent.bounds(cells(PAIRS)) - [exact.optimal_value(pair) for pair in PAIRS]
+    gap = state_independent.bounds(cells(PAIRS)) - optimal_values(reward_table(cells(PAIRS)), EPISODE)
     assert (gap >= 0).all()
     assert (gap < 1).all()
     walked = [-np.maximum(DISTANCE[:, 33] - step, 0).mean() for step in range(1, EPISODE + 1)]

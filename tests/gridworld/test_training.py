@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rlhf_marl.gridworld.draws import draw_all
-from rlhf_marl.gridworld.exact import policy_value, policy_values, reward_table
+from rlhf_marl.gridworld.exact import policy_values, reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.training import Policies, policy_table, train
 
@@ -45,7 +45,9 @@ def test_a_policy_table_by_hand():
     table = policy_table(Policies(h, w, b))[0]
     np.testing.assert_allclose(table[0][..., 3], 1)
     np.testing.assert_allclose(table[1][..., 1], 1)
-    assert policy_value([(12, 2), (6, 0)], table) > policy_value([(0, 2), (6, 4)], table)
+    rewards = reward_table(np.array([[62, 30], [2, 34]]))  # landmarks at the right and below, at the left and above
+    ahead, behind = policy_values(rewards, np.stack([table, table]), 10)
+    assert ahead > behind
 
 
 def test_learning_beats_chance():

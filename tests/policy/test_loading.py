@@ -5,11 +5,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.policy.loading import load_causal_lm, load_model_of, load_tokenizer
+from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 
 
 def load(reference, **options):
-    return load_causal_lm(reference, "c.yaml: model.name", dtype=torch.float32, **options)
+    return load_model_of(AutoModelForCausalLM, reference, "c.yaml: model.name", dtype=torch.float32, **options)
 
 
 def refused(reference, message, **options):

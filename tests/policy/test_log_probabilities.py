@@ -81,6 +81,20 @@ def test_without_a_signal_no_gradient_is_touched(system):
     assert not adapters.parameters.grad.any()
 
 
+def test_the_base_model_on_its_own_responses(system):
+    """Its entropy is that of the plain computation, and it does not differ from itself."""
+    model, adapters = system
+    result = evaluate_responses(model, adapters, STATES, RESPONSES, temperature=TEMPERATURE, pad=0, agents=None)
+    assert not result.kl.any()
+    for agent in range(3):
+        for dialogue, state in enumerate(STATES):
+            response = RESPONSES[agent][dialogue]
+            with adapters.use(None), torch.no_grad():
+                logits = model(torch.tensor([state + response])).logits[0, len(state) - 1 : -1]
+            entropy = torch.distributions.Categorical(logits=logits / TEMPERATURE).entropy().mean()
+            torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
+
+
 def test_fresh_adapters_have_no_divergence():
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
