@@ -107,5 +107,8 @@ def test_a_kind_that_is_registered_later_is_read(monkeypatch):
     class Added(CallableCard):
         kind: Literal["added"]
 
+    content = {"name": "a", "kind": "added", "function": "m:f"}
+    with pytest.raises(UsageError, match="kind: 'added' is not allowed; choose 'sequence_classifier'"):
+        check_card(content, "here")
     monkeypatch.setitem(KINDS, "added", Added)
-    assert type(check_card({"name": "a", "kind": "added", "function": "m:f"}, "here")) is Added
+    assert type(check_card(content, "here")) is Added
