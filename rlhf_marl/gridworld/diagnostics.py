@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from rlhf_marl.algorithm.mixing import consensus_power, own_share
 from rlhf_marl.algorithm.network import Network
+from rlhf_marl.algorithm.signals import SIGNALS, critic_kind
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.draws import Draws
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
@@ -104,7 +105,7 @@ def backed_up(rewards: np.ndarray, value: np.ndarray, c: Chain) -> np.ndarray:
 def critic_tables(s: Setting, draws: Draws, critics: Critics, seed: int) -> np.ndarray:
     """A seed's critics on all states: V (C, 65, 65) or Q (C, 65, 65, 5, 5)."""
     shape: tuple[int, ...] = _BOARD
-    if s.signal == "td_v":
+    if critic_kind(s.signal) == "v":
         x = encode_critic(_STATES)
     else:
         x = encode_critic(
@@ -157,11 +158,12 @@ def actor_weights(
         power: A^t_gossip, (2, 2) or (1, 1).
     """
     pi, c = joint(table), chain(s)
-    if s.signal in ("q_value", "counterfactual"):
+    if not SIGNALS[s.signal].has_reward:
         signals = estimates
     else:
-        now = estimates if s.signal != "td_v" else estimates[..., None, None]
-        state = estimates if s.signal == "td_v" else (pi * estimates).sum((-2, -1))
+        reads_actions = critic_kind(s.signal) == "q"
+        now = estimates if reads_actions else estimates[..., None, None]
+        state = (pi * estimates).sum((-2, -1)) if reads_actions else estimates
         ahead = np.stack([backed_up(np.zeros(_BOARD), value, c) for value in state])
         paid = np.stack([reward[_NEXT] for reward in rewards])
         if s.credit == "local":
@@ -240,7 +242,7 @@ def _diagnose_seed(
     estimates = critic_tables(s, draws, critics, seed)[:2]
     exact = exact_state_value(paid, table, c)
     weights = nu
-    if s.signal != "td_v":
+    if critic_kind(s.signal) == "q":
         exact, weights = backed_up(paid, exact, c), nu[..., None, None] * joint(table)
     quality = [critic_quality(estimate, exact, weights) for estimate in estimates]
     rewards, power = paid[None], np.ones((1, 1))
@@ -267,7 +269,7 @@ def communication(s: Setting, draws: Draws) -> dict[str, np.ndarray]:
     n_seeds = len(draws.matrix)
     decentralised = s.control == "decentralised"
     critic_rounds = s.iterations * s.gossip_rounds * decentralised
-    actor_rounds = critic_rounds * (s.signal not in ("q_value", "counterfactual"))
+    actor_rounds = critic_rounds * SIGNALS[s.signal].has_reward
     links = (draws.matrix > 0).sum((-2, -1)) - s.n_agents
     n_params = draws.critic_h.shape[1] if s.critic == "linear" else s.depth * s.width**2
     numbers = critic_rounds * n_params + actor_rounds * s.actor_samples

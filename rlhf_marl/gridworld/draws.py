@@ -9,6 +9,7 @@ from typing import final
 import numpy as np
 import torch
 
+from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.errors import UsageError
 from rlhf_marl.gridworld.encoding import actor_inputs, critic_inputs
@@ -73,7 +74,7 @@ def _draw(s: Setting, master: int, seed: int) -> Draws:
         return variance**0.5 * source.standard_normal(shape)
 
     critic, m = generator(_CRITIC), s.width
-    d = critic_inputs(s.n_agents, with_actions=s.signal != "td_v")
+    d = critic_inputs(s.n_agents, with_actions=critic_kind(s.signal) == "q")
     actors = [generator(_ACTOR, i) for i in range(s.n_agents)]
     return Draws(
         landmarks=random_landmarks(s.n_agents, generator(_LANDMARKS)),

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from rlhf_marl.algorithm.signals import SIGNALS
 from rlhf_marl.config.schema import (
     Fraction,
     NonNegativeFloat,
@@ -89,7 +90,7 @@ class Setting(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Setting":
-        if self.signal in ("q_value", "counterfactual") and self.credit == "local":
+        if self.credit == "local" and not SIGNALS[self.signal].has_reward:
             raise ValueError(f"credit: local needs a signal with an immediate reward; {self.signal} has none")
         if self.control == "centralised" and self.credit == "local":
             raise ValueError("credit: local is about the agents' own rewards; control centralised has the mean alone")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from rlhf_marl.algorithm.mixing import consensus_power, own_share
+from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.gridworld import compiled_layout, compiled_training
 from rlhf_marl.gridworld.compiled_step import fill_table
 from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
@@ -265,7 +266,8 @@ def _dead(s: Setting, state: _State) -> np.ndarray:
     if s.critic == "linear":
         return np.zeros(len(state.critics))
     positions = _some_states(s)
-    actions = np.random.default_rng(1).integers(N_ACTIONS, size=positions.shape) if s.signal != "td_v" else None
+    reads_actions = critic_kind(s.signal) == "q"
+    actions = np.random.default_rng(1).integers(N_ACTIONS, size=positions.shape) if reads_actions else None
     x0 = encode_critic(positions, actions).astype(state.dtype) @ state.arrays["critic_h"]  # (S, 64, m)
     hidden = _hidden(state.critics[:, 0], x0[:, None], s.width)
     return (hidden[..., : s.width] <= 0).all(-2).mean((-2, -1))

@@ -1,13 +1,15 @@
 """Messages, chat templates, stop tokens, and sanitising untrusted text."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.sanitise import first_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Message(TypedDict):
@@ -15,7 +17,7 @@ class Message(TypedDict):
     content: str
 
 
-def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+def plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
     """Sanitise text: insert a space into every string that the tokenizer would read as a special token."""
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     for token in added.union(tokenizer.all_special_tokens):
@@ -24,7 +26,7 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
-def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], budget: int) -> list[int]:
+def chat_tokens(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], budget: int) -> list[int]:
     """Token ids of a chat in the model's template, with the generation prompt; only the last `budget` are kept.
 
     Special tokens come only from the template, never from a message's content. If the template does not accept a
@@ -41,13 +43,13 @@ def chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     return ids[max(0, len(ids) - budget) :]
 
 
-def _templated(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+def _templated(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
     return list(
         tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
     )
 
 
-def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
     """Raise UsageError if the template cannot render a dialogue, with or without a system message."""
     if not tokenizer.chat_template:
         raise UsageError(f"{where}: the model's tokenizer has no chat template; choose a chat (instruct) model")
@@ -58,7 +60,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, where: str) -> None:
         raise UsageError(f"{where}: the chat template refuses a dialogue: {first_line(error)}") from None
 
 
-def stop_tokens(tokenizer: PreTrainedTokenizerBase, generation_ends: int | list[int] | None) -> list[int]:
+def stop_tokens(tokenizer: "PreTrainedTokenizerBase", generation_ends: int | list[int] | None) -> list[int]:
     """All stop tokens: the tokenizer's end token first, then those of the generation config."""
     ends = [generation_ends] if isinstance(generation_ends, int) else list(generation_ends or [])
     return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))

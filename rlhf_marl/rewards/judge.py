@@ -5,22 +5,24 @@ import math
 import re
 from collections.abc import Sequence
 from itertools import takewhile
-from typing import Annotated, Literal, NoReturn, Protocol, final
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, Protocol, final
 
 from pydantic import Field
-from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.config.validation import Address, Retries, Seconds
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.instructions import Task, load_instructions
-from rlhf_marl.policy.loading import default_device, load_chat_model
-from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards.base import CardBase, Finite, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import neutralise
 from rlhf_marl.services.endpoint import Choice, Endpoint, text_of
 from rlhf_marl.services.journal import UNRECORDED, Journal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhf_marl.policy.sampler import Sampler
 
 _log = logging.getLogger("rlhf_marl")
 _TOP = 20  # top_logprobs requested from an endpoint
@@ -50,7 +52,7 @@ class JudgeCard(CardBase):
 
     file_keys = ("model", "rubric")
 
-    def build(self, base: Sampler | None, journal: Journal) -> RewardModel:
+    def build(self, base: "Sampler | None", journal: Journal) -> RewardModel:
         return Judge(self, base, journal)
 
     def scores_with(self) -> str:
@@ -83,7 +85,7 @@ class Judge:
     def __init__(
         self,
         card: JudgeCard,
-        base: Sampler | None = None,
+        base: "Sampler | None" = None,
         journal: Journal = UNRECORDED,
         grader: Grader | None = None,
     ) -> None:
@@ -122,12 +124,12 @@ class Judge:
         return scores
 
 
-def build_grader(card: JudgeCard, base: Sampler | None, journal: Journal = UNRECORDED) -> Grader:
+def build_grader(card: JudgeCard, base: "Sampler | None", journal: Journal = UNRECORDED) -> Grader:
     """The card's grader: an endpoint or a local model."""
     return _endpoint_grader(card, journal) if card.base_url is not None else _local_grader(card, base)
 
 
-def _local_grader(card: JudgeCard, base: Sampler | None) -> Grader:
+def _local_grader(card: JudgeCard, base: "Sampler | None") -> Grader:
     """Grades by the next-token probabilities of a local model."""
     sampler = _sampler(card) if card.model is not None else base or _missing(card)
     shared, following = _grade_tokens(card, sampler.tokenizer)
@@ -140,7 +142,7 @@ def _local_grader(card: JudgeCard, base: Sampler | None) -> Grader:
     return grade
 
 
-def _grade_tokens(card: JudgeCard, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+def _grade_tokens(card: JudgeCard, tokenizer: "PreTrainedTokenizerBase") -> tuple[list[int], list[int]]:
     """The token prefix shared by all grades (a word boundary in some tokenizers), and each grade's next token."""
     rows = [tokenizer(grade, add_special_tokens=False)["input_ids"] for grade in card.grades]
     shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
@@ -152,7 +154,10 @@ def _grade_tokens(card: JudgeCard, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return rows[0][:shared], [token for (token,) in following]
 
 
-def _sampler(card: JudgeCard) -> Sampler:
+def _sampler(card: JudgeCard) -> "Sampler":
+    from rlhf_marl.policy.loading import default_device, load_chat_model  # slow to import: torch and transformers
+    from rlhf_marl.policy.sampler import TransformersSampler
+
     assert card.model is not None
     chat_model = load_chat_model(card.model, f"card {card.name}: model", default_device(), revision=card.revision)
     return TransformersSampler(chat_model)

@@ -1,15 +1,15 @@
 """Reward by embedding similarity to examples."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
-import torch
 from pydantic import Field
-from torch import Tensor
-from transformers import AutoModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.rewards.base import MINILM, CardBase, PositiveInt, RewardModel, Text, model_available, public_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class PrototypeCard(CardBase):
@@ -41,20 +41,22 @@ class PrototypeCard(CardBase):
 class Encoder:
     """Sentence embeddings: mean over the last hidden states of the real tokens, scaled to length 1."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
         self._model, self._tokenizer = model, tokenizer
         self._limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
 
-    @torch.inference_mode()
-    def __call__(self, texts: Sequence[str], batch_size: int) -> Tensor:
+    def __call__(self, texts: Sequence[str], batch_size: int) -> "Tensor":
         """(len(texts), dimension) float32."""
+        import torch  # slow to import
+
         # Texts of similar length share a batch; the order is restored at the end.
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         parts = []
         for start in range(0, len(order), batch_size):
             batch = [texts[i] for i in order[start : start + batch_size]]
             inputs = self._tokenizer(batch, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
-            hidden = self._model(**inputs.to(self._model.device)).last_hidden_state.float()
+            with torch.inference_mode():
+                hidden = self._model(**inputs.to(self._model.device)).last_hidden_state.float()
             mask = inputs["attention_mask"].unsqueeze(-1)
             parts.append(torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
         embeddings = torch.cat(parts)
@@ -66,6 +68,10 @@ _ENCODERS: dict[str, Encoder] = {}
 
 def load_encoder(reference: str, where: str) -> Encoder:
     """Load an encoder once per model; all cards that name it share it."""
+    from transformers import AutoModel  # slow to import
+
+    from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+
     if reference not in _ENCODERS:
         _ENCODERS[reference] = Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
     return _ENCODERS[reference]

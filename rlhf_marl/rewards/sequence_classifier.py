@@ -4,18 +4,19 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, final
-
-import torch
-from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import plain_text
-from rlhf_marl.policy.loading import Source, default_device, dtype_for, load_model_of, load_tokenizer
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import first_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhf_marl.policy.loading import Source
 
 _log = logging.getLogger("rlhf_marl")
 
@@ -80,6 +81,10 @@ class SequenceClassifier:
     """
 
     def __init__(self, card: SequenceClassifierCard) -> None:
+        from transformers import AutoModelForSequenceClassification  # slow to import
+
+        from rlhf_marl.policy.loading import dtype_for, load_model_of, load_tokenizer
+
         where = f"card {card.name}: model"
         self._card = card
         source: Source = {"revision": card.revision, "trust_remote_code": card.trust_remote_code}
@@ -95,13 +100,14 @@ class SequenceClassifier:
             folder = find_data(f"{card.adapter}/adapter_config.json", f"card {card.name}: adapter").parent
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UsageError(f"card {card.name}: adapter: {str(folder)!r} has no adapter_model.safetensors")
+            from peft import PeftModel  # slow to import
+
             model = PeftModel.from_pretrained(model, str(folder)).eval()
         self._model = model.to(device)
         contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
         self._limit = min(context for context in contexts if context is not None)
         self.cut = 0
 
-    @torch.inference_mode()
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         cut_before = self.cut
         rows = [self._inputs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
@@ -132,6 +138,8 @@ class SequenceClassifier:
         Decoder classifiers read the score at the last token that is not the padding id. The padding id is therefore a
         token that occurs in no row: with the end token as padding, a row's own end token would count as padding.
         """
+        import torch  # slow to import
+
         used = {token for row in rows for token in row["input_ids"]}
         pad = next(token for token in range(len(used) + 1) if token not in used)
         for config in {id(c): c for c in (self._model.config, self._model.config.get_text_config())}.values():
@@ -142,12 +150,17 @@ class SequenceClassifier:
             name: torch.tensor([[*row[name], *[fill.get(name, 0)] * (longest - len(row[name]))] for row in rows])
             for name in rows[0]
         }
-        logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
+        with torch.inference_mode():
+            logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
         return logits.float().squeeze(-1).tolist()
 
 
-def _device(name: str | None, where: str) -> torch.device:
+def _device(name: str | None, where: str) -> "torch.device":
     """The card's device, after a test allocation. Raises UsageError if it does not exist."""
+    import torch  # slow to import
+
+    from rlhf_marl.policy.loading import default_device
+
     if name is None:
         return default_device()
     try:
@@ -158,7 +171,7 @@ def _device(name: str | None, where: str) -> torch.device:
 
 
 def classifier_inputs(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, response: str, *, kind: str, limit: int, end_token: bool
+    tokenizer: "PreTrainedTokenizerBase", prompt: str, response: str, *, kind: str, limit: int, end_token: bool
 ) -> tuple[dict[str, list[int]], bool]:
     """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
 
@@ -181,7 +194,7 @@ def classifier_inputs(
     return {"input_ids": ids, "attention_mask": [1] * len(ids)}, cut
 
 
-def _end(tokenizer: PreTrainedTokenizerBase, text: str, n_tokens: int) -> str:
+def _end(tokenizer: "PreTrainedTokenizerBase", text: str, n_tokens: int) -> str:
     """The longest suffix of a text that has at most n_tokens tokens."""
     while text:
         inputs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -1,35 +1,26 @@
-"""A second team: bandits without any language model, under the same training loop."""
+"""A second team: bandits without any language model. Agent i says 1 with probability w_i, and is paid for it."""
 
 from dataclasses import replace
 
 import torch
 
 import rlhf_marl
-from rlhf_marl.dialogue.controller import ScriptedController
-from rlhf_marl.dialogue.player import Player
-from rlhf_marl.dialogue.questions import Questions
 from rlhf_marl.policy.sampler import Sample
-from rlhf_marl.training.build import Experiment
-from tests.conftest import tiny_tokenizer
 
 
 class Bandits:
-    """Agent i says 1 with probability w_i, and is paid for it."""
-
     reward_models, w = ("ones", "ones"), torch.full((2,), 0.5)
 
     def respond(self, states, dialogues, turn):
-        draws = [[str(int(torch.rand(1) < w)) for _ in dialogues] for w in self.w]
-        return [[Sample([int(text)], text, [0.0], finished=True) for text in agent] for agent in draws]
+        return [[Sample([0], str(int(torch.rand(1) < w)), [0.0], finished=True) for _ in dialogues] for w in self.w]
 
     def score(self, turn):
         rewards = torch.tensor([[float(text) for text in agent] for agent in turn.texts])
         return replace(turn, reward_raw=rewards, reward_scaled=rewards)
 
     def learn(self, turns):
-        paid = turns[0].reward_scaled.mean(-1)
-        self.w = (self.w + 0.1 * paid).clamp_max(1.0)
-        return [{"reward_raw": reward, "reward_scaled": reward} for reward in paid.tolist()]
+        self.w = (self.w + 0.1 * turns[0].reward_scaled.mean(-1)).clamp_max(1.0)
+        return [{"reward_raw": paid, "reward_scaled": paid} for paid in turns[0].reward_scaled.mean(-1).tolist()]
 
     def state_dict(self):
         return {f"agent_{i}.w": w.clone() for i, w in enumerate(self.w)}
@@ -41,13 +32,8 @@ class Bandits:
         folder.mkdir(exist_ok=True)
 
 
-def test_the_training_loop_takes_it_as_it_is(tiny_content, tmp_path):
-    def builder(config, name, device, journal):
-        team = Bandits()
-        player = Player(team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64)
-        return Experiment(config, team, player, Questions(["?"], 0), [], torch.eye(2), journal)
-
-    run = rlhf_marl.train(tiny_content | {"iterations": 9}, run_dir=tmp_path / "run", builder=builder)
+def test_the_training_loop_takes_it_as_it_is(tiny_content, tmp_path, around):
+    run = rlhf_marl.train(tiny_content | {"iterations": 9}, run_dir=tmp_path / "run", builder=around(Bandits))
     assert run.metrics.groupby("iteration")["reward_scaled"].mean().tail(2).tolist() == [1.0, 1.0]
-    resumed = rlhf_marl.train(tiny_content | {"iterations": 12}, run_dir=run.path, resume=True, builder=builder)
+    resumed = rlhf_marl.train(tiny_content | {"iterations": 12}, run_dir=run.path, resume=True, builder=around(Bandits))
     assert resumed.metrics["reward_scaled"].tail(12).eq(1.0).all()

@@ -1,6 +1,8 @@
 """The kinds, and cards read by kind; files that a card names are found beside it."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,18 @@ SHIPPED = sorted(str(p.relative_to(DATA_ROOT)) for p in (DATA_ROOT / "reward_mod
 
 
 LOCAL = [name for name in SHIPPED if load_card(name, "test").kind in ("prototype", "callable")]
+
+
+def test_reading_the_shipped_cards_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; from rlhf_marl.rewards import load_card\n"
+        "print(*[load_card(name, 'test').name for name in sys.argv[1:]], sep=',')\n"
+        "print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, *SHIPPED]
+    names, imported = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(names.split(",")) == len(SHIPPED) > 10
+    assert imported == "set()"
 
 
 @pytest.mark.real_model
@@ -93,5 +107,8 @@ def test_a_kind_that_is_registered_later_is_read(monkeypatch):
     class Added(CallableCard):
         kind: Literal["added"]
 
+    content = {"name": "a", "kind": "added", "function": "m:f"}
+    with pytest.raises(UsageError, match="kind: 'added' is not allowed; choose 'sequence_classifier'"):
+        check_card(content, "here")
     monkeypatch.setitem(KINDS, "added", Added)
-    assert type(check_card({"name": "a", "kind": "added", "function": "m:f"}, "here")) is Added
+    assert type(check_card(content, "here")) is Added

@@ -1,4 +1,4 @@
-"""The readable form on its own, and the compiled form equal to it under every option."""
+"""The compiled form equals the readable one under every option."""
 
 import numpy as np
 import pytest

@@ -1,0 +1,39 @@
+import numpy as np
+import pytest
+
+from rlhf_marl.gridworld.draws import draw_all
+from rlhf_marl.gridworld.setting import Setting
+from rlhf_marl.gridworld.study.measure import _start, baselines, exact_values, interval, paired
+from rlhf_marl.gridworld.training import train
+
+
+def test_interval_by_hand():
+    """Of 1, 2, 3: mean 2, half width t(0.975, 2) / sqrt(3) = 4.30265 / 1.73205."""
+    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
+
+
+def test_paired_curves_leave_the_landmarks_out():
+    """Two seeds that differ in nothing but how good random policies are: no interval is left, and the mean is kept."""
+    random = np.array([-9.0, -3.0])
+    found = paired(random[:, None] + np.array([[1.0, 2.0]]), {"random": random})
+    assert found.tolist() == [[-5, -4], [-5, -4]]
+
+
+def test_the_start_of_more_agents_is_sampled(monkeypatch):
+    """The same rollout for two agents, against exact values."""
+    exact = baselines(Setting(width=6, depth=1), 0, 4)["start"]
+    monkeypatch.setattr("rlhf_marl.gridworld.study.measure._EXACT", ())
+    _start.cache_clear()
+    sampled = baselines(Setting(width=6, depth=1), 0, 4)["start"]
+    _start.cache_clear()
+    np.testing.assert_allclose(sampled, exact, atol=1.0)
+    assert (sampled != exact).all()
+
+
+def test_exact_values_are_what_the_environment_pays():
+    """Sampled reward of frozen policies (step size 0) against their exact value, over many steps."""
+    setting = Setting(actor_step_size=0.0, iterations=40_000, width=8, depth=1, actor_output_scale=0.2)
+    draws = draw_all(setting, 0, range(4))
+    history = train(setting, 0, range(4), [40_000], draws=draws)
+    exact = exact_values(draws.landmarks, history.policies[0])
+    np.testing.assert_allclose(history.reward[:, 0], exact, atol=0.15)
