@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from rlhf_marl.algorithm.objectives import policy_gradient
+from rlhf_marl.algorithm.objectives import importance_weight, policy_gradient
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import tempered
 from rlhf_marl.policy.padding import left_pad, positions, right_pad
@@ -32,11 +32,13 @@ class Statistics:
         entropy: mean over tokens of the policy's entropy, in nats.
         kl: sum over tokens of KL(π || base) at the sampled prefixes, in nats. Each term is exact over the vocabulary,
             so the sum is an unbiased estimate of the response's KL divergence.
+        importance_weight: π(a | s) / π_old(a | s), 1 where the policy is the one that sampled.
     """
 
     log_probability: Tensor
     entropy: Tensor
     kl: Tensor
+    importance_weight: Tensor
 
 
 def evaluate_responses(
@@ -56,19 +58,20 @@ def evaluate_responses(
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal, also adds the actors' gradients.
 
-    With `signal` (n_agents, n_dialogues), the gradient of -Σ_b [Σ_t w_ibt log π_i(a_ibt | s_b) - kl_coefficient KL_ib]
-    is added to `adapters.parameters.grad`. `objective` computes the weights w from the signal; for policy_gradient, w
-    is the signal. Row i then holds the negative of agent i's direction in Algorithm 1, line 16, before division by the
-    number of samples.
+    With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t is added
+    to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1, line 16, before division
+    by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal of token t, which is the
+    given one minus β Σ_{l > t} KL_l: token t decides the prefixes of the later ones. Without that part the direction
+    would not be the gradient of the response's KL divergence, only of the KL at fixed prefixes.
 
     Args:
         agents: whose adapters gave the responses; None: the base model, whose KL is 0.
         prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
-        old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`. Required by
-            objectives that use the probability ratio.
+        old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
+            is the one that sampled.
     """
     n_agents, n_dialogues = len(responses), len(states)
-    result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(3)))
+    result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(map(len, states))
     prefix: SharedPrefix | None = None
@@ -78,7 +81,7 @@ def evaluate_responses(
     for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
         n_rows = rows.stop - rows.start
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
-        old = None
+        old: Tensor | None = None
         if old_log_probabilities is not None:
             old, _ = right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
         with torch.inference_mode(), adapters.use(None):
@@ -93,23 +96,20 @@ def evaluate_responses(
                         prefix = SharedPrefix(model, states, n_rows)
                     assert prefix is not None
                     logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
-            log_probability, entropy, kl = _token_statistics(
-                logits.detach(),
-                base,
-                tokens,
-                mask,
-                temperature=temperature,
-                signal=None if signal is None else signal[rows, columns].flatten(),
-                old=old,
-                objective=objective,
-                kl_coefficient=kl_coefficient,
-            )
+            # In place: base becomes log π - log base, then the gradient with respect to the logits.
+            log_probability, entropy, kl = _token_statistics(logits.detach(), base, tokens, mask, temperature)
+            old = log_probability if old is None else old
             block_shape = (n_rows, -1)
-            result.log_probability[rows, columns] = _token_sum(log_probability, mask).view(block_shape)
-            result.entropy[rows, columns] = _token_mean(entropy, mask).view(block_shape)
-            result.kl[rows, columns] = _token_sum(kl, mask).view(block_shape)
+            result.log_probability[rows, columns] = log_probability.sum(-1).view(block_shape)
+            result.entropy[rows, columns] = (entropy.sum(-1) / mask.sum(-1)).view(block_shape)
+            result.kl[rows, columns] = kl.sum(-1).view(block_shape)
+            result.importance_weight[rows, columns] = importance_weight(log_probability, old).view(block_shape)
             if signal is not None:
                 assert prefix is not None  # gradients are those of agents
+                of_response = signal[rows, columns].reshape(-1, 1).to(kl)
+                later_kl = kl.sum(-1, keepdim=True) - kl.cumsum(-1)
+                weight = objective(log_probability, old, of_response - kl_coefficient * later_kl)
+                _logit_gradient(logits.detach(), base, kl, tokens, mask, weight, temperature, kl_coefficient)
                 adapters.backward(logits, base)
                 if columns.stop == n_dialogues:  # the last microbatch of these agents
                     prefix.backward()
@@ -235,58 +235,57 @@ class ReferencePrefill:
 
 @torch.inference_mode()
 def _token_statistics(
-    logits: Tensor,
-    base: Tensor,
-    tokens: Tensor,
-    mask: Tensor,
-    *,
-    temperature: float,
-    signal: Tensor | None,
-    old: Tensor | None,
-    objective: Objective,
-    kl_coefficient: float,
+    logits: Tensor, base: Tensor, tokens: Tensor, mask: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """log π(a), entropy and KL(π || base) at each token, each (rows, T).
+    """log π(a), entropy and KL(π || base) at each token, each (rows, T), 0 where the response has ended.
 
-    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask, old: (rows, T); signal:
-    (rows,). With a signal, `base` is overwritten by the gradient of kl_coefficient KL - w log π(a) with respect to the
-    logits z, where the objective gives w, a constant:
-    dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the temperature.
-    Positions are processed in chunks to bound the size of intermediates.
+    logits, base: (rows, T, vocabulary) of the policy and of the base model; tokens, mask: (rows, T). `base` is
+    overwritten by log π - log base. Positions are processed in chunks to bound the size of intermediates.
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
-    scale = (mask / temperature).view(-1, 1)
-    flat_old = None if old is None else old.flatten()
-    flat_signal = None
-    if signal is not None:
-        flat_signal = signal.to(logits.device, torch.float32).repeat_interleave(tokens.shape[1])
     result = torch.empty(3, len(flat_tokens), device=logits.device)
-    for begin in range(0, len(flat_tokens), POSITIONS):
-        part = slice(begin, begin + POSITIONS)
+    for part in _chunks(len(flat_tokens)):
         log_policy = _log_softmax(flat_logits[part], temperature)
         policy = log_policy.exp()
-        divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)  # log π - log base
-        kl = torch.linalg.vecdot(policy, divergence)
+        divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)
         result[0, part] = log_policy.gather(-1, flat_tokens[part]).squeeze(-1)
         result[1, part] = -torch.linalg.vecdot(policy, log_policy)
-        result[2, part] = kl
-        if flat_signal is not None:
-            sampled = result[0, part] if flat_old is None else flat_old[part]
-            w = objective(result[0, part], sampled, flat_signal[part]).unsqueeze(-1)
-            gradient = divergence.sub_(kl.unsqueeze(-1)).mul_(kl_coefficient).add_(w).mul_(policy)
-            gradient.scatter_add_(-1, flat_tokens[part], -w)
-            flat_base[part] = gradient.mul_(scale[part])
-    log_probability, entropy, kl = result.view(3, *tokens.shape)
+        result[2, part] = torch.linalg.vecdot(policy, divergence)
+        flat_base[part] = divergence
+    log_probability, entropy, kl = result.view(3, *tokens.shape) * mask
     return log_probability, entropy, kl
+
+
+@torch.inference_mode()
+def _logit_gradient(
+    logits: Tensor,
+    divergence: Tensor,
+    kl: Tensor,
+    tokens: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    temperature: float,
+    kl_coefficient: float,
+) -> None:
+    """Overwrite `divergence`, log π - log base, by the gradient of kl_coefficient KL - w log π(a).
+
+    With respect to the logits z: dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the
+    temperature. logits, divergence: (rows, T, vocabulary); the others (rows, T). w (`weight`) is a constant.
+    """
+    flat_logits, flat_divergence, flat_tokens = logits.flatten(0, 1), divergence.flatten(0, 1), tokens.reshape(-1, 1)
+    scale = (mask / temperature).view(-1, 1)
+    flat_weight, flat_kl = weight.reshape(-1, 1), kl.reshape(-1, 1)
+    for part in _chunks(len(flat_tokens)):
+        policy = _log_softmax(flat_logits[part], temperature).exp_()
+        w = flat_weight[part]
+        gradient = policy.mul_((flat_divergence[part] - flat_kl[part]).mul_(kl_coefficient).add_(w))
+        gradient.scatter_add_(-1, flat_tokens[part], -w)
+        flat_divergence[part] = gradient.mul_(scale[part])
+
+
+def _chunks(n_positions: int) -> Iterator[slice]:
+    return (slice(begin, begin + POSITIONS) for begin in range(0, n_positions, POSITIONS))
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
     return torch.log_softmax(tempered(logits, temperature), dim=-1)
-
-
-def _token_sum(values: Tensor, mask: Tensor) -> Tensor:
-    return (values * mask).sum(-1)
-
-
-def _token_mean(values: Tensor, mask: Tensor) -> Tensor:
-    return _token_sum(values, mask) / mask.sum(-1)

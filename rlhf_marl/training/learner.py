@@ -73,6 +73,7 @@ class Learner:
             "kl": [s.kl for s in statistics],
             "log_probability": [s.log_probability for s in statistics],
         }
+        importance = torch.cat([s.importance_weight for s in statistics], dim=-1)
         per_agent = {
             "critic_value": critic.value,
             "critic_magnitude": critic.magnitude,
@@ -80,6 +81,7 @@ class Learner:
             "critic_projected": critic.projected,
             "critic_dead_units": dead_units,
             "gradient_norm": gradient_norm,
+            "effective_sample_share": importance.mean(-1).square() / importance.square().mean(-1),
         }
         return [
             {name: torch.stack([values[agent] for values in of]).mean().item() for name, of in per_turn.items()}

@@ -71,8 +71,13 @@ def test_ppo_clip_against_finite_differences():
     torch.testing.assert_close(ppo_clip(new, old, signal), difference, atol=1e-7, rtol=1e-6)
 
 
-def test_policy_gradient_is_the_signal_whatever_policy_sampled():
-    assert weight(policy_gradient, 1.5, 2.0) == weight(policy_gradient, 0.1, 2.0) == 2.0
+def test_policy_gradient_weighs_a_whole_response_by_its_probability_ratio():
+    """Two responses of two tokens, with ratios 2 and 3 (together 6), and 1/2 and an ended one (together 1/2)."""
+    ratios = torch.tensor([[2.0, 3.0], [0.5, 1.0]]).double()
+    old = torch.tensor([[-1.0, -2.0], [-3.0, 0.0]]).double()
+    signal = torch.tensor([[1.0, -2.0], [4.0, 0.0]]).double()
+    found = policy_gradient(old + ratios.log(), old, signal)
+    torch.testing.assert_close(found, torch.tensor([[6.0, -12.0], [2.0, 0.0]]).double())
 
 
 def test_on_policy_all_objectives_agree():

@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_marl.policy import log_probabilities as policy
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.log_probabilities import evaluate_responses, microbatches
 from rlhf_marl.policy.prefix_cache import PrefixCache
-from tests.conftest import tiny_llama, tiny_mistral
+from tests.conftest import TINY, tiny_llama, tiny_mistral
 
 STATES = [[5, 6, 7], [9, 8, 7, 6, 5]]
 RESPONSES = [[[20, 21, 2], [30, 31, 32, 33]], [[40, 2], [50, 51, 52, 2]], [[60, 61, 62], [70, 2]]]
@@ -28,17 +29,16 @@ def system():
 
 
 def plain(model, adapters, agent: int, state: list[int], response: list[int]):
-    """Log-probability, mean entropy and summed KL of one response, without padding or batching."""
+    """Log-probability, entropy and KL of each token of one response, without padding or batching."""
     ids = torch.tensor([state + response])
     window = slice(len(state) - 1, -1)
     with adapters.use(None):
         base = (model(ids).logits[0, window] / TEMPERATURE).log_softmax(-1)
     with adapters.use(slice(agent, agent + 1)):
         log_policy = (model(ids).logits[0, window] / TEMPERATURE).log_softmax(-1)
-    log_probability = sum(log_policy[t, token] for t, token in enumerate(response))
     own = torch.distributions.Categorical(logits=log_policy)
-    kl = torch.distributions.kl_divergence(own, torch.distributions.Categorical(logits=base)).sum()
-    return log_probability, own.entropy().mean(), kl
+    kl = torch.distributions.kl_divergence(own, torch.distributions.Categorical(logits=base))
+    return own.log_prob(torch.tensor(response)), own.entropy(), kl
 
 
 @pytest.mark.parametrize("architecture", [tiny_llama, tiny_mistral])
@@ -68,11 +68,76 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
     for agent in range(3):
         for dialogue in range(2):
             log_probability, entropy, kl = plain(model, adapters, agent, states[dialogue], RESPONSES[agent][dialogue])
-            torch.testing.assert_close(result.log_probability[agent, dialogue], log_probability, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(result.entropy[agent, dialogue], entropy, atol=1e-4, rtol=1e-4)
-            torch.testing.assert_close(result.kl[agent, dialogue], kl, atol=1e-4, rtol=1e-4)
-            (0.7 * kl - signal[agent, dialogue] * log_probability).backward()
+            found = [of[agent, dialogue] for of in (result.log_probability, result.entropy, result.kl)]
+            expected = [log_probability.sum(), entropy.mean(), kl.sum()]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            weights = [signal[agent, dialogue] - 0.7 * kl[t + 1 :].sum().detach() for t in range(len(kl))]
+            (0.7 * kl.sum() - torch.stack(weights) @ log_probability).backward()
+    assert torch.equal(result.importance_weight, torch.ones(3, 2))
     torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+
+
+def enumerated(seed):
+    """A model with five words and its 25 responses of two words: (model, adapters, responses)."""
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(LlamaConfig(**TINY | {"vocab_size": 5}, num_hidden_layers=1)).eval()
+    adapters = StackedAdapters(model, [1], rank=2, alpha=4.0, targets="all-linear", where="c")
+    adapters.parameters.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(seed))
+    return model, adapters, [[a, b] for a in range(5) for b in range(5)]
+
+
+def expected_direction(model, adapters, responses, signal, old, **options):
+    """Mean over responses of π_old of the direction of line 16, from one response at a time."""
+    total = torch.zeros_like(adapters.parameters)
+    for response, weight, log_old in zip(responses, signal, old, strict=True):
+        adapters.parameters.grad.zero_()
+        evaluate_responses(
+            model,
+            adapters,
+            [[1, 2]],
+            [[response]],
+            temperature=TEMPERATURE,
+            pad=0,
+            signal=torch.tensor([[weight]]),
+            old_log_probabilities=[[log_old.tolist()]],
+            **options,
+        )
+        total -= log_old.sum().exp() * adapters.parameters.grad
+    return total
+
+
+def test_the_expected_direction_is_the_gradient_of_the_reward_minus_the_responses_kl():
+    """Against autograd through Σ_y π(y) [R(y) - β log π(y) / base(y)] over all 25 responses."""
+    model, adapters, responses = enumerated(0)
+    reward = torch.linspace(-1, 1, 25).roll(7)
+    terms, old = [], []
+    for response, r in zip(responses, reward, strict=True):
+        log_policy, _, _ = plain(model, adapters, 0, [1, 2], response)
+        with adapters.use(None):
+            logits = model(torch.tensor([[1, 2, *response]])).logits[0, 1:-1] / TEMPERATURE
+        log_base = logits.log_softmax(-1)[torch.arange(2), torch.tensor(response)].sum()
+        terms.append(log_policy.sum().exp() * (r - 0.7 * (log_policy.sum() - log_base)))
+        old.append(log_policy.detach())
+    adapters.backward(torch.stack(terms).sum())
+    exact = adapters.parameters.grad.clone()
+    found = expected_direction(model, adapters, responses, reward.tolist(), old, kl_coefficient=0.7)
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-3)
+
+
+def test_a_policy_updated_since_it_sampled_is_weighted_by_its_probability_ratio():
+    """The expected direction under the old policy is the gradient of the new policy's mean reward."""
+    model, adapters, responses = enumerated(0)
+    with torch.no_grad():
+        old = [plain(model, adapters, 0, [1, 2], response)[0] for response in responses]
+    adapters.parameters.data += 0.1 * torch.randn(adapters.parameters.shape, generator=torch.Generator().manual_seed(3))
+    reward = torch.linspace(-1, 1, 25).roll(7)
+    new = [plain(model, adapters, 0, [1, 2], response)[0].sum() for response in responses]
+    adapters.backward(torch.stack(new).exp() @ reward)
+    exact = adapters.parameters.grad.clone()
+    found = expected_direction(model, adapters, responses, reward.tolist(), old)
+    torch.testing.assert_close(found, exact, atol=1e-5, rtol=1e-3)
+    ratios = [(a.detach() - b.sum()).exp().item() for a, b in zip(new, old, strict=True)]
+    assert min(ratios) < 0.9 < 1.1 < max(ratios)
 
 
 def test_without_a_signal_no_gradient_is_touched(system):

@@ -1,6 +1,7 @@
 """One update by hand: a linear critic whose numbers fit on paper, and the actors against plain autograd."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,19 @@ def log_probabilities(learner, agent, state, response):
     return (logits / TEMPERATURE).log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
 
 
+def on_policy(learner, turn):
+    """The turn with the learner's own log-probabilities of its tokens, as if its policy had sampled them."""
+    with torch.no_grad():
+        agents = [
+            [
+                replace(sample, log_probabilities=log_probabilities(learner, agent, state, sample.tokens).tolist())
+                for state, sample in zip(turn.states, row, strict=True)
+            ]
+            for agent, row in enumerate(turn.samples)
+        ]
+    return replace(turn, samples=agents)
+
+
 def direction(learner, turn, objective):
     """Gradient of the sum over dialogues of objective(agent, dialogue, log π of each token): (agents, parameters)."""
     learner.adapters.parameters.grad.zero_()
@@ -125,7 +139,7 @@ def test_critic_and_td_errors_by_hand():
 def test_signals_by_hand_weigh_the_score_functions(options, signal):
     """The step of line 17 goes along Σ_b signal_b ∇ Σ_t log π(a_t)."""
     learner = learner_of(optimizer="normalised", step_size=0.5, **options)
-    before, turn = learner.adapters.parameters.detach().clone(), turn_of()
+    before, turn = learner.adapters.parameters.detach().clone(), on_policy(learner, turn_of())
     expected = direction(learner, turn, lambda agent, b, logs: signal[agent][b] * logs.sum())
     rows = learner.update([turn])
     assert column(rows, "actor_signal") == pytest.approx([sum(s) / 2 for s in signal], abs=1e-6)
@@ -173,7 +187,7 @@ def test_m_turns_average_their_directions():
     gradients = []
     for turns in ([one], [other], [one, other]):
         learner = learner_of(critic_step=0.0, optimizer="normalised")
-        rows = learner.update(turns)
+        rows = learner.update([on_policy(learner, turn) for turn in turns])
         gradients.append(learner.adapters.parameters.grad.clone())
     assert not torch.allclose(gradients[0], gradients[1], atol=1e-3)
     torch.testing.assert_close(gradients[2], (gradients[0] + gradients[1]) / 2, atol=1e-6, rtol=1e-4)
