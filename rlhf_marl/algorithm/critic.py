@@ -73,6 +73,7 @@ class Critic:
         optimizer: Literal["sgd", "adam"] = "sgd",
         start: Literal["warm", "restart"] = "warm",
         average: bool = True,
+        initial_value: Literal["network", "zero"] = "network",
     ) -> None:
         """
         Args:
@@ -83,19 +84,29 @@ class Critic:
             start: `restart` begins every call at W(0), as in the paper, and without momentum; `warm` at the last
                 gossiped weights.
             average: line 9's running average; without it, the result is the last iterate.
+            initial_value: `network`, as printed: the value is the network's. `zero` subtracts the network with W(0), so
+                the value starts at 0 everywhere; the gradient is the same.
         """
         self.network = network
         self.initial = initial
         self.weights = initial.expand(*batch_shape, -1).clone()
         self._mixer = mixer
         self.radius, self.start, self.average, self.step_size = radius, start, average, step_size
+        self._from_zero = initial_value == "zero"
         self._iterate = self.weights.clone()
         self._adam = AgentAdam(self._iterate, step_size) if optimizer == "adam" else None
 
     def value(self, x0: Tensor) -> Tensor:
         """Q or V of every agent: (..., n_agents, batch)."""
         with torch.no_grad():
-            return self.network.forward(self.weights, x0)
+            return self.network.forward(self.weights, x0) - self._offset(x0)
+
+    def _offset(self, x0: Tensor) -> Tensor:
+        """The initial network's value, which `initial_value: zero` subtracts: (..., n_agents or 1, batch)."""
+        if not self._from_zero:
+            return torch.zeros((), device=x0.device)
+        initial = self.initial.expand(*self.weights.shape[:-2], 1, -1)
+        return self.network.forward(initial, x0)
 
     def update(self, transitions: Sequence[Transition]) -> CriticMetrics:
         """Algorithm 2 with K = len(transitions): one TD step on each, then gossip."""
@@ -146,16 +157,17 @@ class Critic:
     def _td_gradient(self, t: Transition) -> tuple[Tensor, Tensor, Tensor]:
         """Lines 6 and 7: δ, Q and the mean over the batch of δ ∇Q (semi-gradient: the target is a constant)."""
         with torch.no_grad():
-            next_value = self.network.forward(self._iterate, t.next_x0)
+            next_value = self.network.forward(self._iterate, t.next_x0) - self._offset(t.next_x0)
+            offset = self._offset(t.x0)
         delta = torch.empty(0)
 
         def coefficient(value: Tensor) -> Tensor:
             nonlocal delta
-            delta = td_error(value, t.reward, next_value, t.discount)
+            delta = td_error(value - offset, t.reward, next_value, t.discount)
             return delta / delta.shape[-1]
 
         value, gradient = value_and_gradient(self.network, self._iterate, t.x0, coefficient)
-        return delta, value, gradient
+        return delta, value - offset, gradient
 
     def _step(self, gradient: Tensor, usable: Tensor) -> Tensor:
         """W̃ = W - β δ∇Q, or an Adam step instead. Returns which agents moved, (..., n_agents).

@@ -1,4 +1,4 @@
-"""Adam with one state per agent."""
+"""Adam with one state per agent, and the size of its steps."""
 
 from collections.abc import Mapping
 from typing import final
@@ -6,6 +6,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from rlhf_marl.algorithm.mixing import Mixer
+
+_BETA_2 = 0.999
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -15,18 +18,25 @@ class AgentAdam:
 
     def __init__(self, parameters: Tensor, step_size: float) -> None:
         """parameters: (..., n_agents, n_params), updated in place."""
+        self._step_size = step_size
         self._rows = [torch.nn.Parameter(row) for row in parameters.detach().flatten(0, -2).unbind()]
         self._optimizers = [torch.optim.Adam([row], lr=step_size) for row in self._rows]
         for row, optimizer in zip(self._rows, self._optimizers, strict=True):
             moments = {name: torch.zeros_like(row.detach()) for name in _STATE[1:]}
             optimizer.state[row] = {"step": torch.tensor(0.0), **moments}
 
-    def step(self, gradient: Tensor, usable: Tensor) -> None:
-        """One step for the usable agents. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool."""
-        rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usable.flatten().tolist(), strict=True)
-        for row, optimizer, of_row, is_usable in rows:
+    def step(self, gradient: Tensor, usable: Tensor, scale: Tensor | None = None) -> None:
+        """One step for the usable agents. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool.
+
+        scale: (..., n_agents) multiplies the step size; 1 if None.
+        """
+        scales = [1.0] * len(self._rows) if scale is None else scale.flatten().tolist()
+        usables = usable.flatten().tolist()
+        rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usables, scales, strict=True)
+        for row, optimizer, of_row, is_usable, of_step in rows:
             if is_usable:
                 row.grad = of_row
+                optimizer.param_groups[0]["lr"] = self._step_size * of_step
                 optimizer.step()
                 row.grad = None
 
@@ -60,3 +70,39 @@ class AgentAdam:
             name: state[name].clone() if name == "step" else state[name].to(parameter).clone()
             for name in _STATE
         }
+
+
+@final
+class SignalScale:
+    """Length of an agent's step: the running root mean square of its actor signal over the team's, at most 1.
+
+    Adam's step does not depend on the gradient's size, so it turns the noise of an empty signal into full steps. Scaled
+    by this, an agent with a small signal takes small steps, and one without any stays where it is. Rewards that are
+    larger or smaller for all agents alike change nothing.
+
+    Attributes:
+        second_moment: of the signals, averaged as Adam does with the gradient's, (n_agents,).
+        updates: how many updates it has averaged, (n_agents,).
+    """
+
+    def __init__(self, n_agents: int, mixer: Mixer) -> None:
+        """mixer: averages the mean squares over the team."""
+        self._mixer = mixer
+        self.second_moment, self.updates = torch.zeros(n_agents), torch.zeros(n_agents)
+
+    def update(self, signal: Tensor, usable: Tensor) -> Tensor:
+        """Take in the usable agents' signals, (n_agents, n_samples); returns the scales, (n_agents,)."""
+        usable = usable.cpu()
+        self.updates += usable
+        averaged = _BETA_2 * self.second_moment + (1 - _BETA_2) * signal.square().mean(-1).cpu()
+        self.second_moment = torch.where(usable, averaged, self.second_moment)
+        mean_square = self.second_moment / (1 - _BETA_2 ** self.updates.clamp_min(1))
+        of_team = self._mixer.mix(mean_square.unsqueeze(-1)).squeeze(-1)
+        return torch.where(of_team > 0, (mean_square / of_team).sqrt(), 0.0).clamp_max(1.0)
+
+    def state_dict(self, agent: int) -> dict[str, Tensor]:
+        return {"second_moment": self.second_moment[agent], "updates": self.updates[agent]}
+
+    def load_state_dict(self, agent: int, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self.second_moment[agent], self.updates[agent] = state["second_moment"], state["updates"]

@@ -196,6 +196,8 @@ class CriticConfig(Section):
     """Dimension of the fixed random map of each token's embedding, the first factor of H."""
     output_scale: PositiveFloat = 1.0
     """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""
+    initial_value: Literal["zero", "network"] = "zero"
+    """zero: the initial network is subtracted, so that values start at 0; network: as printed."""
     optimizer: Literal["sgd", "adam"] = "adam"
     step_size: PositiveFloat = 1e-4
     """β of Algorithm 2."""
@@ -223,16 +225,19 @@ class ActorConfig(Section):
     to the policy that sampled."""
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """ε of ppo_clip."""
-    optimizer: Literal["adam", "normalised"] = "adam"
-    """normalised: the step of line 17, of length step_size."""
+    optimizer: Literal["scaled_adam", "adam", "normalised"] = "scaled_adam"
+    """scaled_adam: Adam's step, shorter for an agent whose signal is smaller than the team's; normalised: the step of
+    line 17, of length step_size."""
     step_size: PositiveFloat = 1e-4
     """α of Algorithm 1."""
     turns_per_update: PositiveInt = 1
     """M: turns whose directions are averaged into one update; divides `turns`."""
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the base model, summed over a response's tokens."""
-    max_gradient_norm: PositiveFloat | None = 1.0
-    """Each agent's gradient is clipped to this norm (Adam only)."""
+    turn_weights: Literal["equal", "discounted"] = "equal"
+    """discounted: turn k weighs γ^k, as in the gradient of Eq. (1); equal: every turn weighs 1."""
+    max_gradient_norm: PositiveFloat | None = None
+    """Each agent's gradient is clipped to this norm (not for normalised); null = not."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.

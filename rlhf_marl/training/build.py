@@ -13,7 +13,7 @@ from torch import Tensor
 from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds
 from rlhf_marl.algorithm.network import Network
-from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
@@ -204,16 +204,19 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
 def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
     """Build the critics, the optimizers and the learner."""
     mixer = _Timed(mixer)
-    adapters = agents.adapters
+    adapters, actor = agents.adapters, config.actor
+    base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
-        actor=config.actor,
+        actor=actor,
         chat_model=agents.chat_model,
         adapters=adapters,
-        optimizer=AgentAdam(adapters.parameters, config.actor.step_size) if config.actor.optimizer == "adam" else None,
+        optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
+        scale=SignalScale(len(config.agents), mixer) if actor.optimizer == "scaled_adam" else None,
         critic=_critic(config, mixer, adapters.parameters.device),
         critic_steps=config.critic.steps,
         features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
         mixer=mixer,
+        turn_weights=lambda k: base**k,
         temperature=config.generation.temperature,
         prefixes=PrefixCache(),
     )
@@ -237,7 +240,7 @@ class _Timed:
 
 def _warn_of_idle_rounds(matrix: Tensor, rounds: int, where: str) -> None:
     enough = sufficient_rounds(matrix, rounds)
-    if enough < rounds:
+    if enough < rounds and len(matrix) > 1:
         _log.warning(
             "%s: topology.gossip_rounds: %d of the %d rounds are enough: they give the same matrix within 1e-6; "
             "fewer rounds send less, and on a sparser graph more rounds matter",
@@ -288,6 +291,7 @@ def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
         optimizer=config.critic.optimizer,
         start=config.critic.start,
         average=config.critic.average,
+        initial_value=config.critic.initial_value,
     )
 
 

@@ -1,6 +1,6 @@
 """The learner: K critic steps, gossip of critic weights and TD errors, then one step of every actor."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
@@ -12,7 +12,7 @@ from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
 from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
-from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind, td_error
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
@@ -33,7 +33,9 @@ class Learner:
 
     Attributes:
         optimizer: of the adapters; None for the normalised step of line 17, which has no state.
+        scale: of Adam's steps; None for Adam's own.
         critic_steps: K of Algorithm 2.
+        turn_weights: weight of turn k, as a function of k.
         temperature: sampling temperature; log-probabilities are trained at the same temperature.
         prefixes: prefix cache of the base model's states.
     """
@@ -42,10 +44,12 @@ class Learner:
     chat_model: ChatModel
     adapters: StackedAdapters
     optimizer: AgentAdam | None
+    scale: SignalScale | None
     critic: Critic
     critic_steps: int
     features: CriticFeatures
     mixer: Mixer
+    turn_weights: Callable[[int], float]
     temperature: float
     prefixes: PrefixCache
 
@@ -60,8 +64,10 @@ class Learner:
             critic = self.critic.update([transitions[k % len(turns)] for k in range(self.critic_steps)])
         td_errors, signals = zip(*(self._td_error_and_signal(transition) for transition in transitions), strict=True)
         with stage("update"):
-            statistics = self._add_gradients(turns, signals)
-            gradient_norm, skipped = self._actor_step(sum(signal.shape[-1] for signal in signals))
+            weights = [self.turn_weights(turn.number) for turn in turns]
+            statistics = self._add_gradients(turns, signals, weights)
+            weighted = [weight * signal for weight, signal in zip(weights, signals, strict=True)]
+            gradient_norm, skipped, step_scale = self._actor_step(torch.cat(weighted, dim=-1))
         dead_units = self.critic.network.dead_fraction(self.critic.weights, transitions[-1].x0)
         per_turn = {
             "reward_raw": [turn.reward_raw for turn in turns],
@@ -81,6 +87,7 @@ class Learner:
             "critic_projected": critic.projected,
             "critic_dead_units": dead_units,
             "gradient_norm": gradient_norm,
+            "step_scale": step_scale,
             "effective_sample_share": importance.mean(-1).square() / importance.square().mean(-1),
         }
         return [
@@ -96,9 +103,9 @@ class Learner:
         ]
 
     def gossiped(self, turns: Sequence[Turn]) -> int:
-        """How many numbers an agent sends to each neighbour in a round: for the critics, and the turns' TD errors."""
+        """How many numbers an agent sends to each neighbour in a round: critic, TD errors, and its step's scale."""
         td_errors = sum(len(turn.states) for turn in turns) if SIGNALS[self.actor.signal].has_reward else 0
-        return self.critic.gossiped + td_errors
+        return self.critic.gossiped + td_errors + (self.scale is not None)
 
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
@@ -125,7 +132,7 @@ class Learner:
             signal = leave_one_out(signal)
         return td_error(value, reward, next_value, discount), signal
 
-    def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor]) -> list[Any]:
+    def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]) -> list[Any]:
         """Set the adapters' gradient to minus line 16's directions, summed over turns and dialogues."""
         self.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
         return [
@@ -136,30 +143,34 @@ class Learner:
                 turn.tokens,
                 temperature=self.temperature,
                 pad=self.chat_model.stop_tokens[0],
-                signal=signal,
-                kl_coefficient=self.actor.kl_coefficient,
+                signal=weight * signal,
+                kl_coefficient=weight * self.actor.kl_coefficient,
                 prefixes=self.prefixes,
                 old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples],
                 objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
             )
-            for turn, signal in zip(turns, signals, strict=True)
+            for turn, signal, weight in zip(turns, signals, weights, strict=True)
         ]
 
-    def _actor_step(self, n_samples: int) -> tuple[Tensor, Tensor]:
-        """Line 17 or Adam for each agent. Returns (N,) gradient norms before clipping, and who skipped the step.
+    def _actor_step(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Line 17 or Adam for each agent. signal: (N, n_samples).
 
         An agent whose direction is not finite keeps its weights and optimizer state.
+
+        Returns:
+            (N,) gradient norms before clipping, who skipped the step, and the factor of its length.
         """
         parameters, gradient = self.adapters.parameters, self.adapters.parameters.grad
         assert gradient is not None
-        gradient /= n_samples
+        gradient /= signal.shape[-1]
         norm = gradient.norm(dim=-1)
         skipped = ~norm.isfinite()
+        scale = torch.ones_like(norm) if self.scale is None else self.scale.update(signal, ~skipped).to(norm)
         if self.optimizer is None:
             with torch.no_grad():
                 parameters.copy_(normalised_step(parameters, -gradient, self.actor.step_size))
         else:
             if (most := self.actor.max_gradient_norm) is not None:
                 gradient *= (most / norm.clamp_min(most)).unsqueeze(-1)
-            self.optimizer.step(gradient, ~skipped)
-        return norm, skipped
+            self.optimizer.step(gradient, ~skipped, scale)
+        return norm, skipped, scale

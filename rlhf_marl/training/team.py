@@ -112,6 +112,8 @@ class LocalTeam:
             parts = {"adapter": self.learner.adapters.parameters.detach()[agent]}
             if self.learner.optimizer is not None:
                 parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(agent))
+            if self.learner.scale is not None:
+                parts |= _prefixed("signal_scale", self.learner.scale.state_dict(agent))
             parts |= _prefixed("critic", self.learner.critic.state_dict(agent))
             state |= _prefixed(f"agent_{agent}", parts)
         return {name: tensor.clone() for name, tensor in state.items()}
@@ -122,6 +124,8 @@ class LocalTeam:
             self.learner.adapters.parameters.data[agent].copy_(own["adapter"])
             if self.learner.optimizer is not None:
                 self.learner.optimizer.load_state_dict(agent, _without_prefix("actor_optimizer", own))
+            if self.learner.scale is not None:
+                self.learner.scale.load_state_dict(agent, _without_prefix("signal_scale", own))
             self.learner.critic.load_state_dict(agent, _without_prefix("critic", own))
 
     def save_adapters(self, folder: Path) -> None:

@@ -48,6 +48,22 @@ def test_one_td_step_by_hand():
     assert metrics.gradient_norm.item() == pytest.approx(1.0)
 
 
+def test_values_from_zero_by_hand():
+    """m = D = 1, Q = b relu(w x) - b relu(w(0) x): 0 at first, so δ = 0 - 4 - 0 and w = 3 + 0.1 * 4 * 2 = 3.8."""
+    net = Network(1, 1, generator=torch.Generator().manual_seed(0))
+    net.b = torch.tensor([[2.0]])
+    mixer, start = MatrixMixer(torch.eye(1), 1), torch.tensor([3.0])
+    one = Critic(net, start, (1,), mixer, step_size=0.1, average=False, initial_value="zero")
+    x0, next_x0 = torch.tensor([[[1.0]]]), torch.tensor([[[0.5]]])
+    step = Transition(x0=x0, reward=torch.tensor([[4.0]]), next_x0=next_x0, discount=torch.tensor([[0.5]]))
+    assert one.value(x0).item() == 0.0
+    assert one.update([step]).value.item() == 0.0
+    torch.testing.assert_close(one.weights, torch.tensor([[3.8]]))
+    assert one.value(x0).item() == pytest.approx(1.6)  # 7.6 - 6
+    # Next δ = 1.6 - 4 - 0.5 * (3.8 - 3) = -2.8
+    assert one.update([step]).td_error.item() == pytest.approx(2.8)
+
+
 def test_line_9_averages_the_start_and_all_iterates():
     """K = 2: W = (W(0) + W(1) + W(2)) / 3."""
     net, steps = network(), [transition(seed=1), transition(seed=2)]

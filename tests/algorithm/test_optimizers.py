@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.mixing import MatrixMixer
+from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 
 SHAPE = (2, 3, 5)  # seeds, agents, parameters
 
@@ -96,3 +97,37 @@ def test_a_state_with_a_missing_part_is_refused():
     del state["exp_avg_sq"]
     with pytest.raises(KeyError, match="exp_avg_sq"):
         adam.load_state_dict(0, state)
+
+
+def test_a_scale_multiplies_the_step():
+    """Adam's first step has length α in every coordinate."""
+    parameters = torch.zeros(2, 3)
+    AgentAdam(parameters, 0.1).step(torch.ones(2, 3), torch.tensor([True, True]), torch.tensor([0.25, 0.0]))
+    torch.testing.assert_close(parameters, torch.tensor([[-0.025] * 3, [0.0] * 3]))
+
+
+def test_the_signals_scale_by_hand():
+    """Mean squares 0.125, 0 and 4: the team's is 1.375. The third agent's is larger, and counts as 1."""
+    scale, everyone = SignalScale(3, MatrixMixer(torch.full((3, 3), 1 / 3), 1)), torch.tensor([True, True, True])
+    first = scale.update(torch.tensor([[0.3, -0.4], [0.0, 0.0], [2.0, -2.0]]), everyone)
+    torch.testing.assert_close(first, torch.tensor([(0.125 / 1.375) ** 0.5, 0.0, 1.0]))
+    # The weighted mean of 0.125 and 0.25 with Adam's weights 0.999 and 1; the second agent skips.
+    second = scale.update(torch.tensor([[0.5, 0.5], [9.0, 9.0], [2.0, 2.0]]), torch.tensor([True, False, True]))
+    mean = (0.999 * 0.125 + 0.25) / 1.999
+    torch.testing.assert_close(second, torch.tensor([(3 * mean / (mean + 4)) ** 0.5, 0.0, 1.0]))
+    assert scale.state_dict(1) == {"second_moment": torch.tensor(0.0), "updates": torch.tensor(1.0)}
+
+
+def test_a_team_without_any_signal_does_not_move():
+    scale = SignalScale(2, MatrixMixer(torch.full((2, 2), 0.5), 1))
+    assert scale.update(torch.zeros(2, 4), torch.tensor([True, True])).tolist() == [0.0, 0.0]
+
+
+def test_a_restored_scale_continues_alike():
+    signals, usable = draws(3, (2, 4)), torch.tensor([True, True])
+    scale, other = (SignalScale(2, MatrixMixer(torch.full((2, 2), 0.5), 1)) for _ in range(2))
+    scale.update(signals[0], usable)
+    for agent in range(2):
+        other.load_state_dict(agent, {name: value.clone() for name, value in scale.state_dict(agent).items()})
+    for signal in signals[1:]:
+        assert torch.equal(scale.update(signal, usable), other.update(signal, usable))

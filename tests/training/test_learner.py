@@ -9,7 +9,7 @@ import torch
 from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Linear
-from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.policy.adapters import StackedAdapters
@@ -55,9 +55,9 @@ def turn_of(reward=((1.0, 2.0), (3.0, 1.0)), **changes):
     return Turn(**options | changes)
 
 
-def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, seeds=(1, 2), **actor):
+def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, seeds=(1, 2), turn_weight=1.0, **actor):
     """Adapters away from zero, so that all their numbers have gradients."""
-    config = ActorConfig(**{"baseline": "none", "step_size": 0.01, "max_gradient_norm": None} | actor)
+    config = ActorConfig(**{"baseline": "none", "step_size": 0.01, "optimizer": "adam"} | actor)
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, seeds, rank=2, alpha=4.0, targets=["q_proj", "down_proj"], where="c")
     for row, seed in zip(adapters.parameters.data, seeds, strict=True):
@@ -65,10 +65,21 @@ def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, s
     mixer = MatrixMixer(matrix, rounds)
     initial = torch.tensor([1.0, 2.0])
     critic = Critic(Linear(2), initial, (len(seeds),), mixer, step_size=critic_step, average=False)
-    adam = AgentAdam(adapters.parameters, config.step_size) if config.optimizer == "adam" else None
-    chat_model = ChatModel(model, tiny_tokenizer(), [2])
+    adam = None if config.optimizer == "normalised" else AgentAdam(adapters.parameters, config.step_size)
+    scale = SignalScale(len(seeds), mixer) if config.optimizer == "scaled_adam" else None
     return Learner(
-        config, chat_model, adapters, adam, critic, critic_steps, features, mixer, TEMPERATURE, PrefixCache()
+        actor=config,
+        chat_model=ChatModel(model, tiny_tokenizer(), [2]),
+        adapters=adapters,
+        optimizer=adam,
+        scale=scale,
+        critic=critic,
+        critic_steps=critic_steps,
+        features=features,
+        mixer=mixer,
+        turn_weights=lambda k: turn_weight**k,
+        temperature=TEMPERATURE,
+        prefixes=PrefixCache(),
     )
 
 
@@ -194,6 +205,18 @@ def test_m_turns_average_their_directions():
     assert column(rows, "reward_scaled") == [(1 + 2 - 1 + 0.5) / 4, (3 + 1 + 0 + 4) / 4]
 
 
+def test_later_turns_weigh_less_where_turns_are_discounted():
+    """Turn 2 with γ = 1/2: a quarter of the direction and of the KL penalty, and a quarter of the steps' scale."""
+    rows, gradients = {}, {}
+    for weight in (1.0, 0.5):
+        learner = learner_of(critic_step=0.0, turn_weight=weight, kl_coefficient=0.3, optimizer="scaled_adam")
+        rows[weight] = learner.update([on_policy(learner, turn_of(((0.1, 0.2), (0.3, 0.1)), number=2))])
+        gradients[weight] = learner.adapters.parameters.grad.clone()
+    torch.testing.assert_close(gradients[0.5], gradients[1.0] / 4, atol=1e-7, rtol=1e-5)
+    for full, quarter in zip(rows[1.0], rows[0.5], strict=True):
+        assert quarter["actor_signal"] == full["actor_signal"]
+
+
 def test_k_critic_steps_go_over_the_turns_in_order_and_begin_again():
     """W(0) = (1, 2), one agent, β = 1/2, discount 0: V of the one state moves half way to each reward in turn."""
     turns = [turn_of(((reward, reward),), states=[[10], [10]], discount=0.0) for reward in (3.0, 1.0)]
@@ -266,6 +289,7 @@ def test_q_value_gossips_no_td_errors():
     """Two critic weights, and two TD errors a turn where they are exchanged."""
     assert learner_of().gossiped([turn_of(), turn_of()]) == 2 + 4
     assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 2
+    assert learner_of(optimizer="scaled_adam").gossiped([turn_of()]) == 2 + 2 + 1
 
 
 def test_a_q_critics_target_reads_the_next_responses():

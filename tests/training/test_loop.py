@@ -21,7 +21,7 @@ from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
 from rlhf_marl.training.loop import Done, first_prompts, with_successors
-from tests.conftest import write_card
+from tests.conftest import count_vowels, write_card
 
 
 def turns_of(experiment: Experiment) -> Iterator[Turn]:
@@ -182,11 +182,52 @@ def test_each_choice_of_the_config_trains(tiny_content, tmp_path, change):
 
 
 def test_one_agent_trains(tiny_content, tmp_path):
-    run = train(tiny_content | {"agents": tiny_content["agents"][:1]}, tmp_path / "run")
+    run = train(tiny_content | {"agents": tiny_content["agents"][1:]}, tmp_path / "run")
     rows = read_jsonl(run.path / "metrics.jsonl")
     assert [(row["update"], row["agent"]) for row in rows] == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert all(row["gossip_bytes"] == row["disagreement_before"] == row["disagreement_after"] == 0 for row in rows)
     assert all(row["gradient_norm"] > 0 for row in rows)
+
+
+def zero(prompts: list[str], responses: list[str]) -> list[float]:
+    return [0.0] * len(responses)
+
+
+def ten_a_vowel(prompts: list[str], responses: list[str]) -> list[float]:
+    return [40 * score for score in count_vowels(prompts, responses)]
+
+
+@pytest.mark.parametrize("optimizer", ["scaled_adam", "adam"])
+def test_an_agent_without_reward_stays_where_it_is(tiny_content, tmp_path, optimizer):
+    """A placebo beside an agent that learns, told apart by the KL divergence to the base model; Adam moves both alike.
+
+    The questions differ, so that the critic's values of the states do, and are noise in the placebo's signal.
+    """
+    cards = [write_card(tmp_path, f.__name__, f"{__name__}:{f.__name__}") for f in (ten_a_vowel, zero)]
+    questions = ("hi?", "who are you?", "where is it?", "why")
+    (tmp_path / "questions.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in questions))
+    content = tiny_content | {
+        "iterations": 15,
+        "dialogues": 4,
+        "agents": [{"reward_model": str(card)} for card in cards],
+        "prompts": {"source": "jsonl", "path": str(tmp_path / "questions.jsonl")},
+        "controller": {"kind": "scripted", "next_prompts": ["-"]},
+        "actor": {"step_size": 0.03, "optimizer": optimizer, "kl_coefficient": 0.001},
+        "lora": {"rank": 4, "alpha": 16.0},
+    }
+    metrics = train(content, tmp_path / "run").metrics
+    learner, placebo = (metrics[metrics["agent"] == agent]["kl"].tail(4).mean() for agent in (0, 1))
+    assert learner > 1
+    assert (placebo < learner / 10) == (optimizer == "scaled_adam")
+
+
+def test_without_any_reward_no_policy_moves(tiny_content, tmp_path):
+    """Not by a bit, with a KL penalty too: the critics start at 0, so there is no signal."""
+    card = str(write_card(tmp_path, "zero", f"{__name__}:zero"))
+    content = tiny_content | {"agents": [{"reward_model": card}] * 2, "actor": {"kl_coefficient": 0.1}}
+    metrics = train(content, tmp_path / "run").metrics
+    assert metrics["actor_signal"].abs().max() == 0.0
+    assert metrics["kl"].abs().max() < 1e-5
 
 
 def test_reward_rises(tiny_content, tmp_path):

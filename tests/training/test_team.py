@@ -179,7 +179,8 @@ def test_names_of_a_state(experiment):
     moments = [
         f"{of}.{name}" for of in ("actor_optimizer", "critic.adam") for name in ("step", "exp_avg", "exp_avg_sq")
     ]
-    names = {f"agent_{i}.{name}" for i in range(2) for name in ("adapter", "critic.weights", *moments)}
+    scale = ["signal_scale.second_moment", "signal_scale.updates"]
+    names = {f"agent_{i}.{name}" for i in range(2) for name in ("adapter", "critic.weights", *moments, *scale)}
     assert set(team.state_dict()) == names
     team.learn(played(experiment))
     assert set(team.state_dict()) == names
