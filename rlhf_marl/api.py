@@ -91,7 +91,7 @@ def train(
     if trackers:
         accelerator.end_training()
     refresh_report(path)
-    display.summary(read_jsonl(run.metrics), finished)
+    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished)
     if profile:
         display.profile(watch.total)
     if interrupted:

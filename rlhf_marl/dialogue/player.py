@@ -63,6 +63,7 @@ class Turn:
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
+        value: what each agent's critic expects of the turn, likewise; None for a team without critics.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -77,6 +78,7 @@ class Turn:
     next_states: list[list[int]]
     reward_raw: Tensor = field(default_factory=lambda: Tensor())
     reward_scaled: Tensor = field(default_factory=lambda: Tensor())
+    value: Tensor | None = None
     next_samples: list[list[Sample]] | None = None
     discount: float = 0.0
 

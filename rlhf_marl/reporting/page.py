@@ -152,6 +152,7 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
         "tables": held_out(evaluation) if evaluation else None,
         "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,
         "health": run.health,
+        "critics": run.critics,
         "topology": drawing(run.topology),
         "graph": _described(run.config.get("topology")),
         "n_dialogues": len(run.dialogues),

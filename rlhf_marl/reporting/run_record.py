@@ -12,7 +12,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import DIALOGUES, NUMBERS, is_current, read_numbers
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
@@ -31,7 +31,7 @@ class RunRecord:
 
     agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
     [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
-    evaluation_dialogues.jsonl. health: sentences.
+    evaluation_dialogues.jsonl. health: sentences. critics: how well they foretell the returns, a sentence.
     """
 
     path: Path
@@ -49,6 +49,7 @@ class RunRecord:
     evaluation: dict[str, Any] | None = None
     topology: dict[str, Any] | None = None
     health: list[str] = field(default_factory=list)
+    critics: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -69,7 +70,8 @@ def read_run(path: Path) -> RunRecord:
     run.cards = _json(path / "reward_models.json", list, notes) or []
     run.topology = _json(path / "topology.json", dict, notes, optional=True)
     metrics = _lines(path / "metrics.jsonl", _metrics_row, notes)
-    turns = _lines(path / "dialogues.jsonl", _training_turn, notes)
+    lines = _lines(path / "dialogues.jsonl", lambda row: (row, _training_turn(row)), notes)
+    turns = [turn for _, turn in lines]
     run.evaluation = _evaluation(path, notes)
     if run.evaluation is not None:
         asked = _lines(path / DIALOGUES, lambda row: (row, _evaluation_turn(row)), notes)
@@ -84,6 +86,7 @@ def read_run(path: Path) -> RunRecord:
     for key in _SERIES:
         run.series[key] = [[row[key] for row in metrics if row["agent"] == i] for i in range(len(run.agents))]
     run.health = list(_health(metrics, config))
+    run.critics = _critics([row for row, _ in lines], config)
     _note_unfinished(run, metrics)
     return run
 
@@ -250,6 +253,14 @@ def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
                 f"Agent {agent}: {share:.0%} of its answers in the last fifth of training were cut at the token "
                 "limit; rewards judge unfinished sentences; raise generation.max_new_tokens."
             )
+
+
+def _critics(rows: list[Row], config: Config | None) -> str:
+    try:
+        found = None if config is None else value_correlation(rows, config.discount)
+    except MALFORMED:
+        return ""
+    return "" if found is None else VALUE_CORRELATION.format(*found)
 
 
 def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:

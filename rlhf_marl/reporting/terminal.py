@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.config import Config
-from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
 from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
@@ -82,8 +82,11 @@ class Display:
                 found[row["agent"], kind] = words, times + 1
         return found
 
-    def summary(self, rows: list[Row], iterations: int) -> None:
-        """First against last fifth of the updates, per agent, and where everything is."""
+    def summary(self, rows: list[Row], turns: list[Row], iterations: int) -> None:
+        """First against last fifth of the updates, per agent, how well the critics foretell, and where everything is.
+
+        rows, turns: of metrics.jsonl and dialogues.jsonl.
+        """
         table = Table(title=f"{iterations} iterations: mean scaled reward")
         for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
@@ -92,6 +95,8 @@ class Display:
             table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
+        if (foretold := value_correlation(turns, self._config.discount)) is not None:
+            self._print(VALUE_CORRELATION.format(*foretold))
         for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
             updates = sum(row["agent"] == agent for row in rows)
             self._print(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", "yellow")

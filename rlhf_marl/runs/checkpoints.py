@@ -23,7 +23,7 @@ from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
 from rlhf_marl.files.hashing import sha256_of
 from rlhf_marl.files.iterations import checkpoint_folders, iteration_name
 
-VERSION = 3  # raised when a checkpoint means something else than before
+VERSION = 4  # raised when a checkpoint means something else than before
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors may be temporary: no damage
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)

@@ -1,9 +1,42 @@
-"""Summaries of the numbers in metrics.jsonl."""
+"""Summaries of the numbers in metrics.jsonl and dialogues.jsonl."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.stats import pearsonr
+
+VALUE_CORRELATION = "Critics: correlation of values with returns, second half of the run: {:+.2f} [{:+.2f}, {:+.2f}]."
 
 
 def first_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
     """Mean over the first and over the last fifth of a series (at least one value each)."""
     fifth = max(1, len(values) // 5)
     return sum(values[:fifth]) / fifth, sum(values[-fifth:]) / fifth
+
+
+def value_correlation(turns: Sequence[Mapping[str, Any]], discount: float) -> tuple[float, float, float] | None:
+    """How well the critics foretell the team's return: the correlation, with the ends of its 95% interval.
+
+    Over the turns of the run's second half. A turn's value is the mean over agents of what the critics expected before
+    they learned from it; its return is Σ_l γ^l of the team's mean scaled reward from this turn on. The mean of each
+    turn number is subtracted, since later turns have fewer rewards to come. None if there are too few turns, or either
+    does not vary.
+
+    turns: rows of dialogues.jsonl.
+    """
+    dialogues: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for turn in sorted((row for row in turns if row["critic_value"] is not None), key=lambda row: row["turn"]):
+        dialogues.setdefault((turn["iteration"], turn["dialogue"]), []).append(turn)
+    found: dict[int, list[tuple[float, float]]] = {}
+    for key in sorted(dialogues)[len(dialogues) // 2 :]:
+        following = 0.0
+        for turn in reversed(dialogues[key]):
+            following = float(np.mean(turn["reward_scaled"])) + discount * following
+            found.setdefault(turn["turn"], []).append((float(np.mean(turn["critic_value"])), following))
+    pairs = np.concatenate([np.array(of_turn) - np.mean(of_turn, axis=0) for of_turn in found.values()] or [[]])
+    if len(pairs) < 4 or (np.ptp(pairs, axis=0) < 1e-9).any():
+        return None
+    result = pearsonr(pairs[:, 0], pairs[:, 1])
+    low, high = result.confidence_interval()
+    return float(result.statistic), float(low), float(high)

@@ -102,6 +102,10 @@ class Learner:
             for agent in range(self.adapters.n_agents)
         ]
 
+    def value(self, turn: Turn) -> Tensor:
+        """V(s), or Q(s, a), of every agent's critic: (N, B) on the CPU."""
+        return self.critic.value(self._features(turn)).cpu()
+
     def gossiped(self, turns: Sequence[Turn]) -> int:
         """How many numbers an agent sends to each neighbour in a round: critic, TD errors, and its step's scale."""
         td_errors = sum(len(turn.states) for turn in turns) if SIGNALS[self.actor.signal].has_reward else 0
@@ -110,17 +114,21 @@ class Learner:
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
         device = self.chat_model.model.device
-        actions: list[list[list[int]]] = []
         next_actions: list[list[list[int]]] = []
         if critic_kind(self.actor.signal) == "q":
             assert turn.next_samples is not None
-            actions, next_actions = turn.tokens, [[s.tokens for s in agent] for agent in turn.next_samples]
+            next_actions = [[s.tokens for s in agent] for agent in turn.next_samples]
         return Transition(
-            x0=self.features(turn.states, *actions).unsqueeze(0),
+            x0=self._features(turn),
             reward=turn.reward_scaled.to(device),
             next_x0=self.features(turn.next_states, *next_actions).unsqueeze(0),
             discount=torch.full((1, 1), turn.discount, device=device),
         )
+
+    def _features(self, turn: Turn) -> Tensor:
+        """x of the turn: (1, B, m)."""
+        actions = turn.tokens if critic_kind(self.actor.signal) == "q" else []
+        return self.features(turn.states, *actions).unsqueeze(0)
 
     def _td_error_and_signal(self, transition: Transition) -> tuple[Tensor, Tensor]:
         """δ, and the signal with its baseline, both (N, B)."""

@@ -64,6 +64,7 @@ def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
             "responses": [{"tokens": s.tokens, "text": s.text, "truncated": not s.finished} for s in samples],
             "reward_raw": turn.reward_raw[:, b].tolist(),
             "reward_scaled": turn.reward_scaled[:, b].tolist(),
+            "critic_value": None if turn.value is None else turn.value[:, b].tolist(),
             "aggregate": merged.aggregate,
             "next_prompt": merged.next_prompt,
             "controller_fallback": merged.fallback,

@@ -36,7 +36,7 @@ class Team(Protocol):
         ...
 
     def score(self, turn: Turn) -> Turn:
-        """The turn with each agent's rewards for its own responses."""
+        """The turn with each agent's rewards for its own responses, and its critic's value before it learns."""
         ...
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
@@ -100,7 +100,7 @@ class LocalTeam:
                 for agent, (card, scorer, texts) in enumerate(zip(self._cards, self._scorers, turn.texts, strict=True))
             ]
         raw, scaled = (torch.tensor(of) for of in zip(*scores, strict=True))
-        return replace(turn, reward_raw=raw, reward_scaled=scaled)
+        return replace(turn, reward_raw=raw, reward_scaled=scaled, value=self.learner.value(turn))
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
         sent = gossip_bytes(self._adjacency, self.learner.gossiped(turns), self._gossip_rounds)

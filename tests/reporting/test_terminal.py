@@ -67,7 +67,7 @@ def test_each_warning_is_shown_once_per_agent(tiny_config, tmp_path, capsys):
 
 
 def test_summary_shows_names_as_text(tiny_config, tmp_path, capsys):
-    Display(tiny_config, tmp_path / "run").summary([HEALTHY | {"reward_model": "[red]x[/red]"}], 1)
+    Display(tiny_config, tmp_path / "run").summary([HEALTHY | {"reward_model": "[red]x[/red]"}], [], 1)
     errors = capsys.readouterr().err
     assert "[red]x[/red]" in errors
     assert "+0.500" in errors
@@ -78,7 +78,7 @@ def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_text('{"folder": "iteration_00004", "score": 0.25}')
     rows = [HEALTHY, HEALTHY | {"entropy": 0.1}, HEALTHY | {"entropy": 0.2}]
-    Display(tiny_config, tmp_path).summary(rows, 3)
+    Display(tiny_config, tmp_path).summary(rows, [], 3)
     errors = capsys.readouterr().err
     assert "warning: agent 0: policy entropy is below 0.3" in errors
     assert "(in 2 of its 3 updates)" in errors

@@ -104,8 +104,8 @@ def test_no_whole_checkpoint_is_one_line(folder):
 
 
 def test_another_version_is_refused_not_passed_over(folder, monkeypatch):
-    monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 4)
-    with pytest.raises(UsageError, match="iteration_00002 is of version 3, this rlhf-marl reads version 4: "):
+    monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 5)
+    with pytest.raises(UsageError, match="iteration_00002 is of version 4, this rlhf-marl reads version 5: "):
         Checkpoints(folder).load()
 
 

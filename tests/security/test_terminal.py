@@ -52,7 +52,7 @@ def test_names_in_a_damaged_run_are_inert_in_the_summary(tiny_config, tmp_path, 
     display = Display(tiny_config, tmp_path)
     row = HEALTHY | {"reward_model": HOSTILE_NAME}
     display.iteration(1, [row])
-    display.summary([row], 1)
+    display.summary([row], [], 1)
     shown = capsys.readouterr().err
     assert r"\x1b[2J" in shown
     assert all(c.isprintable() or c == "\n" for c in shown)

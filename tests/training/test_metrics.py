@@ -27,6 +27,7 @@ TURN = Turn(
     next_states=[[3], [2]],
     reward_raw=torch.tensor([[0.5, 1.0], [-2.0, 4.0]]),
     reward_scaled=torch.tensor([[5.0, 10.0], [-1.0, 2.0]]),
+    value=torch.tensor([[0.25, 0.5], [0.75, 1.0]]),
 )
 LEARNED = {key: HEALTHY[key] for key in HEALTHY if key not in ("response_tokens", "controller_fallbacks")}
 
@@ -93,6 +94,7 @@ def test_dialogue_rows_by_hand():
             ],
             "reward_raw": [0.5, -2.0],
             "reward_scaled": [5.0, -1.0],
+            "critic_value": [0.25, 0.75],
             "aggregate": "both",
             "next_prompt": "next?",
             "controller_fallback": False,
@@ -109,6 +111,7 @@ def test_dialogue_rows_by_hand():
             ],
             "reward_raw": [1.0, 4.0],
             "reward_scaled": [10.0, 2.0],
+            "critic_value": [0.5, 1.0],
             "aggregate": "c",
             "next_prompt": None,
             "controller_fallback": True,

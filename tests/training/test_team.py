@@ -101,8 +101,10 @@ def test_adding_an_agent_does_not_change_what_others_are_asked_or_answer():
 
 def test_each_agent_scores_its_own_answers_on_its_own_scale():
     scorers = [FakeScorer(len), FakeScorer(lambda text: text.count("a"))]
-    team, turn = team_of(scorers=scorers), turn_of([["banana", "xy"], ["papaya", "b"]])
+    learner = SimpleNamespace(value=lambda turn: torch.ones(2, len(turn.states)))
+    team, turn = team_of(scorers=scorers, learner=learner), turn_of([["banana", "xy"], ["papaya", "b"]])
     scored = team.score(turn)
+    assert scored.value.tolist() == [[1.0, 1.0], [1.0, 1.0]]
     assert team.reward_models == ["long", "vowels"]
     assert scored.reward_raw.tolist() == [[6.0, 2.0], [3.0, 0.0]]
     assert scored.reward_scaled.tolist() == [[3.5, 1.5], [6.0, 0.0]]  # (raw + 1) / 2 and raw / 0.5
