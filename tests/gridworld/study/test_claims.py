@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.study.claims import CLAIMS, judge, verdict
+from rlhf_marl.gridworld.study.claims import CLAIMS, judge, late, verdict
 from rlhf_marl.gridworld.study.config import load_study, settings
 from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
 from tests.gridworld.study.conftest import TINY, made_up
+
+
+def test_late_is_the_last_fifth_of_the_points():
+    """The last two of ten points; of fewer than ten, the last point alone."""
+    assert late(np.array([[0.0, 9, 9, 9, 9, 9, 9, 9, 1, 4], [9.0] * 8 + [-2, -2]])).tolist() == [2.5, -2]
+    assert late(np.array([[1.0, 2, 7]])).tolist() == [7]
 
 
 def test_a_claim_without_its_baseline_is_left_out():
