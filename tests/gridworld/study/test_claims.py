@@ -11,8 +11,8 @@ from tests.gridworld.study.conftest import TINY, made_up
 
 
 def test_late_is_the_last_fifth_of_the_points():
-    """The last two of ten points; of fewer than ten, the last point alone."""
-    assert late(np.array([[0.0, 9, 9, 9, 9, 9, 9, 9, 1, 4], [9.0] * 8 + [-2, -2]])).tolist() == [2.5, -2]
+    """The last four of twenty points, 16 to 19; of fewer than ten, the last point alone."""
+    assert late(np.stack([np.arange(20.0), -np.arange(20.0)])).tolist() == [17.5, -17.5]
     assert late(np.array([[1.0, 2, 7]])).tolist() == [7]
 
 

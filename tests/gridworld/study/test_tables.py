@@ -9,7 +9,7 @@ from tests.gridworld.study.conftest import made_up
 
 def test_a_claim_is_a_row_and_a_regime_a_column():
     config = StudyConfig(regimes={"one": {}, "two": {}}, experiments=["fig2"])
-    numbers = {"mean": 1.234, "low": -0.5, "high": 2.0, "negligible": 0.1}
+    numbers = {"mean": 1.234, "low": 0.5, "high": 2.0, "negligible": 0.1}
     verdicts = [
         Verdict("Figure 2", "up", "one", "fig2", "reward per step", verdict="undetermined", **numbers),
         Verdict("Figure 2", "up", "two", "fig2", "reward per step", verdict="holds", **numbers),
@@ -18,8 +18,8 @@ def test_a_claim_is_a_row_and_a_regime_a_column():
     assert claims_table(verdicts, config)[2:] == [
         "| source | claim | one | two |",
         "| --- | --- | --- | --- |",
-        "| Figure 2 | up | **undetermined** +1.23 [-0.50, +2.00] | **holds** +1.23 [-0.50, +2.00] |",
-        "| Table 1 | fast |  | **holds** +1.23 [-0.50, +2.00] (power of 1/t) |",
+        "| Figure 2 | up | **undetermined** +1.23 [+0.50, +2.00] | **holds** +1.23 [+0.50, +2.00] |",
+        "| Table 1 | fast |  | **holds** +1.23 [+0.50, +2.00] (power of 1/t) |",
     ]
 
 
