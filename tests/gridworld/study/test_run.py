@@ -1,6 +1,7 @@
 """The study end to end with a few seeds."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,12 @@ from tests.gridworld.study.conftest import FEW, TINY
 
 ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
 SMALL = ["--regimes", "{literal: {width: 4, depth: 2}}"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of the finished study ONE."""
+    return run_study(ONE, tmp_path_factory.mktemp("study"), lambda line: None)
 
 
 def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
@@ -64,13 +71,13 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     assert (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes() == before
 
 
-def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys, monkeypatch):
+def test_foreign_folders_and_other_versions_are_refused(study, finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit):
         study(*FEW, "--out", "full")
     assert "--out: 'full' holds something else than a study; choose another folder" in capsys.readouterr().err
-    run_study(ONE, tmp_path / "old", lambda line: None)
+    shutil.copytree(finished, tmp_path / "old")
     other = ONE.model_copy(update={"points": 3})  # so that no file of the folder is wanted
     monkeypatch.setattr(results, "VERSION", 3)
     with pytest.raises(UsageError, match=r"old/results.json holds results of version 2, this is 3; choose another"):
@@ -80,8 +87,9 @@ def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys,
         run_study(other, tmp_path / "old", lambda line: None)
 
 
-def test_figures_of_an_earlier_run_do_not_stay(tmp_path):
-    run_study(ONE, tmp_path / "out", lambda line: None)
+def test_figures_of_an_earlier_run_do_not_stay(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "literal_fig2.png").is_file()
     other = load_study("configs/study.yaml", [*TINY, "--experiments", "[critic]", "--regimes", "{literal: {}}"])
     run_study(other, tmp_path / "out", lambda line: None)
     assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
