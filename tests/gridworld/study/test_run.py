@@ -36,6 +36,9 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     for name in ("fig2", "slow_graph", "centralised", "rate"):
         assert (tmp_path / "out" / "figures" / f"literal_{name}.svg").stat().st_size > 1000
         assert (tmp_path / "out" / "figures" / f"literal_{name}.png").stat().st_size > 1000
+    figures = {name: (tmp_path / "out" / "figures" / f"literal_{name}.svg").read_text() for name in ("fig2", "rate")}
+    assert "exact team reward per step" in figures["fig2"]
+    assert "α / 10t: t^" in figures["rate"]
     arm = experiments["fig2"]["TD error"]
     assert len(arm["value"]["mean"]) == len(arm["reward"]["low"]) == len(arm["iterations"]) == 4
     levels = arm["baselines"]
