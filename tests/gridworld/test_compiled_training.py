@@ -76,3 +76,35 @@ def test_the_compiled_form_equals_the_readable_one(name):
         slack = 0.01 if what == "projected" else 1e-8
         np.testing.assert_allclose(getattr(fast, what), expected, rtol=1e-6, atol=slack, err_msg=what)
     assert np.ptp(fast.policies[-1].w - fast.policies[0].w) > 1e-3  # the run moved
+
+
+def test_an_iteration_by_hand():
+    """One agent stays at (0, 0), 3 away from its landmark at (2, 1); a linear critic learns V from w = 0.
+
+    w ← 0 + β r x = 0.1 * -3 * (-1, -1, 1) / √3, of which line 9's average of w(0) and w(1) keeps a half: V = -0.15.
+    The TD error r + γ V - V is negative. The actor's step has length α.
+    """
+    setting = Setting(
+        n_agents=1,
+        critic="linear",
+        critic_step_size=0.1,
+        signal="td_v",
+        width=1,
+        depth=1,
+        actor_step_size=0.5,
+        iterations=1,
+        radius=None,
+    )
+    draws = draw_all(setting, 0, range(1))
+    draws.positions[:], draws.landmarks[:] = 0, 11
+    draws.actor_h[:] = np.array([0.0, 0, 1])[:, None]  # reads the constant alone
+    draws.actor_w[:], draws.actor_b[:] = 1, 0
+    draws.actor_b[0, 0, 4] = 100  # stay
+    history = train(setting, 0, range(1), [1], draws=draws, dtype=np.float64)
+    assert history.reward.item() == -3
+    np.testing.assert_allclose(history.critics.w.ravel(), 0.05 * -3 * np.array([-1, -1, 1]) / 3**0.5)
+    assert history.value.item() == pytest.approx(0.15)
+    assert history.positive.item() == history.skipped.item() == 0
+    moved = [getattr(history.policies[0], part) - getattr(draws, f"actor_{part}") for part in "hwb"]
+    assert sum((part**2).sum() for part in moved) ** 0.5 == pytest.approx(0.5)
+    assert moved[2][0, 0, 4] < 0  # away from the action that paid less than expected

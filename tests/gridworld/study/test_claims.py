@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.study.claims import CLAIMS, judge, verdict
+from rlhf_marl.gridworld.study.claims import CLAIMS, judge, late, verdict
 from rlhf_marl.gridworld.study.config import load_study, settings
 from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
 from tests.gridworld.study.conftest import TINY, made_up
+
+
+def test_late_is_the_last_fifth_of_the_points():
+    """The last four of twenty points, 16 to 19; of fewer than ten, the last point alone."""
+    assert late(np.stack([np.arange(20.0), -np.arange(20.0)])).tolist() == [17.5, -17.5]
+    assert late(np.array([[1.0, 2, 7]])).tolist() == [7]
 
 
 def test_a_claim_without_its_baseline_is_left_out():

@@ -1,5 +1,6 @@
 import pytest
 
+from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study.config import load_study, points, settings
 
 
@@ -59,3 +60,14 @@ def test_literal_is_the_papers_letter():
     assert (s.critic_steps, s.actor_samples, s.gossip_rounds) == (1, 1, 10)
     assert (s.actor_step_size, s.critic_step_size) == (0.005, 0.001)
     assert (s.signal, s.start, s.split) == ("td_q_literal", "restart", "shared")
+
+
+def test_points_are_evenly_spaced_and_end_with_the_run():
+    config = load_study("configs/study.yaml", ["--points", "4"])
+    assert points(config, Setting(iterations=10)) == [2, 5, 8, 10]
+    assert points(config, Setting(iterations=4)) == [1, 2, 3, 4]
+
+
+def test_a_run_has_an_iteration_for_each_point():
+    config = load_study("configs/study.yaml", ["--points", "7", "--iterations_share", "0.0001"])
+    assert {setting.iterations for setting in settings(config, "literal", "fig9").values()} == {7}

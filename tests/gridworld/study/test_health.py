@@ -1,8 +1,27 @@
 import numpy as np
+import pytest
 
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study.health import symptoms, warnings_in_words
 from tests.gridworld.study.conftest import made_up
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "kind"),
+    [
+        ("dead_actors", 0.03, "dead_actors"),
+        ("dead", 1.0, "dead"),
+        ("entropy", 0.04, "entropy"),
+        ("positive", 0.01, "one_sided"),
+        ("critic_value", 101.0, "critic_scale"),
+    ],
+)
+def test_each_symptom_is_of_the_last_point(name, value, kind):
+    result = made_up(Setting(), np.zeros((3, 5)))
+    result.arrays[name][:, :4] = value
+    assert list(symptoms(result)) == []
+    result.arrays[name][:, 4] = value
+    assert [found for found, _ in symptoms(result)] == [kind]
 
 
 def test_warnings_name_the_arms():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rlhf_marl.errors import RunStopped
+from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.config import load_study, settings
 from rlhf_marl.gridworld.study.results import Result
@@ -25,3 +26,16 @@ def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypat
     monkeypatch.setattr(results, "write_bytes", full)
     with pytest.raises(RunStopped, match="No space left on device; make room and start the same study again"):
         results.save(file, Result(setting, {}, 1.5))
+
+
+def test_the_file_of_a_setting_is_named_by_all_that_decides_its_numbers():
+    name = results.fingerprint(Setting(), 0, 100, 20)
+    assert name == results.fingerprint(Setting(gossip_rounds=10), 0, 100, 20)
+    others = [(Setting(gossip_rounds=9), 0, 100, 20), (Setting(), 1, 100, 20), (Setting(), 0, 99, 20)]
+    assert (
+        len({name, results.fingerprint(Setting(), 0, 100, 21), *(results.fingerprint(*other) for other in others)}) == 5
+    )
+
+
+def test_a_missing_file_is_no_result(tmp_path):
+    assert results.load(tmp_path / "x.safetensors", Setting()) is None

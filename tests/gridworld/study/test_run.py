@@ -1,6 +1,7 @@
 """The study end to end with a few seeds."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,12 @@ ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--reg
 SMALL = ["--regimes", "{literal: {width: 4, depth: 2}}"]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Folder of the finished study ONE."""
+    return run_study(ONE, tmp_path_factory.mktemp("study"), lambda line: None)
+
+
 def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     study(*FEW, *SMALL, "--out", "out")
     printed = capsys.readouterr()
@@ -29,6 +36,9 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     for name in ("fig2", "slow_graph", "centralised", "rate"):
         assert (tmp_path / "out" / "figures" / f"literal_{name}.svg").stat().st_size > 1000
         assert (tmp_path / "out" / "figures" / f"literal_{name}.png").stat().st_size > 1000
+    figures = {name: (tmp_path / "out" / "figures" / f"literal_{name}.svg").read_text() for name in ("fig2", "rate")}
+    assert "exact team reward per step" in figures["fig2"]
+    assert "α / 10t: t^" in figures["rate"]
     arm = experiments["fig2"]["TD error"]
     assert len(arm["value"]["mean"]) == len(arm["reward"]["low"]) == len(arm["iterations"]) == 4
     levels = arm["baselines"]
@@ -64,13 +74,13 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     assert (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes() == before
 
 
-def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys, monkeypatch):
+def test_foreign_folders_and_other_versions_are_refused(study, finished, tmp_path, capsys, monkeypatch):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(SystemExit):
         study(*FEW, "--out", "full")
     assert "--out: 'full' holds something else than a study; choose another folder" in capsys.readouterr().err
-    run_study(ONE, tmp_path / "old", lambda line: None)
+    shutil.copytree(finished, tmp_path / "old")
     other = ONE.model_copy(update={"points": 3})  # so that no file of the folder is wanted
     monkeypatch.setattr(results, "VERSION", 3)
     with pytest.raises(UsageError, match=r"old/results.json holds results of version 2, this is 3; choose another"):
@@ -80,8 +90,9 @@ def test_foreign_folders_and_other_versions_are_refused(study, tmp_path, capsys,
         run_study(other, tmp_path / "old", lambda line: None)
 
 
-def test_figures_of_an_earlier_run_do_not_stay(tmp_path):
-    run_study(ONE, tmp_path / "out", lambda line: None)
+def test_figures_of_an_earlier_run_do_not_stay(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "out")
+    assert (tmp_path / "out" / "figures" / "literal_fig2.png").is_file()
     other = load_study("configs/study.yaml", [*TINY, "--experiments", "[critic]", "--regimes", "{literal: {}}"])
     run_study(other, tmp_path / "out", lambda line: None)
     assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
