@@ -1,9 +1,9 @@
 """A scoring server as a reward model."""
 
-import json
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
+
+from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_marl.config.validation import Address, Retries, Seconds
 from rlhf_marl.errors import RunStopped
@@ -33,6 +33,10 @@ class ServerCard(CardBase):
 
     def in_words(self) -> str:
         return "a scoring server"
+
+
+class _Scores(BaseModel):
+    scores: list[Annotated[float, Field(strict=True, allow_inf_nan=False)]]
 
 
 @final
@@ -66,28 +70,15 @@ class Server:
             raise self._stopped(f"refuses: {problem}") from None
 
     def _attempt(self, body: dict[str, list[str]]) -> list[float]:
-        return _scores(self._service.post(body), len(body["responses"]))
+        content, wanted = self._service.post(body), len(body["responses"])
+        try:
+            scores = _Scores.model_validate_json(content).scores
+        except ValidationError:
+            answer = content[:80].decode(errors="replace")
+            raise Unusable(f'answered {answer!r}; expected {{"scores": [...]}} with finite numbers') from None
+        if len(scores) != wanted:
+            raise Unusable(f"answered {len(scores)} scores for {wanted} responses")
+        return scores
 
     def _stopped(self, reason: str) -> RunStopped:
         return RunStopped(self._service.hide(f"reward model {self._card.name!r}: {self._card.url} {reason}"))
-
-
-def _scores(content: bytes, wanted: int) -> list[float]:
-    """Parse the scores. Raises Unusable unless there is one finite number per response."""
-    try:
-        scores: Any = json.loads(content)["scores"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise Unusable(f'answered {content[:80].decode(errors="replace")!r}; expected {{"scores": [...]}}') from None
-    if not isinstance(scores, list) or len(scores) != wanted:
-        count = len(scores) if isinstance(scores, list) else type(scores).__name__
-        raise Unusable(f"answered {count} scores for {wanted} responses")
-    numbers = []
-    for score in scores:
-        try:
-            number = math.nan if isinstance(score, bool | str) else float(score)
-        except (TypeError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise Unusable(f"answered {str(score)[:80]!r} as a score, no finite number")
-        numbers.append(number)
-    return numbers

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import random
 import shutil
 import warnings
@@ -12,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
+from scipy.special import expit
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -220,12 +221,10 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
 
 def reliability(chosen: Sequence[float], rejected: Sequence[float]) -> list[Bin]:
     """Calibration: accuracy by confidence, in non-empty bins of equal width over confidence 0.5 to 1."""
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
-    for c, r in zip(chosen, rejected, strict=True):
-        confidence = 1 / (1 + math.exp(-abs(c - r)))
-        bins[min(int((confidence - 0.5) * 2 * _BINS), _BINS - 1)].append((confidence, c > r))
+    difference = np.subtract(chosen, rejected)
+    confidence = expit(np.abs(difference))
+    place = np.minimum((confidence - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
     return [
-        Bin(sum(p for p, _ in rows) / len(rows), sum(right for _, right in rows) / len(rows), len(rows))
-        for rows in bins
-        if rows
+        Bin(float(confidence[here].mean()), float((difference[here] > 0).mean()), int(here.sum()))
+        for here in (place == number for number in np.unique(place))
     ]
