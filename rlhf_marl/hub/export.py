@@ -76,7 +76,10 @@ def export(
         shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)
         config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
         (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        _save_tokenizer(facts.config.model, folder, where)
+        model = facts.config.model
+        load_tokenizer(
+            model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
+        ).save_pretrained(folder)
         if merge:
             with quiet():
                 merged_model(facts.config.model, adapter, where).save_pretrained(folder)
@@ -105,13 +108,6 @@ def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedMod
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     return merged
-
-
-def _save_tokenizer(model: ModelConfig, folder: Path, where: str) -> None:
-    tokenizer = load_tokenizer(
-        model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    tokenizer.save_pretrained(folder)
 
 
 def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:

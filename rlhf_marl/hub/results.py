@@ -47,16 +47,22 @@ def measured(evaluation: Agent) -> Iterator[tuple[str, Metric]]:
 
 def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
     """Reward change and win rate in the hub's format, with intervals as metric_args."""
-    settings = evaluation.settings
-    questions = Path(settings.questions).name or "questions"
-    judges = ", ".join(evaluation.held_out_judges)
-
-    def result(kind: str, name: str, value: float, interval: WinRate | Metric) -> EvalResult:
-        return EvalResult(
+    settings, own, held_out, wins = evaluation.settings, agent.own_reward, agent.held_out_reward, agent.win_rate
+    found: list[tuple[str, str, float, Metric | WinRate]] = [
+        ("reward", f"reward by {agent.reward_model} (scaled), change from base", own.difference, own)
+    ]
+    if held_out is not None:
+        judges = ", ".join(evaluation.held_out_judges)
+        name = f"mean of held-out judges ({judges}) in standard deviations of their scores of base answers"
+        found.append(("held_out_reward", f"{name}, change from base", held_out.difference, held_out))
+    if wins is not None:
+        found.append(("win_rate", f"win rate against base, by {wins.judge}", wins.rate, wins))
+    return [
+        EvalResult(
             task_type="text-generation",
             task_name="Dialogue",
             dataset_type="rlhf-marl-questions",  # no dataset of the hub's
-            dataset_name=questions,
+            dataset_name=Path(settings.questions).name or "questions",
             metric_type=kind,
             metric_name=name,
             metric_value=value,
@@ -67,23 +73,8 @@ def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
                 "confidence": settings.confidence,
             },
         )
-
-    found = [
-        result(
-            "reward",
-            f"reward by {agent.reward_model} (scaled), change from base",
-            agent.own_reward.difference,
-            agent.own_reward,
-        )
+        for kind, name, value, interval in found
     ]
-    if agent.held_out_reward is not None:
-        name = f"mean of held-out judges ({judges}) in standard deviations of their scores of base answers"
-        metric = agent.held_out_reward
-        found.append(result("held_out_reward", f"{name}, change from base", metric.difference, metric))
-    if agent.win_rate is not None:
-        name = f"win rate against base, by {agent.win_rate.judge}"
-        found.append(result("win_rate", name, agent.win_rate.rate, agent.win_rate))
-    return found
 
 
 @final

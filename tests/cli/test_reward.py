@@ -1,7 +1,6 @@
 """`rlhf-marl reward ...` from the command line to the table."""
 
 import json
-import re
 from functools import partial
 
 import pytest
