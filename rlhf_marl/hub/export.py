@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.evaluation.trained_run import recorded
+from rlhf_marl.evaluation.trained_run import newest_state, recorded
 from rlhf_marl.hub import push as hub
 from rlhf_marl.hub.base_model import describe_base
 from rlhf_marl.hub.card import RunFacts, model_card
@@ -153,10 +153,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
     Raises:
         UsageError: the run has not written its adapters, or has trained on since it did.
     """
-    try:
-        checkpoint = run.load_checkpoint()
-    except UsageError:  # all damaged: a finished run does not need them
-        checkpoint = None
+    checkpoint = newest_state(run)
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
     if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
         problem = "has no adapters yet"

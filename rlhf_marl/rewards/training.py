@@ -15,14 +15,13 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
 from scipy.special import expit
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.atomic import unwritable, writing_folder
+from rlhf_marl.files.atomic import or_stop, writing_folder
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
@@ -68,14 +67,12 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
     if min(len(train), len(held_out)) < 2:
         raise UsageError(f"{where}: data: {len(pairs)} pairs are too few to train on and to hold {card.held_out} out")
-    try:
+    with or_stop(folder, "start again"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):
             if not folder.exists():  # otherwise another process has trained it
                 _train_to(folder, card, train, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
-    except (OSError, SafetensorError) as error:
-        raise unwritable(folder, error, "start again") from None
 
 
 @contextlib.contextmanager
