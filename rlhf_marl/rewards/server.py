@@ -1,14 +1,14 @@
 """A scoring server as a reward model."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, Literal, final
 
 from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_marl.config.validation import Address, Retries, Seconds
-from rlhf_marl.errors import RunStopped
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text
-from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.services.http import Service, Unusable, key_from
 from rlhf_marl.services.journal import UNRECORDED, Journal
 
 
@@ -50,7 +50,8 @@ class Server:
     def __init__(self, card: ServerCard, journal: Journal = UNRECORDED) -> None:
         self._card, self._journal = card, journal
         key = key_from(card.api_key_env, f"card {card.name}") if card.api_key_env is not None else None
-        self._service = Service(card.url, key=key, timeout=card.timeout)
+        who = f"reward model {card.name!r}: {card.url}"
+        self._service = Service(card.url, who, key=key, timeout=card.timeout, max_retries=card.max_retries)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         scores: list[float] = []
@@ -60,25 +61,18 @@ class Server:
         return scores
 
     def _ask(self, body: dict[str, list[str]]) -> list[float]:
-        card = self._card
-        ticket = self._journal.ticket(["http", card.name, body])  # no address: it may change
-        try:
-            return self._journal.answer(ticket, lambda: persistently(lambda: self._attempt(body), card.max_retries))
-        except Unusable as problem:
-            raise self._stopped(f"failed after {card.max_retries} retries: {problem}") from None
-        except Refused as problem:
-            raise self._stopped(f"refuses: {problem}") from None
+        ticket = self._journal.ticket(["http", self._card.name, body])  # no address: it may change
+        parse = partial(_scores, wanted=len(body["responses"]))
+        return self._journal.answer(ticket, lambda: self._service.ask(body, parse))
 
-    def _attempt(self, body: dict[str, list[str]]) -> list[float]:
-        content, wanted = self._service.post(body), len(body["responses"])
-        try:
-            scores = _Scores.model_validate_json(content).scores
-        except ValidationError:
-            answer = content[:80].decode(errors="replace")
-            raise Unusable(f'answered {answer!r}; expected {{"scores": [...]}} with finite numbers') from None
-        if len(scores) != wanted:
-            raise Unusable(f"answered {len(scores)} scores for {wanted} responses")
-        return scores
 
-    def _stopped(self, reason: str) -> RunStopped:
-        return RunStopped(self._service.hide(f"reward model {self._card.name!r}: {self._card.url} {reason}"))
+def _scores(content: bytes, wanted: int) -> list[float]:
+    """Raises Unusable unless there is one finite number per response."""
+    try:
+        scores = _Scores.model_validate_json(content).scores
+    except ValidationError:
+        answer = content[:80].decode(errors="replace")
+        raise Unusable(f'answered {answer!r}; expected {{"scores": [...]}} with finite numbers') from None
+    if len(scores) != wanted:
+        raise Unusable(f"answered {len(scores)} scores for {wanted} responses")
+    return scores
