@@ -1,6 +1,5 @@
 """Results for the model card: evaluation.json with intervals if there is one, else the rewards of training."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import NUMBERS, is_current, read_numbers
 from rlhf_marl.evaluation.labels import LABELS
 from rlhf_marl.evaluation.schema import Agent, Mean, Metric, Numbers, WinRate
-from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.runs.metrics import first_and_last_fifth, is_finite
 
 Interval = Metric | WinRate | Mean
 
@@ -96,7 +95,7 @@ def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewa
     """
     own = [row for row in rows if row["agent"] == agent]
     keys = ("reward_scaled", "kl", "response_tokens", "entropy", "truncated")
-    if not own or not all(_finite(row.get(key)) for row in own for key in keys):
+    if not own or not all(is_finite(row.get(key)) for row in own for key in keys):
         return None
     return TrainingRewards(
         updates=len(own),
@@ -105,10 +104,3 @@ def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewa
         entropy=first_and_last_fifth([row["entropy"] for row in own])[1],
         truncated=first_and_last_fifth([row["truncated"] for row in own])[1],
     )
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False
