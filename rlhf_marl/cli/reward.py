@@ -134,10 +134,6 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
                 for names, (rho, low, high) in found.correlation.items()
             ]
         )
-        _heat_map(
-            [name for name in found.accuracy if not name.startswith("(")],
-            {names: rho for names, (rho, _, _) in found.correlation.items()},
-        )
     if output is not None:
         numbers: dict[str, float] = {}
         for name, a in found.accuracy.items():
@@ -160,24 +156,6 @@ def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
 
     for row in rescored(run_dir, card):
         click.echo(json.dumps(row))
-
-
-def _heat_map(names: list[str], correlation: dict[tuple[str, str], float]) -> None:
-    """Rank correlations as coloured cells: red -1, white 0, blue +1; with the numbers."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table("", *names, title="rank correlation of score differences")
-    for row in names:
-        cells = [Text(row)]
-        for column in names:
-            rho = 1.0 if row == column else correlation.get((row, column), correlation.get((column, row), 0.0))
-            fade = round(255 * (1 - min(1.0, abs(rho)))) if rho == rho else 255
-            colour = f"rgb({fade},{fade},255)" if rho > 0 else f"rgb(255,{fade},{fade})"
-            cells.append(Text(f"{rho:+.2f}", style=f"black on {colour}"))
-        table.add_row(*cells)
-    Console().print(table)
 
 
 def _table(rows: list[dict[str, str]]) -> None:

@@ -25,7 +25,7 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
             if not remaining:
                 raise UsageError(f"command line: --{key}: no value given")
             text = remaining.pop(0)
-        _set(content, key, _value(text))
+        _set(content, key.split("."), _value(text), key)
     return content
 
 
@@ -40,46 +40,34 @@ def _value(text: str) -> Any:
     return text if plain_text or looks_like_text else value
 
 
-def _set(content: Any, key: str, value: Any) -> None:
-    parts = key.split(".")
-    for place, part in enumerate(parts[:-1]):
-        content = _child(content, part, key)
-        if isinstance(content, list) and not parts[place + 1].isdecimal():
-            _set_each(content, ".".join(parts[place + 1 :]), value, key)
-            return
-    if isinstance(content, list):
-        content[_index(content, parts[-1], key)] = value
-    else:
-        content[parts[-1]] = value
+def _set(content: Any, parts: Sequence[str], value: Any, key: str) -> None:
+    """Set the value at these parts of `key`, below `content`."""
+    part, rest = parts[0], parts[1:]
+    if isinstance(content, list) and not part.isdecimal():
+        _set_each(content, parts, value, key)
+        return
+    place: Any = int(part) if isinstance(content, list) else part
+    if isinstance(content, list) and place >= len(content):
+        raise UsageError(
+            f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)"
+        )
+    if not rest:
+        content[place] = value
+        return
+    if isinstance(content, dict) and content.get(part) is None:
+        content[part] = {}
+    if not isinstance(content[place], dict | list):
+        raise UsageError(f"command line: --{key}: {part!r} holds {content[place]!r}, which has no keys below it")
+    _set(content[place], rest, value, key)
 
 
-def _set_each(items: list[Any], rest: str, value: Any, key: str) -> None:
+def _set_each(items: list[Any], parts: Sequence[str], value: Any, key: str) -> None:
     """Set one key of every list item: one value for all, or a list with one value per item."""
     values = value if isinstance(value, list) else [value] * len(items)
     if len(values) != len(items):
-        name = key.removesuffix(f".{rest}")
+        name = key.removesuffix(f".{'.'.join(parts)}")
         raise UsageError(f"command line: --{key}: {len(values)} values given for {len(items)} {name}")
     for item, one in zip(items, values, strict=True):
         if not isinstance(item, dict):
             raise UsageError(f"command line: --{key}: {item!r} has no keys below it")
-        _set(item, rest, one)
-
-
-def _child(content: Any, part: str, key: str) -> Any:
-    if isinstance(content, list):
-        child = content[_index(content, part, key)]
-    else:
-        if content.get(part) is None:
-            content[part] = {}
-        child = content[part]
-    if not isinstance(child, dict | list):
-        raise UsageError(f"command line: --{key}: {part!r} holds {child!r}, which has no keys below it")
-    return child
-
-
-def _index(content: list[Any], part: str, key: str) -> int:
-    if not part.isdecimal() or int(part) >= len(content):
-        raise UsageError(
-            f"command line: --{key}: {part!r} is not an index of a list of {len(content)} (0 is the first)"
-        )
-    return int(part)
+        _set(item, parts, one, key)

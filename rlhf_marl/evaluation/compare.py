@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rlhf_marl.evaluation.files import Evaluation
-from rlhf_marl.evaluation.metrics import distinct
-from rlhf_marl.evaluation.summary import HARMLESS, TEAM, Row, metric, score_of, speaker_value, value_of
+from rlhf_marl.evaluation.summary import TEAM, Row, metric, score_of, text_metrics
 
 _SAME_QUESTIONS = ("turns", "seed", "max_new_tokens", "temperature")
 _POLICIES = ("base", "trained")
@@ -30,13 +29,17 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     rows = _paired_rows(first.rows, second.rows)
     if not rows:
         return {"agents": [], "team": {}, "warnings": [*warnings, "the runs answered no question in common"]}
+
+    def speaker_metrics(speaker: int) -> dict[str, Any]:
+        return {name: metric(rows, score_of(name, speaker)) for name in names} | text_metrics(rows, speaker)
+
     n_agents = min(len(row["responses"]) for row in rows)
     numbers = [len(evaluation.numbers["agents"]) for evaluation in (first, second)]
     if numbers[0] != numbers[1]:
         warnings.append(f"the runs have {numbers[0]} and {numbers[1]} agents; the first {n_agents} are compared")
     return {
-        "agents": [_speaker(rows, agent, names) for agent in range(n_agents)],
-        "team": _speaker(rows, TEAM, names),
+        "agents": [speaker_metrics(agent) for agent in range(n_agents)],
+        "team": speaker_metrics(TEAM),
         "warnings": warnings,
     }
 
@@ -47,13 +50,3 @@ def _paired_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Row]:
     rows += [row for row in second if row["policy"] == "trained"]
     asked = [{(row["question"], row["turn"]) for row in rows if row["policy"] == policy} for policy in _POLICIES]
     return [row for row in rows if (row["question"], row["turn"]) in asked[0] & asked[1]]
-
-
-def _speaker(rows: Sequence[Row], speaker: int, judges: Sequence[str]) -> dict[str, Any]:
-    return {
-        **{name: metric(rows, score_of(name, speaker)) for name in judges},
-        "length": metric(rows, value_of("tokens", speaker)),
-        "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
-        "refusal_harmful": metric(rows, value_of("refused", speaker), ("harmful",)),
-        "refusal_harmless": metric(rows, value_of("refused", speaker), HARMLESS),
-    }

@@ -129,12 +129,8 @@ class PairwiseJudge:
         """Per prompt: 1 if trained is better in both orders, 0 if base is, else 0.5; and whether the orders agree."""
         forward = self._prefers_first(prompts, trained, base)
         backward = self._prefers_first(prompts, base, trained)
-        preferred, consistent = [], []
-        for a, b in zip(forward, backward, strict=True):
-            agree = a is not None and b is not None and a != b
-            preferred.append(float(bool(a)) if agree else 0.5)
-            consistent.append(agree)
-        return preferred, consistent
+        consistent = [None not in (a, b) and a != b for a, b in zip(forward, backward, strict=True)]
+        return [float(bool(a)) if agree else 0.5 for a, agree in zip(forward, consistent, strict=True)], consistent
 
     def _prefers_first(self, prompts: Sequence[str], first: Sequence[str], second: Sequence[str]) -> list[bool | None]:
         """None if the answer names neither or both."""

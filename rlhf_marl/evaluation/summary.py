@@ -15,7 +15,7 @@ from rlhf_marl.evaluation.verdict import verdict
 
 Row = dict[str, Any]
 Value = Callable[[Row], float]
-HARMLESS = tuple(kind for kind in KINDS if kind != "harmful")
+_HARMLESS = tuple(kind for kind in KINDS if kind != "harmful")
 TEAM = -1
 _OF_TEAM = {
     "responses": "aggregate",
@@ -141,16 +141,23 @@ def _of_speaker(
 ) -> dict[str, Any]:
     """The metrics that agents and team share."""
     repetition = _repetition(rows, speaker)
-    refused = value_of("refused", speaker)
     return {
         "held_out_reward": metric(rows, lambda row: ensemble(row, speaker)) if ensemble else None,
         "win_rate": _win_rate(rows, speaker, ensemble, held_out, pairwise),
-        "length": metric(rows, value_of("tokens", speaker)),
         "distinct_1": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 1)),
-        "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
         "self_repetition": metric(rows, lambda row: repetition[row["policy"], row["question"], row["turn"]]),
+        **text_metrics(rows, speaker),
+    }
+
+
+def text_metrics(rows: Sequence[Row], speaker: int) -> dict[str, Any]:
+    """The metrics of a speaker's texts that also compare two runs."""
+    refused = value_of("refused", speaker)
+    return {
+        "length": metric(rows, value_of("tokens", speaker)),
+        "distinct_2": metric(rows, lambda row: distinct(speaker_value(row, "responses", speaker), 2)),
         "refusal_harmful": metric(rows, refused, ("harmful",)),
-        "refusal_harmless": metric(rows, refused, HARMLESS),
+        "refusal_harmless": metric(rows, refused, _HARMLESS),
     }
 
 

@@ -20,6 +20,7 @@ from rlhf_marl.files.iterations import iteration_name, newest_checkpoint
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl, read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
+from rlhf_marl.runs.checkpoints import State
 from rlhf_marl.runs.directory import RunDirectory
 
 
@@ -40,10 +41,7 @@ def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, no
         OnlyRecorded: there are neither.
     """
     reason = _load_adapters(adapters, run)
-    try:
-        checkpoint = run.load_checkpoint()
-    except UsageError:  # all damaged, or of another version
-        checkpoint = None
+    checkpoint = newest_state(run)
     if checkpoint is None:
         if reason is not None:
             raise OnlyRecorded(_nothing_trained(run, reason))
@@ -69,6 +67,14 @@ def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, no
         f"{config.iterations} iterations"
     )
     return f"checkpoint of iteration {values['iteration']}"
+
+
+def newest_state(run: RunDirectory) -> State | None:
+    """The newest undamaged checkpoint; None if all are damaged, of another version, or gone."""
+    try:
+        return run.load_checkpoint()
+    except UsageError:
+        return None
 
 
 def _load_adapters(adapters: StackedAdapters, run: RunDirectory) -> str | None:

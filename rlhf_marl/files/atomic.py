@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 
 from rlhf_marl.errors import RunStopped, UsageError
 
@@ -79,6 +80,15 @@ def locked(folder: Path, where: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def or_stop(path: Path, then: str = "go on with --resume") -> Iterator[None]:
+    """Context in which a failed write of `path` stops the run: raises RunStopped."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error, then) from None
 
 
 def unwritable(path: Path, error: Exception, then: str = "go on with --resume") -> RunStopped:

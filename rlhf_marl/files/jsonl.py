@@ -30,14 +30,10 @@ def parse_jsonl(content: bytes, *, nan_as_none: bool = False) -> Iterator[tuple[
         row: Any = None
         problem = "is no JSON object"
         try:
-            row = json.loads(line.decode("utf-8"), parse_constant=_none if nan_as_none else None)
+            row = json.loads(line.decode("utf-8"), parse_constant=(lambda constant: None) if nan_as_none else None)
         except (ValueError, RecursionError):
             problem = "is not JSON"
         yield number, row if isinstance(row, dict) else BadLine(problem, line.decode("utf-8", errors="replace"))
-
-
-def _none(constant: str) -> None:
-    return None
 
 
 def complete_lines(content: bytes) -> bytes:

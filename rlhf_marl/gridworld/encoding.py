@@ -26,13 +26,10 @@ def encode_critic(positions: np.ndarray, actions: np.ndarray | None = None) -> n
     parts = [SCALED[positions].reshape(*positions.shape[:-1], -1), np.ones((*positions.shape[:-1], 1))]
     if actions is not None:
         parts.append(np.eye(N_ACTIONS)[actions].reshape(*actions.shape[:-1], -1))
-    return _unit(np.concatenate(parts, axis=-1))
+    x = np.concatenate(parts, axis=-1)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def encode_actor(positions: np.ndarray, agent: int) -> np.ndarray:
     """x of s as agent i sees it: its own coordinates first, then those of i + 1, i + 2, ... (..., N) -> (..., d)."""
     return encode_critic(np.roll(positions, -agent, axis=-1))
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)

@@ -104,7 +104,9 @@ class SpreadEnv(ParallelEnv):
         assert self._landmarks is not None
         rewards = local_rewards(self._split, self._positions, self._landmarks)
         team = float(team_reward(self._positions, self._landmarks))
-        over = self._over()
+        over = self._age >= self._episode
+        if self._discount is not None:
+            over = bool(self._generator.random() >= self._discount)
         result = (
             self._observations(),
             {agent: float(r) for agent, r in zip(self.agents, rewards, strict=True)},
@@ -121,11 +123,6 @@ class SpreadEnv(ParallelEnv):
             given = repr(actions[agent]) if agent in actions else "nothing"
             raise UsageError(f"actions: {given} given for {agent}; a whole number from 0 to {N_ACTIONS - 1} is needed")
         return int(actions[agent])
-
-    def _over(self) -> bool:
-        if self._discount is None:
-            return self._age >= self._episode
-        return bool(self._generator.random() >= self._discount)
 
     def state(self) -> np.ndarray:
         """The global state: all coordinates, in agent order."""

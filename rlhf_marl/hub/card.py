@@ -67,9 +67,8 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
             merged=merged,
             base=base,
             agent=agent,
-            n_agents=len(facts.cards),
             own=own,
-            reward_models=[_reward_model(number, card) for number, card in enumerate(facts.cards)],
+            cards=facts.cards,
             data=_data(config),
             controller=_controller(config),
             config=config,
@@ -80,9 +79,8 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
             started_from=Path(config.agents[agent].adapter or "").name,
             software=", ".join(f"{name} {version}" for name, version in facts.packages.items()),
             evaluation=evaluation,
-            settings=found.settings if found else None,
+            found=found,
             questions=Path(found.settings.questions).name if found else "",
-            judges=", ".join(found.held_out_judges) if found else "",
             measured=list(measured(evaluation)) if evaluation else [],
             training=training_rewards(facts.rows, agent),
             symptoms=_symptoms(facts, agent),
@@ -159,17 +157,6 @@ def _controller(config: Config) -> str:
             return f"a {kind} one"
 
 
-def _reward_model(agent: int, card: Card) -> dict[str, Any]:
-    """A card in words; no folder of this machine and no address of a server."""
-    return {
-        "agent": agent,
-        "scorer": card.in_words(),
-        "name": card.name,
-        "description": card.description,
-        "licence": card.licence,
-    }
-
-
 def _environment() -> Environment:
     """Jinja2, with every text escaped that is not Verbatim."""
     environment = Environment(
@@ -183,7 +170,6 @@ def _environment() -> Environment:
         "code": lambda text: Verbatim(markdown_code(text)),
         "verbatim": Verbatim,
         "number": _number,
-        "signed": _signed,
         "between": _between,
     }
     return environment
@@ -193,12 +179,8 @@ def _escaped(value: Any) -> Any:
     return markdown_text(value) if isinstance(value, str) and not isinstance(value, Verbatim) else value
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}"
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.3f}"
 
 
 def _between(value: Interval) -> str:

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.evaluation.trained_run import recorded
+from rlhf_marl.evaluation.trained_run import newest_state, recorded
 from rlhf_marl.hub import push as hub
 from rlhf_marl.hub.base_model import describe_base
 from rlhf_marl.hub.card import RunFacts, model_card
@@ -76,7 +76,10 @@ def export(
         shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)
         config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
         (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        _save_tokenizer(facts.config.model, folder, where)
+        model = facts.config.model
+        load_tokenizer(
+            model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
+        ).save_pretrained(folder)
         if merge:
             with quiet():
                 merged_model(facts.config.model, adapter, where).save_pretrained(folder)
@@ -105,13 +108,6 @@ def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedMod
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         merged: PreTrainedModel = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload(safe_merge=True)
     return merged
-
-
-def _save_tokenizer(model: ModelConfig, folder: Path, where: str) -> None:
-    tokenizer = load_tokenizer(
-        model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
-    )
-    tokenizer.save_pretrained(folder)
 
 
 def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
@@ -157,10 +153,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
     Raises:
         UsageError: the run has not written its adapters, or has trained on since it did.
     """
-    try:
-        checkpoint = run.load_checkpoint()
-    except UsageError:  # all damaged: a finished run does not need them
-        checkpoint = None
+    checkpoint = newest_state(run)
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
     if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
         problem = "has no adapters yet"

@@ -1,6 +1,5 @@
 """Results for the model card: evaluation.json with intervals if there is one, else the rewards of training."""
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import NUMBERS, is_current, read_numbers
 from rlhf_marl.evaluation.labels import LABELS
 from rlhf_marl.evaluation.schema import Agent, Mean, Metric, Numbers, WinRate
-from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.runs.metrics import first_and_last_fifth, is_finite
 
 Interval = Metric | WinRate | Mean
 
@@ -47,16 +46,22 @@ def measured(evaluation: Agent) -> Iterator[tuple[str, Metric]]:
 
 def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
     """Reward change and win rate in the hub's format, with intervals as metric_args."""
-    settings = evaluation.settings
-    questions = Path(settings.questions).name or "questions"
-    judges = ", ".join(evaluation.held_out_judges)
-
-    def result(kind: str, name: str, value: float, interval: WinRate | Metric) -> EvalResult:
-        return EvalResult(
+    settings, own, held_out, wins = evaluation.settings, agent.own_reward, agent.held_out_reward, agent.win_rate
+    found: list[tuple[str, str, float, Metric | WinRate]] = [
+        ("reward", f"reward by {agent.reward_model} (scaled), change from base", own.difference, own)
+    ]
+    if held_out is not None:
+        judges = ", ".join(evaluation.held_out_judges)
+        name = f"mean of held-out judges ({judges}) in standard deviations of their scores of base answers"
+        found.append(("held_out_reward", f"{name}, change from base", held_out.difference, held_out))
+    if wins is not None:
+        found.append(("win_rate", f"win rate against base, by {wins.judge}", wins.rate, wins))
+    return [
+        EvalResult(
             task_type="text-generation",
             task_name="Dialogue",
             dataset_type="rlhf-marl-questions",  # no dataset of the hub's
-            dataset_name=questions,
+            dataset_name=Path(settings.questions).name or "questions",
             metric_type=kind,
             metric_name=name,
             metric_value=value,
@@ -67,23 +72,8 @@ def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
                 "confidence": settings.confidence,
             },
         )
-
-    found = [
-        result(
-            "reward",
-            f"reward by {agent.reward_model} (scaled), change from base",
-            agent.own_reward.difference,
-            agent.own_reward,
-        )
+        for kind, name, value, interval in found
     ]
-    if agent.held_out_reward is not None:
-        name = f"mean of held-out judges ({judges}) in standard deviations of their scores of base answers"
-        metric = agent.held_out_reward
-        found.append(result("held_out_reward", f"{name}, change from base", metric.difference, metric))
-    if agent.win_rate is not None:
-        name = f"win rate against base, by {agent.win_rate.judge}"
-        found.append(result("win_rate", name, agent.win_rate.rate, agent.win_rate))
-    return found
 
 
 @final
@@ -105,7 +95,7 @@ def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewa
     """
     own = [row for row in rows if row["agent"] == agent]
     keys = ("reward_scaled", "kl", "response_tokens", "entropy", "truncated")
-    if not own or not all(_finite(row.get(key)) for row in own for key in keys):
+    if not own or not all(is_finite(row.get(key)) for row in own for key in keys):
         return None
     return TrainingRewards(
         updates=len(own),
@@ -114,10 +104,3 @@ def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewa
         entropy=first_and_last_fifth([row["entropy"] for row in own])[1],
         truncated=first_and_last_fifth([row["truncated"] for row in own])[1],
     )
-
-
-def _finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False

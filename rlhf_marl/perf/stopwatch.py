@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import final
 
@@ -33,13 +33,16 @@ class Stopwatch:
         self.total = {name: self.total[name] + seconds[name] for name in STAGES}
         return seconds
 
-    def begin(self, name: str) -> None:
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Context whose time counts for this stage."""
         self._count()
         self._open.append(name)
-
-    def end(self) -> None:
-        self._count()
-        self._open.pop()
+        try:
+            yield
+        finally:
+            self._count()
+            self._open.pop()
 
     def _count(self) -> None:
         if self._device.type == "cuda":
@@ -63,15 +66,7 @@ def stopwatch(device: torch.device) -> Iterator[Stopwatch]:
         _running.reset(token)
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+def stage(name: str) -> AbstractContextManager[None]:
     """Context whose time counts for this stage, if a stopwatch runs."""
     watch = _running.get()
-    if watch is None:
-        yield
-        return
-    watch.begin(name)
-    try:
-        yield
-    finally:
-        watch.end()
+    return watch.stage(name) if watch is not None else nullcontext()

@@ -168,10 +168,7 @@ class StackedAdapters:
     def save(self, agent: int, folder: Path, base_model: str) -> None:
         """Write one agent's adapter in PEFT's format."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {}
-        for name, layer in self._layers.items():
-            weights[f"base_model.model.{name}.lora_A.weight"] = layer.a.data[agent].T.contiguous().cpu()
-            weights[f"base_model.model.{name}.lora_B.weight"] = layer.b.data[agent].T.contiguous().cpu()
+        weights = {name: values.contiguous().cpu() for name, values in self._weights(agent).items()}
         save_file(weights, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
         config = PeftLoraConfig(
             task_type="CAUSAL_LM",
@@ -201,11 +198,7 @@ class StackedAdapters:
         wanted = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha}
         if found != wanted:
             raise UsageError(f"{where}: {str(folder)!r} is an adapter with {found}; the config asks for {wanted}")
-        expected = {
-            f"base_model.model.{name}.lora_{part}.weight": values.data[agent].T
-            for name, layer in self._layers.items()
-            for part, values in (("A", layer.a), ("B", layer.b))
-        }
+        expected = self._weights(agent)
         if weights.keys() != expected.keys():
             odd = printable(sorted(weights.keys() ^ expected.keys())[0])
             raise UsageError(f"{where}: {str(folder)!r} adapts other layers than lora.targets asks for, such as {odd}")
@@ -217,6 +210,14 @@ class StackedAdapters:
                 raise UsageError(f"{where}: {str(folder)!r}: {name} holds numbers that are not finite")
         for name, values in expected.items():
             values.copy_(weights[name])
+
+    def _weights(self, agent: int) -> dict[str, Tensor]:
+        """One agent's A and B under PEFT's names and in its shapes: views of the parameters."""
+        return {
+            f"base_model.model.{name}.lora_{part}.weight": values.data[agent].T
+            for name, layer in self._layers.items()
+            for part, values in (("A", layer.a), ("B", layer.b))
+        }
 
 
 def _targeted(model: PreTrainedModel, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:

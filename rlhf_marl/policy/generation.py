@@ -126,11 +126,7 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-    lengths = [_length(row, set(stop_tokens)) for row in sampled.tolist()]
+    stops = set(stop_tokens)  # a response ends with the first of them
+    lengths = [next((i + 1 for i, t in enumerate(row) if t in stops), len(row)) for row in sampled.tolist()]
     pairs = zip(sampled.tolist(), log_probabilities.tolist(), lengths, strict=True)
     return [(tokens[:length], logs[:length]) for tokens, logs, length in pairs]
-
-
-def _length(tokens: list[int], stops: set[int]) -> int:
-    """Number of tokens up to and including the first stop token."""
-    return next((index + 1 for index, token in enumerate(tokens) if token in stops), len(tokens))

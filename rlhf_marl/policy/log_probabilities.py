@@ -13,7 +13,7 @@ from rlhf_marl.algorithm.objectives import importance_weight, policy_gradient
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import tempered
 from rlhf_marl.policy.padding import left_pad, positions, right_pad
-from rlhf_marl.policy.prefix_cache import PrefixCache, prefill, prefill_shared, shared_tokens, with_room
+from rlhf_marl.policy.prefix_cache import PrefixCache, extend, prefill, shared_tokens, with_room
 
 # Activation memory grows with the tokens of a microbatch: the shared prefix once per agent, plus the rest of each row.
 # Above this many tokens the (agents x dialogues) grid is split, so memory does not grow with the number of agents.
@@ -145,7 +145,9 @@ class SharedPrefix:
 
     def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
         self.n_policies = n_policies
-        self._cache, self.length = prefill_shared(model, states, n_policies)
+        self._cache, self.length = DynamicCache(config=model.config), shared_tokens(model, states)
+        if self.length:
+            extend(model, states[0][: self.length], self._cache, n_policies)
         self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
         self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
 

@@ -61,14 +61,10 @@ class _PackedProduct(torch.autograd.Function):
 
 def use_mkl_linears(model: nn.Module) -> None:
     """Replace the linear layers of a frozen float32 model on the CPU, in place. Other models stay unchanged."""
-    if not _available():
+    operators = ("_mkl_reorder_linear_weight", "_mkl_linear")
+    if not (torch.backends.mkl.is_available() and all(hasattr(torch.ops.mkl, name) for name in operators)):
         return
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
                 setattr(parent, name, MklLinear(child))
-
-
-def _available() -> bool:
-    operators = ("_mkl_reorder_linear_weight", "_mkl_linear")
-    return torch.backends.mkl.is_available() and all(hasattr(torch.ops.mkl, name) for name in operators)

@@ -33,15 +33,15 @@ class PrefixCache:
         if not _sees_all(model):
             return None
         key = tuple(tokens)
-        cache = self._caches.pop(key, None) or _read(model, key, DynamicCache(config=model.config))
+        cache = self._caches.pop(key, None) or extend(model, key, DynamicCache(config=model.config))
         self._caches[key] = cache  # most recently used last
         if len(self._caches) > self._most:
             del self._caches[next(iter(self._caches))]
         return cache
 
 
-def _read(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
-    """Extend the cache by these tokens, once per policy; no logits are computed."""
+def extend(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
+    """Extend the cache by these tokens, once per policy. No logits are computed; gradients flow through the cache."""
     ids = torch.tensor([list(tokens)] * n_policies, device=model.device)
     model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
@@ -62,17 +62,6 @@ def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> i
     columns = zip(*prompts, strict=False)
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return min(alike, min(map(len, prompts)) - 1)
-
-
-def prefill_shared(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], n_policies: int
-) -> tuple[DynamicCache, int]:
-    """Prefill the shared prefix once per policy. Returns a cache of n_policies rows and the prefix's length.
-
-    At least one token of every prompt is left out. Gradients flow through the cache.
-    """
-    cache, shared = DynamicCache(config=model.config), shared_tokens(model, prompts)
-    return (_read(model, prompts[0][:shared], cache, n_policies) if shared else cache), shared
 
 
 @torch.inference_mode()
@@ -101,7 +90,7 @@ def prefill(
     if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
         if shared:
             cache = with_room(cache, 1, more - shared)
-        cache, shared = _read(model, distinct[0][shared:more], cache, n_policies), more
+        cache, shared = extend(model, distinct[0][shared:more], cache, n_policies), more
     ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
     if shared:
         cache = with_room(cache, len(distinct), ids.shape[1] + room)

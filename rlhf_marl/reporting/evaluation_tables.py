@@ -22,15 +22,9 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     """Print one evaluation: a table with base → trained and the interval of the difference, and the verdicts."""
     console = console or Console(highlight=False)
     settings = result["settings"]
-    table = Table(
-        title=f"{settings['n_questions']} questions: base → trained [95% of the difference]",
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-    )
-    table.add_column("")
-    for agent in result["agents"]:
-        table.add_column(Text(f"agent {agent['agent']}\n{printable(agent['reward_model'])}", overflow="fold"))
-    table.add_column("team")
+    heads = [Text(f"agent {agent['agent']}\n{printable(agent['reward_model'])}") for agent in result["agents"]]
+    title = f"{settings['n_questions']} questions: base → trained [95% of the difference]"
+    table = _table(title, "", *heads, "team")
     for key, label in LABELS.items():
         cells = [_cell(column.get(key)) for column in (*result["agents"], result["team"])]
         table.add_row(label.short, *(Text(text) for text in cells))
@@ -53,6 +47,13 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
         _say(console, f"warning: {warning}", "yellow")
 
 
+def _table(title: str | Text, *heads: str | Text) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in heads:
+        table.add_column(safe_text(head) if isinstance(head, str) else head, overflow="fold")
+    return table
+
+
 def _say(console: Console, line: str, style: str = "") -> None:
     """Print one line, sanitised."""
     console.print(safe_text(line, style), soft_wrap=True)
@@ -60,12 +61,8 @@ def _say(console: Console, line: str, style: str = "") -> None:
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
     """Every reward model on every agent's answers; green where it rose, red where it fell, both beyond the interval."""
-    table = Table(
-        title="every reward model on every agent: difference; * trained this agent", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    table.add_column("reward model", overflow="fold")
-    for row in cross["rows"]:
-        table.add_column(safe_text(row))
+    title = "every reward model on every agent: difference; * trained this agent"
+    table = _table(title, "reward model", *cross["rows"])
     for j, judge in enumerate(cross["judges"]):
         cells = []
         for i in range(len(cross["rows"])):
@@ -86,9 +83,7 @@ def show_side_by_side(
 ) -> None:
     """Print several runs: each against its own base model, then every other one against the first."""
     console = console or Console(highlight=False)
-    table = Table(title="trained against base: difference [95% interval]", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "", *names):
-        table.add_column(safe_text(column), overflow="fold")
+    table = _table("trained against base: difference [95% interval]", "", "", *names)
     n_agents = max(len(result["agents"]) for result in results)
     for i in [*range(n_agents), "team"]:
         columns = [_speaker(result, i) for result in results]
@@ -101,9 +96,7 @@ def show_side_by_side(
     for name, comparison in compared.items():
         title = safe_text(f"trained agents of {name} against those of {names[0]}: difference [95% interval]")
         found = [*comparison["agents"], comparison["team"]]
-        table = Table(title=title, box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team"):
-            table.add_column(column)
+        table = _table(title, "", *(f"agent {i}" for i in range(len(comparison["agents"]))), "team")
         for key in found[-1]:
             cells = [_cell(column[key], difference=True) for column in found]
             table.add_row(safe_text(label_of(key).short), *(Text(text) for text in cells))
@@ -133,9 +126,8 @@ def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None
     if not rows:
         return
     console = console or Console(highlight=False)
-    table = Table(title="recorded in training: mean scaled reward", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("agent", "reward model", "first fifth", "last fifth"):
-        table.add_column(column)
+    title = "recorded in training: mean scaled reward"
+    table = _table(title, "agent", "reward model", "first fifth", "last fifth")
     for agent, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items()):
         first, last = first_and_last_fifth([row["reward_scaled"] for row in rows if row["agent"] == agent])
         table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}")

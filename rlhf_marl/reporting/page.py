@@ -164,18 +164,10 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
     }
 
 
-def _change(values: Sequence[float]) -> dict[str, Any] | None:
+def _change(values: Sequence[float]) -> tuple[float, float] | None:
     """Mean reward of the first and the last fifth of an agent's dialogues."""
     finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return None
-    first, last = first_and_last_fifth(finite)
-    return {
-        "first": f"{first:+.2f}",
-        "last": f"{last:+.2f}",
-        "difference": f"{last - first:+.2f}",
-        "rose": last > first,
-    }
+    return first_and_last_fifth(finite) if finite else None
 
 
 def _described(topology: Any) -> str:

@@ -12,7 +12,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import DIALOGUES, NUMBERS, is_current, read_numbers
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
+from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, is_finite, value_correlation
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
@@ -274,10 +274,7 @@ def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
 
 def _number(value: Any) -> float | None:
     """A finite number rounded to six digits, else None."""
-    try:
-        return float(f"{value:.6g}") if isinstance(value, int | float) and math.isfinite(value) else None
-    except OverflowError:  # an integer of hundreds of digits
-        return None
+    return float(f"{value:.6g}") if is_finite(value) else None
 
 
 def _mean(values: list[float]) -> float:

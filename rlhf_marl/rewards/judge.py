@@ -131,7 +131,14 @@ def build_grader(card: JudgeCard, base: "Sampler | None", journal: Journal = UNR
 
 def _local_grader(card: JudgeCard, base: "Sampler | None") -> Grader:
     """Grades by the next-token probabilities of a local model."""
-    sampler = _sampler(card) if card.model is not None else base or _missing(card)
+    if card.model is not None:
+        from rlhf_marl.policy.loading import default_device, load_chat_model  # slow to import: torch and transformers
+        from rlhf_marl.policy.sampler import TransformersSampler
+
+        device = default_device()
+        chat_model = load_chat_model(card.model, f"card {card.name}: model", device, revision=card.revision)
+        base = TransformersSampler(chat_model)
+    sampler = base or _missing(card)
     shared, following = _grade_tokens(card, sampler.tokenizer)
     budget = sampler.context_length - len(shared)
 
@@ -152,15 +159,6 @@ def _grade_tokens(card: JudgeCard, tokenizer: "PreTrainedTokenizerBase") -> tupl
             f"card {card.name}: grades: one of {card.grades} begins like another to this model's tokenizer"
         )
     return rows[0][:shared], [token for (token,) in following]
-
-
-def _sampler(card: JudgeCard) -> "Sampler":
-    from rlhf_marl.policy.loading import default_device, load_chat_model  # slow to import: torch and transformers
-    from rlhf_marl.policy.sampler import TransformersSampler
-
-    assert card.model is not None
-    chat_model = load_chat_model(card.model, f"card {card.name}: model", default_device(), revision=card.revision)
-    return TransformersSampler(chat_model)
 
 
 def _missing(card: JudgeCard) -> NoReturn:

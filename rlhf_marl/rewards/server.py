@@ -1,14 +1,14 @@
 """A scoring server as a reward model."""
 
-import json
-import math
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from functools import partial
+from typing import Annotated, Any, Literal, final
+
+from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_marl.config.validation import Address, Retries, Seconds
-from rlhf_marl.errors import RunStopped
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text
-from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.services.http import Service, Unusable, key_from
 from rlhf_marl.services.journal import UNRECORDED, Journal
 
 
@@ -35,6 +35,10 @@ class ServerCard(CardBase):
         return "a scoring server"
 
 
+class _Scores(BaseModel):
+    scores: list[Annotated[float, Field(strict=True, allow_inf_nan=False)]]
+
+
 @final
 class Server:
     """POST {"prompts": [...], "responses": [...]}, at most batch_size of each; the answer is {"scores": [...]}.
@@ -46,7 +50,8 @@ class Server:
     def __init__(self, card: ServerCard, journal: Journal = UNRECORDED) -> None:
         self._card, self._journal = card, journal
         key = key_from(card.api_key_env, f"card {card.name}") if card.api_key_env is not None else None
-        self._service = Service(card.url, key=key, timeout=card.timeout)
+        who = f"reward model {card.name!r}: {card.url}"
+        self._service = Service(card.url, who, key=key, timeout=card.timeout, max_retries=card.max_retries)
 
     def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         scores: list[float] = []
@@ -56,38 +61,18 @@ class Server:
         return scores
 
     def _ask(self, body: dict[str, list[str]]) -> list[float]:
-        card = self._card
-        ticket = self._journal.ticket(["http", card.name, body])  # no address: it may change
-        try:
-            return self._journal.answer(ticket, lambda: persistently(lambda: self._attempt(body), card.max_retries))
-        except Unusable as problem:
-            raise self._stopped(f"failed after {card.max_retries} retries: {problem}") from None
-        except Refused as problem:
-            raise self._stopped(f"refuses: {problem}") from None
-
-    def _attempt(self, body: dict[str, list[str]]) -> list[float]:
-        return _scores(self._service.post(body), len(body["responses"]))
-
-    def _stopped(self, reason: str) -> RunStopped:
-        return RunStopped(self._service.hide(f"reward model {self._card.name!r}: {self._card.url} {reason}"))
+        ticket = self._journal.ticket(["http", self._card.name, body])  # no address: it may change
+        parse = partial(_scores, wanted=len(body["responses"]))
+        return self._journal.answer(ticket, lambda: self._service.ask(body, parse))
 
 
 def _scores(content: bytes, wanted: int) -> list[float]:
-    """Parse the scores. Raises Unusable unless there is one finite number per response."""
+    """Raises Unusable unless there is one finite number per response."""
     try:
-        scores: Any = json.loads(content)["scores"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise Unusable(f'answered {content[:80].decode(errors="replace")!r}; expected {{"scores": [...]}}') from None
-    if not isinstance(scores, list) or len(scores) != wanted:
-        count = len(scores) if isinstance(scores, list) else type(scores).__name__
-        raise Unusable(f"answered {count} scores for {wanted} responses")
-    numbers = []
-    for score in scores:
-        try:
-            number = math.nan if isinstance(score, bool | str) else float(score)
-        except (TypeError, OverflowError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise Unusable(f"answered {str(score)[:80]!r} as a score, no finite number")
-        numbers.append(number)
-    return numbers
+        scores = _Scores.model_validate_json(content).scores
+    except ValidationError:
+        answer = content[:80].decode(errors="replace")
+        raise Unusable(f'answered {answer!r}; expected {{"scores": [...]}} with finite numbers') from None
+    if len(scores) != wanted:
+        raise Unusable(f"answered {len(scores)} scores for {wanted} responses")
+    return scores

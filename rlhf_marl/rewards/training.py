@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import math
 import random
 import shutil
 import warnings
@@ -12,16 +11,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
+from scipy.special import expit
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.atomic import unwritable, writing_folder
+from rlhf_marl.files.atomic import or_stop, writing_folder
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
@@ -67,14 +67,12 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
     if min(len(train), len(held_out)) < 2:
         raise UsageError(f"{where}: data: {len(pairs)} pairs are too few to train on and to hold {card.held_out} out")
-    try:
+    with or_stop(folder, "start again"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):
             if not folder.exists():  # otherwise another process has trained it
                 _train_to(folder, card, train, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
-    except (OSError, SafetensorError) as error:
-        raise unwritable(folder, error, "start again") from None
 
 
 @contextlib.contextmanager
@@ -220,12 +218,10 @@ def accuracy(chosen: Sequence[float], rejected: Sequence[float]) -> Accuracy:
 
 def reliability(chosen: Sequence[float], rejected: Sequence[float]) -> list[Bin]:
     """Calibration: accuracy by confidence, in non-empty bins of equal width over confidence 0.5 to 1."""
-    bins: list[list[tuple[float, bool]]] = [[] for _ in range(_BINS)]
-    for c, r in zip(chosen, rejected, strict=True):
-        confidence = 1 / (1 + math.exp(-abs(c - r)))
-        bins[min(int((confidence - 0.5) * 2 * _BINS), _BINS - 1)].append((confidence, c > r))
+    difference = np.subtract(chosen, rejected)
+    confidence = expit(np.abs(difference))
+    place = np.minimum((confidence - 0.5) * 2 * _BINS, _BINS - 1).astype(int)
     return [
-        Bin(sum(p for p, _ in rows) / len(rows), sum(right for _, right in rows) / len(rows), len(rows))
-        for rows in bins
-        if rows
+        Bin(float(confidence[here].mean()), float((difference[here] > 0).mean()), int(here.sum()))
+        for here in (place == number for number in np.unique(place))
     ]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.atomic import unwritable, write_text, writing_folder
+from rlhf_marl.files.atomic import or_stop, write_text, writing_folder
 from rlhf_marl.files.hashing import sha256_of
 from rlhf_marl.files.iterations import checkpoint_folders, iteration_name
 
@@ -57,15 +57,13 @@ class Checkpoints:
         """
         folder = self._folder / iteration_name(iteration)
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
-        try:
+        with or_stop(folder):
             with writing_folder(folder) as temporary:
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
                 (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
                 manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
                 (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             return self.tidy(keep)
-        except (OSError, SafetensorError) as error:
-            raise unwritable(folder, error) from None
 
     def load(self) -> State | None:
         """Tensors and values of the newest undamaged checkpoint, or None if there is none yet.

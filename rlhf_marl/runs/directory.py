@@ -20,11 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, final
 
+import torch
 from torch import Tensor
 
 from rlhf_marl.config import Config, check_config, dump_config
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.atomic import FULL, flush, locked, unwritable, write_text
+from rlhf_marl.files.atomic import FULL, flush, locked, or_stop, unwritable, write_text
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.rewards import Card, check_card
@@ -82,7 +83,9 @@ class RunDirectory:
 
     def save_topology(self, matrix: Tensor) -> None:
         """Write the consensus matrix (N, N) as JSON."""
-        self._write(self.path / "topology.json", json.dumps({"matrix": matrix.tolist()}) + "\n")
+        file = self.path / "topology.json"
+        with or_stop(file):
+            write_text(file, json.dumps({"matrix": matrix.tolist()}) + "\n")
 
     @staticmethod
     def check_free(path: Path) -> None:
@@ -119,13 +122,11 @@ class RunDirectory:
         Raises:
             RunStopped: the disk refuses.
         """
-        try:
+        with or_stop(self.path):
             if RunDirectory.open(self.path)[1] != config:
                 dump_config(config, self.path / "config.yaml")
             if not self._reward_models.is_file() or self._reward_models.read_text("utf-8") != _dump_cards(cards):
                 write_text(self._reward_models, _dump_cards(cards))
-        except OSError as error:
-            raise unwritable(self.path, error) from None
 
     def _warn_of_another_machine(self, config: Config) -> None:
         """Warn of changed software, device or threads: they change the last digits of results."""
@@ -169,19 +170,10 @@ class RunDirectory:
         """Hold the run's lock; raises UsageError if another process has it."""
         return locked(self.path, "--run-dir")
 
-    def _write(self, file: Path, text: str) -> None:
-        try:
-            write_text(file, text)
-        except OSError as error:
-            raise unwritable(file, error) from None
-
     def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
-        try:
-            with file.open("a", encoding="utf-8") as stream:
-                stream.write(_lines(rows))
-        except OSError as error:
-            raise unwritable(file, error) from None
+        with or_stop(file), file.open("a", encoding="utf-8") as stream:
+            stream.write(_lines(rows))
 
     def forget_from(
         self, iteration: int, check: Callable[[Rows, Rows], None] = lambda metrics, dialogues: None
@@ -197,7 +189,8 @@ class RunDirectory:
         kept = [[row for row in _rows_of_iterations(log) if row["iteration"] < iteration] for log in logs]
         check(*kept)
         for log, rows in zip(logs, kept, strict=True):
-            self._write(log, _lines(rows))
+            with or_stop(log):
+                write_text(log, _lines(rows))
 
     def save_checkpoint(
         self,
@@ -213,19 +206,15 @@ class RunDirectory:
         The logs are flushed first: a checkpoint must not survive log lines that it counts as written.
         """
         for log in (self.metrics, self.dialogues):
-            try:
+            with or_stop(log):
                 flush(log)
-            except OSError as error:
-                raise unwritable(log, error) from None
         return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
 
     def tidy_checkpoints(self, iteration: int, keep: int) -> None:
         """Remove checkpoints after this iteration, from which the run could not resume, and tidy the others."""
-        try:
+        with or_stop(self.path / "checkpoints"):
             self.checkpoints.forget_after(iteration)
             self.checkpoints.tidy(keep)
-        except OSError as error:
-            raise unwritable(self.path / "checkpoints", error) from None
 
     def load_checkpoint(self) -> State | None:
         """Newest undamaged checkpoint; see Checkpoints.load."""
@@ -271,8 +260,6 @@ def _differences(old: Any, new: Any, key: str = "") -> Iterable[tuple[str, Any, 
 
 
 def _environment(config: Config) -> dict[str, Any]:
-    import torch
-
     cuda = torch.cuda.is_available()
     return {
         "seed": config.seed,

@@ -40,3 +40,8 @@ def value_correlation(turns: Sequence[Mapping[str, Any]], discount: float) -> tu
     result = pearsonr(pairs[:, 0], pairs[:, 1])
     low, high = result.confidence_interval()
     return float(result.statistic), float(low), float(high)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value read from a file is a number that float arithmetic can hold."""
+    return isinstance(value, int | float) and abs(value) < 1e300

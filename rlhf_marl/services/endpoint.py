@@ -6,9 +6,8 @@ from typing import Annotated, Any, final
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rlhf_marl.errors import RunStopped
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.services.http import Refused, Service, Unusable, key_from, persistently
+from rlhf_marl.services.http import Service, Unusable, key_from
 from rlhf_marl.services.journal import UNRECORDED, Journal
 
 _OPENAI = "https://api.openai.com/v1"
@@ -58,10 +57,15 @@ class Endpoint:
         journal: Journal = UNRECORDED,
     ) -> None:
         """Raises UsageError if the variable is not set."""
-        self._where, self._model, self._retries, self._journal = where, model, max_retries, journal
-        self._place = base_url or _OPENAI
-        key = key_from(api_key_env, where)
-        self._service = Service(f"{self._place.rstrip('/')}/chat/completions", key=key, timeout=timeout)
+        self._model, self._journal = model, journal
+        place = base_url or _OPENAI
+        self._service = Service(
+            f"{place.rstrip('/')}/chat/completions",
+            f"{where}: {model} at {place}",
+            key=key_from(api_key_env, where),
+            timeout=timeout,
+            max_retries=max_retries,
+        )
 
     def ask(self, conversations: Sequence[Sequence[Message]], max_tokens: int, **options: Any) -> list[Choice | None]:
         """The first choice of each completion, or None where the endpoint returned none.
@@ -79,27 +83,19 @@ class Endpoint:
         try:
             return [Choice.model_validate(choice) if choice is not None else None for choice in kept]
         except ValidationError:
-            raise self._stopped("has a kept answer that is none: remove the run's answers/") from None
+            raise self._service.stopped("has a kept answer that is none: remove the run's answers/") from None
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The first choice as plain data."""
-        try:
-            choices = persistently(lambda: self._attempt(request), self._retries).choices
-        except Unusable as problem:
-            raise self._stopped(f"failed after {self._retries} retries: {problem}") from None
-        except Refused as problem:
-            raise self._stopped(f"refuses: {problem}") from None
+        choices = self._service.ask(request, _completion).choices
         return choices[0].model_dump() if choices else None
 
-    def _attempt(self, request: dict[str, Any]) -> Completion:
-        content = self._service.post(request)
-        try:
-            return Completion.model_validate_json(content)
-        except ValidationError:
-            raise Unusable(f"answered {content[:80].decode(errors='replace')!r}, no chat completion") from None
 
-    def _stopped(self, reason: str) -> RunStopped:
-        return RunStopped(self._service.hide(f"{self._where}: {self._model} at {self._place} {reason}"))
+def _completion(content: bytes) -> Completion:
+    try:
+        return Completion.model_validate_json(content)
+    except ValidationError:
+        raise Unusable(f"answered {content[:80].decode(errors='replace')!r}, no chat completion") from None
 
 
 def text_of(choice: Choice | None) -> str:

@@ -14,7 +14,7 @@ import requests
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util import Retry
 
-from rlhf_marl.errors import UsageError
+from rlhf_marl.errors import RunStopped, UsageError
 
 RETRIED = frozenset({408, 425, 429})  # HTTP statuses worth a retry, besides 5xx
 _BACKOFF = 0.5  # seconds: no wait before the first retry, then 1, 2, 4, ... plus jitter of up to _BACKOFF
@@ -43,11 +43,29 @@ class Refused(Exception):
 class Service:
     """One address and its key. The key never appears in results or errors, even if the service echoes it."""
 
-    def __init__(self, address: str, *, key: str | None, timeout: float) -> None:
-        self._address, self._key, self._timeout = address, key, timeout
+    def __init__(self, address: str, who: str, *, key: str | None, timeout: float, max_retries: int) -> None:
+        """who: named in the error that stops a run."""
+        self._address, self._who, self._key, self._timeout, self._retries = address, who, key, timeout, max_retries
         self._session = requests.Session()
         if key is not None:
             self._session.auth = _Bearer(key)
+
+    def ask(self, body: Any, parse: Callable[[bytes], Answer]) -> Answer:
+        """POST a JSON body, with retries, and parse the answer; `parse` raises Unusable for what is worth a retry.
+
+        Raises:
+            RunStopped: it still fails after the last retry, or the service refuses.
+        """
+        try:
+            return _persistently(lambda: parse(self.post(body)), self._retries)
+        except Unusable as problem:
+            raise self.stopped(f"failed after {self._retries} retries: {problem}") from None
+        except Refused as problem:
+            raise self.stopped(f"refuses: {problem}") from None
+
+    def stopped(self, reason: str) -> RunStopped:
+        """The error that stops a run, without the key."""
+        return RunStopped(self.hide(f"{self._who} {reason}"))
 
     def post(self, body: Any) -> bytes:
         """POST a JSON body and return the response body, with the key removed.
@@ -145,7 +163,7 @@ def key_from(variable: str, where: str) -> str:
     return key
 
 
-def persistently(attempt: Callable[[], Answer], retries: int) -> Answer:
+def _persistently(attempt: Callable[[], Answer], retries: int) -> Answer:
     """Call `attempt`, with at most `retries` retries after Unusable. Raises the last Unusable."""
     waits = Retry(
         total=None, backoff_factor=_BACKOFF, backoff_jitter=_BACKOFF, backoff_max=_LONGEST_WAIT,

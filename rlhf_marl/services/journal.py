@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from rlhf_marl.files.atomic import flush, unwritable
+from rlhf_marl.files.atomic import flush, or_stop
 from rlhf_marl.files.iterations import iteration_name, iteration_paths
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 
@@ -74,7 +74,7 @@ UNRECORDED = Journal(None)
 
 def _append(file: Path, ticket: str, answer: Any) -> None:
     line = json.dumps({"ticket": ticket, "answer": answer, "check": _check(ticket, answer)}) + "\n"
-    try:
+    with or_stop(file):
         new = not file.is_file()
         if not file.parent.is_dir():
             file.parent.mkdir()
@@ -84,8 +84,6 @@ def _append(file: Path, ticket: str, answer: Any) -> None:
         flush(file)
         if new:
             flush(file.parent)
-    except OSError as error:
-        raise unwritable(file, error) from None
 
 
 def _check(ticket: Any, answer: Any) -> str:

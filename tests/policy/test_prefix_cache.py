@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 from rlhf_marl.policy import prefix_cache
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.prefix_cache import PrefixCache, prefill, prefill_shared, shared_tokens, with_room
+from rlhf_marl.policy.prefix_cache import PrefixCache, extend, prefill, shared_tokens, with_room
 from tests.conftest import tiny_llama, tiny_mistral
 
 
@@ -100,8 +100,6 @@ def test_a_window_is_not_shared():
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
     assert shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0
-    cache, shared = prefill_shared(model, [[5, 6, 7], [5, 6, 8]], 2)
-    assert (cache.get_seq_length(), shared) == (0, 0)
 
 
 def test_room_repeats_rows_and_leaves_the_original_alone(model):
@@ -130,6 +128,6 @@ def test_gradients_flow_through_a_shared_beginning():
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, [1], rank=2, alpha=4.0, targets=["v_proj"], where="c")
     with adapters.use(slice(None)):
-        cache, shared = prefill_shared(model, [[5, 6, 7], [5, 6, 8]], 1)
-    assert shared == 2
+        cache = extend(model, [5, 6], DynamicCache(config=model.config))
+    assert cache.get_seq_length() == 2
     assert cache.layers[0].values.requires_grad

@@ -88,14 +88,14 @@ def test_a_second_process_waits_for_the_first_and_takes_its_model(recipe, tmp_pa
 
 
 def test_what_a_killed_training_left_is_removed_and_a_full_disk_leaves_nothing(recipe, tmp_path, monkeypatch):
-    left = tmp_path / ".out.partial" / "model"
+    left = tmp_path / ".out.tmp"
     left.mkdir(parents=True)
     (left / "garbage").touch()
 
     def full(temporary, path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("rlhf_marl.rewards.training.move", full)
+    monkeypatch.setattr("rlhf_marl.files.atomic.move", full)
     quick = recipe.model_copy(update={"epochs": 0.1})
     with pytest.raises(RunStopped, match="out cannot be written: No space left on device; make room and start again"):
         train_reward_model(quick, tmp_path / "out", "card")

@@ -115,7 +115,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_els
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append(Path(os.readlink(f"/proc/self/fd/{fd}"))), fsync(fd)))
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append((Path(a).name, Path(b).name)), replace(a, b)))
     save(Checkpoints(folder), 3)
-    beside = folder / "iteration_00003.tmp"
+    beside = folder / ".iteration_00003.tmp"
     assert calls == [*(beside / name for name in sorted(FILES)), beside, (beside.name, "iteration_00003"), folder]
 
 
