@@ -150,6 +150,11 @@ def test_optimizer_and_kind_of_critic_follow_the_config(quick_content):
     assert learner.optimizer is None
     assert learner.features.part_lengths == (64, 3, 3)  # the state and every agent's response
     assert learner.mixer.own_share == 0.5
+    assert (learner.scale, adam.scale is None) == (None, False)
+    assert [learner.turn_weights(k) for k in range(3)] == [1.0, 1.0, 1.0]
+    content = quick_content | {"discount": 0.5, "actor": {"turn_weights": "discounted"}}
+    discounted = build(config_of(content), "c", CPU).team.learner
+    assert [discounted.turn_weights(k) for k in range(3)] == [1.0, 0.5, 0.25]
 
 
 def test_errors_that_are_not_about_memory_stay_what_they_are():
