@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from click.testing import CliRunner
 
@@ -103,3 +104,24 @@ def test_a_scripts_name_hides_no_module_from_another():
     """A script's folder comes first where Python looks for modules: numba once found a coverage.py of ours."""
     done = subprocess.run([sys.executable, FOLDER / "gridworld.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_critics_benchmark_by_hand():
+    """Returns with γ = 1/2; correlation on the dialogues not learned from, without the first turn."""
+    critic = loaded("critic")
+    rewards = torch.tensor([[1.0, 2.0, 4.0]])
+    assert critic.returns_of(rewards, 0.5).tolist() == [[3.0, 4.0, 4.0]]
+    returns = torch.arange(44.0).view(44, 1).repeat(1, 3)
+    values, order = 2 * returns + torch.tensor([0.0, 5.0, -3.0]), torch.arange(44)
+    values[:, 0] = 0
+    assert critic.correlation(values, returns, order) == pytest.approx(1.0)
+    assert critic.correlation(-values, returns, order) == pytest.approx(-1.0)
+
+
+def test_the_critics_ridge_regression_finds_a_linear_return():
+    critic, generator = loaded("critic"), torch.Generator().manual_seed(0)
+    features = torch.randn(60, 3, 5, generator=generator)
+    returns = features @ torch.tensor([1.0, -2.0, 0.0, 0.5, 3.0])
+    order = torch.randperm(60, generator=generator)
+    values = critic.ridge_values(features, returns, order, 1e-6)
+    assert critic.correlation(values, returns, order) > 0.999
