@@ -76,7 +76,8 @@ def ridge_values(features: Tensor, returns: Tensor, order: Tensor, penalty: floa
     """Ridge regression of the later turns' returns on the same dialogues: (dialogues, turns)."""
     x = features[order[:LEARNED], 1:].flatten(0, 1).double()
     y = returns[order[:LEARNED], 1:].flatten().double()
-    weights = torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x)).double(), y - y.mean())
+    x, y = x - x.mean(0), y - y.mean()
+    weights = torch.linalg.solve(x @ x.T + penalty * torch.eye(len(x)).double(), y)
     return (features.double() @ (x.T @ weights)).float()
 
 
