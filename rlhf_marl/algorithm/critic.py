@@ -109,11 +109,14 @@ class Critic:
         return self.network.forward(initial, x0)
 
     def update(self, transitions: Sequence[Transition]) -> CriticMetrics:
-        """Algorithm 2 with K = len(transitions): one TD step on each, then gossip."""
+        """Algorithm 2 with K = len(transitions): one TD step on each, then gossip. Without transitions, nothing."""
         if self.start == "restart":
             self.weights = self.initial.expand_as(self.weights).clone()
             if self._adam is not None:
                 self._adam.forget_momentum()
+        if not transitions:
+            nothing = torch.zeros(self.weights.shape[:-1])
+            return CriticMetrics(*[nothing] * 6, nothing.sum(-1), nothing.sum(-1))
         self._iterate.copy_(self.weights)
         average = self.weights
         skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)

@@ -21,7 +21,8 @@ class Values:
     """Inputs of a signal. Each broadcasts to (..., n_agents, batch) and is specific to the agent.
 
     Attributes:
-        value, next_value: the critic at (s) or (s, a), and at its successor.
+        value, next_value: the critic at (s) or (s, a), and at its successor. Without a critic, 0 and the return that
+            followed.
         reward: r^i. discount: γ, or 0 at terminal states.
         counterfactual_value: Q averaged over the agent's own actions; None if actions cannot be enumerated.
     """
@@ -41,13 +42,13 @@ class Signal:
     """One entry of the registry.
 
     Attributes:
-        critic: the kind of critic it needs: Q of (s, a) or V of (s).
+        critic: the kind of critic it needs: Q of (s, a), V of (s), or none.
         function: (values, mixer, credit) -> (..., n_agents, batch). `credit` computes the advantage.
         has_reward: whether it includes the immediate reward; `local` credit is meaningful only then.
         enumerates: whether it needs enumerable actions, as in the grid world.
     """
 
-    critic: Literal["q", "v"]
+    critic: Literal["q", "v", "none"]
     function: Callable[[Values, "Mixer", Credit], "Tensor"]
     has_reward: bool = True
     enumerates: bool = False
@@ -101,12 +102,13 @@ SIGNALS: dict[str, Signal] = {
     "td_q_literal": Signal("q", _literal),
     "td_q": Signal("q", _advantage),
     "td_v": Signal("v", _advantage),
+    "return": Signal("none", _advantage),
     "q_value": Signal("q", _own_value, has_reward=False),
     "counterfactual": Signal("q", _counterfactual, has_reward=False, enumerates=True),
 }
 
 
-def critic_kind(signal: str) -> Literal["q", "v"]:
+def critic_kind(signal: str) -> Literal["q", "v", "none"]:
     """The kind of critic that a signal needs."""
     return SIGNALS[signal].critic
 

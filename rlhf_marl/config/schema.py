@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.objectives import OBJECTIVES
-from rlhf_marl.algorithm.signals import CREDITS, SIGNALS
+from rlhf_marl.algorithm.signals import CREDITS, SIGNALS, critic_kind
 from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
@@ -33,6 +34,7 @@ def registered(names: Callable[[], Iterable[str]]) -> Any:
     return Annotated[str, AfterValidator(check), Field(json_schema_extra=lambda schema: schema.update(enum=[*names()]))]
 
 
+CooperationName: Any = registered(lambda: COOPERATIONS)
 # Responses cannot be enumerated.
 SignalName: Any = registered(lambda: [name for name, signal in SIGNALS.items() if not signal.enumerates])
 CreditName: Any = registered(lambda: CREDITS)
@@ -247,6 +249,15 @@ _DEFAULT_KINDS = (
 )
 
 
+class RewardConfig(Section):
+    """What the agents' reward models score."""
+
+    of: Literal["response", "team", "both"] = "response"
+    """response: the agent's own response, as in the paper; team: the team's merged answer; both: the weighted mean."""
+    team_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Weight of the team's answer, for both."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -263,6 +274,11 @@ class Config(Section):
     model: ModelConfig
     lora: LoraConfig = LoraConfig()
     agents: Annotated[list[AgentConfig], Field(min_length=1)]
+    reward: RewardConfig = RewardConfig()
+    cooperation: CooperationName = "gossip"
+    """gossip: the paper's algorithm. Baselines: independent (own rewards, no gossip), centralised (all learn from the
+    mean reward, as Algorithm 3), minimum (all learn from the smallest reward), placebo (gossip, but all rewards are 0).
+    """
     generation: GenerationConfig = GenerationConfig()
     prompts: Prompts = FixedPrompt()
     controller: Controller = SharedController()
@@ -302,4 +318,23 @@ class Config(Section):
             raise ValueError(
                 f"actor.credit: local needs a signal with an immediate reward; for {self.actor.signal} use consensus"
             )
+        if self.actor.credit == "local":
+            if self.reward.of != "response":
+                raise ValueError(
+                    f"actor.credit: local leaves out the other agents' rewards, which depend on this agent's response "
+                    f"with reward.of {self.reward.of}; use consensus"
+                )
+            if COOPERATIONS[self.cooperation].shares:
+                raise ValueError(
+                    f"actor.credit: local needs a reward of the agent's own; with cooperation {self.cooperation} all "
+                    "share one; use consensus"
+                )
+        if critic_kind(self.actor.signal) == "none":
+            if self.actor.turns_per_update != self.turns:
+                raise ValueError(
+                    f"actor.turns_per_update: signal {self.actor.signal} needs whole dialogues: {self.turns} (turns), "
+                    f"not {self.actor.turns_per_update}"
+                )
+            if self.terminal == "restart":
+                raise ValueError(f"terminal: restart needs a critic; signal {self.actor.signal} has none; use zero")
         return self

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds
 from rlhf_marl.algorithm.network import Network
@@ -96,7 +97,8 @@ def build(
     """
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
-        _warn_of_idle_rounds(matrix, config.topology.gossip_rounds, where)
+        rounds = config.topology.gossip_rounds if COOPERATIONS[config.cooperation].gossips else 0
+        _warn_of_idle_rounds(matrix, rounds, where)
         recipes = [
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
@@ -107,11 +109,12 @@ def build(
         _check_lengths(config, questions, agents.chat_model, where)
         made = team(
             agents.sampler,
-            build_learner(config, agents, mixer(matrix, config.topology.gossip_rounds)),
+            build_learner(config, agents, mixer(matrix, rounds)),
             cards,
             build_reward_models(cards, agents.sampler, journal),
             adjacency=graph,
-            gossip_rounds=config.topology.gossip_rounds,
+            reward=config.reward,
+            gossip_rounds=rounds,
             seed=config.seed,
             max_new_tokens=config.generation.max_new_tokens,
         )
@@ -211,6 +214,7 @@ def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
         chat_model=agents.chat_model,
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
+        learned_rewards=COOPERATIONS[config.cooperation].rewards,
         scale=SignalScale(len(config.agents), mixer) if actor.optimizer == "scaled_adam" else None,
         critic=_critic(config, mixer, adapters.parameters.device),
         critic_steps=config.critic.steps,

@@ -35,6 +35,7 @@ class Learner:
         optimizer: of the adapters; None for the normalised step of line 17, which has no state.
         scale: of Adam's steps; None for Adam's own.
         critic_steps: K of Algorithm 2.
+        learned_rewards: all agents' rewards (N, B) to those that they learn from.
         turn_weights: weight of turn k, as a function of k.
         temperature: sampling temperature; log-probabilities are trained at the same temperature.
         prefixes: prefix cache of the base model's states.
@@ -47,6 +48,7 @@ class Learner:
     scale: SignalScale | None
     critic: Critic
     critic_steps: int
+    learned_rewards: Callable[[Tensor], Tensor]
     features: CriticFeatures
     mixer: Mixer
     turn_weights: Callable[[int], float]
@@ -60,9 +62,11 @@ class Learner:
             Metrics of each agent: means over turns and dialogues unless named otherwise.
         """
         transitions = [self._transition(turn) for turn in turns]
+        steps = 0 if critic_kind(self.actor.signal) == "none" else self.critic_steps
         with stage("critic"):
-            critic = self.critic.update([transitions[k % len(turns)] for k in range(self.critic_steps)])
-        td_errors, signals = zip(*(self._td_error_and_signal(transition) for transition in transitions), strict=True)
+            critic = self.critic.update([transitions[k % len(turns)] for k in range(steps)])
+        values = self._returns(transitions) if steps == 0 else [self._values(transition) for transition in transitions]
+        td_errors, signals = zip(*map(self._td_error_and_signal, values), strict=True)
         with stage("update"):
             weights = [self.turn_weights(turn.number) for turn in turns]
             statistics = self._add_gradients(turns, signals, weights)
@@ -102,14 +106,18 @@ class Learner:
             for agent in range(self.adapters.n_agents)
         ]
 
-    def value(self, turn: Turn) -> Tensor:
-        """V(s), or Q(s, a), of every agent's critic: (N, B) on the CPU."""
+    def value(self, turn: Turn) -> Tensor | None:
+        """V(s), or Q(s, a), of every agent's critic, (N, B) on the CPU; None if the signal needs none."""
+        if critic_kind(self.actor.signal) == "none":
+            return None
         return self.critic.value(self._features(turn)).cpu()
 
     def gossiped(self, turns: Sequence[Turn]) -> int:
         """How many numbers an agent sends to each neighbour in a round: critic, TD errors, and its step's scale."""
-        td_errors = sum(len(turn.states) for turn in turns) if SIGNALS[self.actor.signal].has_reward else 0
-        return self.critic.gossiped + td_errors + (self.scale is not None)
+        signal = SIGNALS[self.actor.signal]
+        critic = 0 if signal.critic == "none" else self.critic.gossiped
+        td_errors = sum(len(turn.states) for turn in turns) if signal.has_reward else 0
+        return critic + td_errors + (self.scale is not None)
 
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
@@ -120,7 +128,7 @@ class Learner:
             next_actions = [[s.tokens for s in agent] for agent in turn.next_samples]
         return Transition(
             x0=self._features(turn),
-            reward=turn.reward_scaled.to(device),
+            reward=self.learned_rewards(turn.reward_scaled.to(device)),
             next_x0=self.features(turn.next_states, *next_actions).unsqueeze(0),
             discount=torch.full((1, 1), turn.discount, device=device),
         )
@@ -130,15 +138,25 @@ class Learner:
         actions = turn.tokens if critic_kind(self.actor.signal) == "q" else []
         return self.features(turn.states, *actions).unsqueeze(0)
 
-    def _td_error_and_signal(self, transition: Transition) -> tuple[Tensor, Tensor]:
+    def _values(self, t: Transition) -> Values:
+        """What the agents' critics say of a transition."""
+        return Values(self.critic.value(t.x0), self.critic.value(t.next_x0), t.reward, t.discount)
+
+    def _returns(self, transitions: Sequence[Transition]) -> list[Values]:
+        """Without a critic: whole dialogues, whose next values are the returns that followed."""
+        following = torch.zeros_like(transitions[-1].reward)
+        values = []
+        for t in reversed(transitions):
+            values.append(Values(torch.zeros_like(t.reward), following, t.reward, t.discount))
+            following = t.reward + t.discount * following
+        return values[::-1]
+
+    def _td_error_and_signal(self, values: Values) -> tuple[Tensor, Tensor]:
         """δ, and the signal with its baseline, both (N, B)."""
-        value, next_value = self.critic.value(transition.x0), self.critic.value(transition.next_x0)
-        reward, discount = transition.reward, transition.discount
-        values = Values(value=value, next_value=next_value, reward=reward, discount=discount)
         signal = actor_signal(self.actor.signal, self.actor.credit, self.mixer, values)
         if self.actor.baseline == "leave_one_out":
             signal = leave_one_out(signal)
-        return td_error(value, reward, next_value, discount), signal
+        return td_error(values.value, values.reward, values.next_value, values.discount), signal
 
     def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]) -> list[Any]:
         """Set the adapters' gradient to minus line 16's directions, summed over turns and dialogues."""

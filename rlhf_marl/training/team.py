@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import gossip_bytes
+from rlhf_marl.config.schema import RewardConfig
 from rlhf_marl.dialogue.player import Turn, responses_of
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.perf.stopwatch import stage
@@ -36,7 +37,10 @@ class Team(Protocol):
         ...
 
     def score(self, turn: Turn) -> Turn:
-        """The turn with each agent's rewards for its own responses, and its critic's value before it learns."""
+        """The turn with each agent's rewards, and its critic's value before it learns.
+
+        The controller has merged the responses: rewards may be those of the team's answer.
+        """
         ...
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
@@ -67,6 +71,7 @@ class LocalTeam:
         cards: Sequence[Card],
         scorers: Sequence[RewardModel],
         *,
+        reward: RewardConfig,
         adjacency: Tensor,
         gossip_rounds: int,
         seed: int,
@@ -74,7 +79,7 @@ class LocalTeam:
     ) -> None:
         self._sampler, self.learner = sampler, learner
         self._cards, self._scorers = cards, scorers
-        self._adjacency, self._gossip_rounds = adjacency, gossip_rounds
+        self._reward, self._adjacency, self._gossip_rounds = reward, adjacency, gossip_rounds
         self._seed, self._max_new_tokens = seed, max_new_tokens
 
     @property
@@ -94,13 +99,23 @@ class LocalTeam:
         )
 
     def score(self, turn: Turn) -> Turn:
+        team = [[merged.aggregate for merged in turn.merged]] * len(self._cards)
         with stage("score"):
-            scores = [
-                score_all(card, scorer, turn.prompts, texts, agent=agent)
-                for agent, (card, scorer, texts) in enumerate(zip(self._cards, self._scorers, turn.texts, strict=True))
-            ]
-        raw, scaled = (torch.tensor(of) for of in zip(*scores, strict=True))
+            if self._reward.of == "both":
+                weight = self._reward.team_weight
+                rewards = (1 - weight) * self._scores(turn, turn.texts) + weight * self._scores(turn, team)
+            else:
+                rewards = self._scores(turn, team if self._reward.of == "team" else turn.texts)
+        raw, scaled = rewards.unbind()
         return replace(turn, reward_raw=raw, reward_scaled=scaled, value=self.learner.value(turn))
+
+    def _scores(self, turn: Turn, texts: Sequence[Sequence[str]]) -> Tensor:
+        """Raw and scaled scores of texts[agent][dialogue] by each agent's reward model: (2, N, B)."""
+        scores = [
+            score_all(card, scorer, turn.prompts, of_agent, agent=agent)
+            for agent, (card, scorer, of_agent) in enumerate(zip(self._cards, self._scorers, texts, strict=True))
+        ]
+        return torch.tensor(scores).transpose(0, 1)
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
         sent = gossip_bytes(self._adjacency, self.learner.gossiped(turns), self._gossip_rounds)

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from rlhf_marl.algorithm.actor import leave_one_out
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.signals import Values, actor_signal, critic_kind, td_error
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
@@ -18,6 +19,7 @@ TRANSITION = torch.rand(S, len(JOINT), S, dtype=torch.float64, generator=_genera
 TRANSITION /= TRANSITION.sum(-1, keepdim=True)
 REWARD = torch.randn(N, S, A, dtype=torch.float64, generator=_generator)  # r^i(s, a^i)
 THETA = torch.randn(N, S, A, dtype=torch.float64, generator=_generator)
+TEAM_REWARD = torch.randn(N, S, len(JOINT), dtype=torch.float64, generator=_generator)  # r^i(s, a), of all actions
 START = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 
 
@@ -26,16 +28,17 @@ def joint_policy(theta):
     return torch.stack([torch.stack([policy[i, :, a[i]] for i in range(N)]).prod(0) for a in JOINT], dim=-1)  # (S, |A|)
 
 
-def local_rewards():
-    """(N, S, joint actions)."""
-    return torch.stack([torch.stack([REWARD[i, :, a[i]] for a in JOINT], dim=-1) for i in range(N)])
+def local_rewards(team_weight=0.0):
+    """(N, S, joint actions): of the own action, of all agents' actions (weight 1), or of both."""
+    own = torch.stack([torch.stack([REWARD[i, :, a[i]] for a in JOINT], dim=-1) for i in range(N)])
+    return (1 - team_weight) * own + team_weight * TEAM_REWARD
 
 
-def exact(theta):
+def exact(theta, team_weight=0.0):
     """V (S,), Q (S, joint) of the mean reward, and the discounted visitation η (S,)."""
     pi = joint_policy(theta)
     chain = torch.einsum("sa,sat->st", pi, TRANSITION)
-    team = local_rewards().mean(0)
+    team = local_rewards(team_weight).mean(0)
     identity = torch.eye(S, dtype=torch.float64)
     v = torch.linalg.solve(identity - GAMMA * chain, (pi * team).sum(-1))
     q = team + GAMMA * TRANSITION @ v
@@ -43,17 +46,17 @@ def exact(theta):
     return v, q, visitation
 
 
-def objective(theta):
-    return START @ exact(theta)[0]
+def objective(theta, team_weight):
+    return START @ exact(theta, team_weight)[0]
 
 
-def finite_difference_gradient():
+def finite_difference_gradient(team_weight=0.0):
     gradient, step = torch.zeros_like(THETA), 1e-6
     for index in itertools.product(range(N), range(S), range(A)):
         up, down = THETA.clone(), THETA.clone()
         up[index] += step
         down[index] -= step
-        gradient[index] = (objective(up) - objective(down)) / (2 * step)
+        gradient[index] = (objective(up, team_weight) - objective(down, team_weight)) / (2 * step)
     return gradient
 
 
@@ -65,12 +68,14 @@ def samples():
     return s, a, s2, a2, visitation[s] * pi[s, a] * TRANSITION[s, a, s2] * pi[s2, a2]
 
 
-def signal_of(name, credit, mixer=AVERAGING):
-    v, q, _ = exact(THETA)
+def signal_of(name, credit, mixer=AVERAGING, team_weight=0.0):
+    v, q, _ = exact(THETA, team_weight)
     s, a, s2, a2, _ = samples()
     counterfactual = None
     if critic_kind(name) == "v":
         value, next_value = v[s], v[s2]
+    elif critic_kind(name) == "none":  # the return that followed has the mean V(s')
+        value, next_value = torch.zeros_like(v[s]), v[s2]
     else:
         value, next_value = q[s, a], q[s2, a2]
         own = THETA.softmax(-1)
@@ -86,7 +91,7 @@ def signal_of(name, credit, mixer=AVERAGING):
         Values(
             value=value.expand(N, -1),
             next_value=next_value.expand(N, -1),
-            reward=local_rewards()[:, s, a],
+            reward=local_rewards(team_weight)[:, s, a],
             discount=torch.full((1, 1), GAMMA, dtype=torch.float64),
             counterfactual_value=counterfactual,
         ),
@@ -103,16 +108,40 @@ def scores():
     return result
 
 
-def expected_direction(name, credit, mixer=AVERAGING):
-    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, mixer), scores())
+def expected_direction(name, credit, mixer=AVERAGING, team_weight=0.0):
+    return torch.einsum("b,ib,ibsa->isa", samples()[-1], signal_of(name, credit, mixer, team_weight), scores())
+
+
+UNBIASED = ("td_v", "return", "q_value", "counterfactual")
 
 
 @pytest.mark.parametrize(
     ("signal", "credit"),
-    [("td_v", "consensus"), ("td_v", "local"), ("q_value", "consensus"), ("counterfactual", "consensus")],
+    [(name, "consensus") for name in UNBIASED] + [("td_v", "local"), ("return", "local")],
 )
 def test_expected_direction_is_the_policy_gradient(signal, credit):
     torch.testing.assert_close(expected_direction(signal, credit), finite_difference_gradient(), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("team_weight", [0.3, 1.0])
+@pytest.mark.parametrize("signal", UNBIASED)
+def test_it_also_is_where_rewards_are_of_all_agents_actions(signal, team_weight):
+    """As with reward.of team and both. Local credit would leave out rewards that the own action changes."""
+    exact = finite_difference_gradient(team_weight)
+    found = expected_direction(signal, "consensus", team_weight=team_weight)
+    torch.testing.assert_close(found, exact, atol=1e-6, rtol=1e-5)
+    if signal == "td_v":
+        assert (expected_direction("td_v", "local", team_weight=team_weight) - exact).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("signal", "credit"), [("td_v", "consensus"), ("td_v", "local"), ("return", "consensus")])
+def test_leaving_one_out_keeps_the_expected_direction(signal, credit):
+    """Over every pair of independent samples: half the sum of both samples' directions."""
+    probability, values, score = samples()[-1], signal_of(signal, credit), scores()
+    pairs = torch.stack(torch.broadcast_tensors(values[:, :, None], values[:, None, :]), dim=-1)  # (N, b, c, 2)
+    corrected = leave_one_out(pairs)[..., 0]  # of sample b; c is the other
+    found = torch.einsum("b,c,ibc,ibsa->isa", probability, probability, corrected, score) / probability.sum()
+    torch.testing.assert_close(found, finite_difference_gradient(), atol=1e-6, rtol=1e-5)
 
 
 def test_the_td_error_of_an_exact_q_critic_is_no_advantage():

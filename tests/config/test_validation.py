@@ -52,6 +52,19 @@ def test_a_pasted_key_is_not_repeated():
         (["--actor.turns_per_update", "2"], f"{QUICKSTART}: actor.turns_per_update: 2 does not divide turns (3)"),
         (["--actor.signal", "q_value"], f"{QUICKSTART}: actor.credit: local needs a signal with an immediate reward"),
         (
+            ["--reward.of", "team"],
+            f"{QUICKSTART}: actor.credit: local leaves out the other agents' rewards, which",
+        ),
+        (
+            ["--cooperation", "minimum"],
+            f"{QUICKSTART}: actor.credit: local needs a reward of the agent's own; with",
+        ),
+        (["--actor.signal", "return"], f"{QUICKSTART}: actor.turns_per_update: signal return needs whole dialogues: 3"),
+        (
+            ["--actor.signal", "return", "--actor.turns_per_update", "3", "--terminal", "restart"],
+            f"{QUICKSTART}: terminal: restart needs a critic; signal return has none; use zero",
+        ),
+        (
             ["--model.trust_remote_code", "1"],
             f"{QUICKSTART}: model.trust_remote_code: 1 given; input should be a valid b",
         ),

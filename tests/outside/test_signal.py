@@ -25,6 +25,8 @@ def test_a_new_signal_is_a_choice_of_the_config_and_trains(tiny_content, tmp_pat
 
 
 def test_without_the_entry_the_config_refuses_it(tiny_content):
-    expected = "c: actor.signal: 'own_reward' is not allowed; choose 'td_q_literal', 'td_q', 'td_v' or 'q_value'"
+    expected = (
+        "c: actor.signal: 'own_reward' is not allowed; choose 'td_q_literal', 'td_q', 'td_v', 'return' or 'q_value'"
+    )
     with pytest.raises(UsageError, match=expected):
         check_config(tiny_content | {"actor": {"signal": "own_reward"}}, "c")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Linear
@@ -55,7 +56,17 @@ def turn_of(reward=((1.0, 2.0), (3.0, 1.0)), **changes):
     return Turn(**options | changes)
 
 
-def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, seeds=(1, 2), turn_weight=1.0, **actor):
+def learner_of(
+    matrix=AVERAGING,
+    *,
+    rounds=1,
+    critic_step=0.4,
+    critic_steps=1,
+    seeds=(1, 2),
+    turn_weight=1.0,
+    cooperation="gossip",
+    **actor,
+):
     """Adapters away from zero, so that all their numbers have gradients."""
     config = ActorConfig(**{"baseline": "none", "step_size": 0.01, "optimizer": "adam"} | actor)
     model = tiny_llama(layers=1)
@@ -75,6 +86,7 @@ def learner_of(matrix=AVERAGING, *, rounds=1, critic_step=0.4, critic_steps=1, s
         scale=scale,
         critic=critic,
         critic_steps=critic_steps,
+        learned_rewards=COOPERATIONS[cooperation].rewards,
         features=features,
         mixer=mixer,
         turn_weights=lambda k: turn_weight**k,
@@ -283,6 +295,36 @@ def test_q_critics_read_the_responses_of_all_agents_and_q_value_needs_no_reward(
         gradients.append(learner.adapters.parameters.grad.clone())
     assert torch.equal(*gradients)
     assert gradients[0].norm() > 0
+
+
+@pytest.mark.parametrize(
+    ("cooperation", "td_error"),
+    [
+        # Rewards (1, 2) and (3, 1); V = (1, 2), V'/2 = (1, 1.5): δ = V - r - V'/2 is (0, 0.5) - r.
+        ("gossip", [-1.25, -1.75]),
+        ("centralised", [-1.5, -1.5]),
+        ("minimum", [-0.75, -0.75]),
+        ("placebo", [0.25, 0.25]),
+    ],
+)
+def test_rewards_that_agents_learn_from(cooperation, td_error):
+    learner = learner_of(critic_step=0.0, cooperation=cooperation, credit="consensus")
+    rows = learner.update([turn_of()])
+    assert column(rows, "td_error") == pytest.approx(td_error)
+    assert column(rows, "reward_scaled") == [1.5, 2.0]  # its own, whatever it learns from
+
+
+def test_returns_without_a_critic_by_hand():
+    """γ = 1/2, two turns: the first earned (1, 2) and (3, 1) and then half of (4, 0) and (2, 2)."""
+    learner = learner_of(signal="return", credit="consensus")
+    before = learner.critic.weights.clone()
+    rows = learner.update([turn_of(), turn_of(((4.0, 0.0), (2.0, 2.0)), number=1, discount=0.0)])
+    # Returns (3, 2) and (4, 2), then (4, 0) and (2, 2); gossip averages the agents: (3.5, 2) and (3, 1).
+    assert column(rows, "actor_signal") == pytest.approx([(3.5 + 2 + 3 + 1) / 4] * 2)
+    assert torch.equal(learner.critic.weights, before)
+    assert column(rows, "critic_value") == [0.0, 0.0]
+    assert learner.value(turn_of()) is None
+    assert learner.gossiped([turn_of(), turn_of()]) == 4
 
 
 def test_q_value_gossips_no_td_errors():

@@ -172,6 +172,11 @@ def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
         {"topology": {"graph": "explicit", "edges": [[0, 1]], "matrix": "given", "weights": [[0.6, 0.4], [0.4, 0.6]]}},
         {"controller": {"kind": "scripted", "next_prompts": ["And {{ prompt }}"]}, "dialogues": 1},
         {"terminal": "restart", "actor": {"kl_coefficient": 0.5, "baseline": "none"}},
+        {"reward": {"of": "team"}, "cooperation": "centralised", "actor": {"credit": "consensus"}},
+        {"reward": {"of": "both"}, "cooperation": "minimum", "actor": {"credit": "consensus"}},
+        {"actor": {"signal": "return", "turns_per_update": 2}},
+        {"cooperation": "independent"},
+        {"cooperation": "placebo"},
     ],
 )
 def test_each_choice_of_the_config_trains(tiny_content, tmp_path, change):

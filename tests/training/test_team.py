@@ -1,5 +1,6 @@
 """LocalTeam: who is asked, who scores what, and a state that continues alike."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 
 from rlhf_marl.algorithm.topology import adjacency
 from rlhf_marl.config import check_config
+from rlhf_marl.config.schema import RewardConfig
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped
@@ -48,13 +50,14 @@ class FakeScorer:
         return [self.function(text) for text in responses]
 
 
-def team_of(sampler=None, learner=None, scorers=(), n_agents=2):
-    learner = learner or SimpleNamespace(temperature=0.7)
+def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
+    learner = learner or SimpleNamespace(temperature=0.7, value=lambda turn: None)
     return LocalTeam(
         sampler or FakeSampler(),
         learner,
         CARDS[:n_agents],
         scorers,
+        reward=RewardConfig(**reward),
         adjacency=adjacency("ring", n_agents),
         gossip_rounds=5,
         seed=9,
@@ -115,6 +118,20 @@ def test_each_agent_scores_its_own_answers_on_its_own_scale():
     ]
     assert scored.samples is turn.samples
     assert turn.reward_raw.numel() == 0
+
+
+def test_rewards_of_the_teams_answer_and_of_both():
+    """Lengths on a scale of (raw + 1) / 2, and letters a on one of raw / 0.5; the team's answers are "aa" and "a"."""
+    scorers = [FakeScorer(len), FakeScorer(lambda text: text.count("a"))]
+    turn = replace(
+        turn_of([["banana", "xy"], ["papaya", "b"]]), merged=[Merged("aa", None, False), Merged("a", None, False)]
+    )
+    team = team_of(scorers=scorers, of="team").score(turn)
+    assert team.reward_raw.tolist() == [[2.0, 1.0], [2.0, 1.0]]
+    assert team.reward_scaled.tolist() == [[1.5, 1.0], [4.0, 2.0]]
+    both = team_of(scorers=scorers, of="both", team_weight=0.25).score(turn)
+    assert both.reward_raw.tolist() == [[0.75 * 6 + 0.5, 0.75 * 2 + 0.25], [0.75 * 3 + 0.5, 0.25]]
+    assert both.reward_scaled.tolist() == [[0.75 * 3.5 + 0.375, 0.75 * 1.5 + 0.25], [0.75 * 6 + 1, 0.5]]
 
 
 def test_a_bad_score_names_the_agent():
