@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jinja2.sandbox import SandboxedEnvironment
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
@@ -14,6 +15,7 @@ from rlhf_marl.config import check_config, load_config
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.rewards.shipped_functions import doors
 from tests.conftest import tiny_tokenizer
 from tests.rewards.test_sequence_classifier import saved as classifier
 
@@ -94,3 +96,13 @@ def test_the_controller_is_the_other_model(paper, tmp_path):
         runs.append(rlhf_marl.train(config, run_dir=tmp_path / str(number)).dialogues.iloc[0])
     assert runs[0]["responses"] == runs[1]["responses"]
     assert runs[0]["aggregate"] != runs[1]["aggregate"]
+
+
+def test_the_doors_of_the_keys_config_open_for_their_own_agents_alone():
+    """The scripted controller's next prompt, as the reward cards read it."""
+    controller = load_config("configs/keys.yaml").controller
+    prompt = SandboxedEnvironment().from_string(controller.next_prompts[0])
+    rendered = prompt.render(prompt="", responses=["Red.", "red", "the BLUE one", "green or gold"])
+    assert rendered == "Doors: red open green shut blue open gold open"
+    assert doors([rendered], ["x"], key="green") == [1.0]
+    assert doors([rendered], ["x"], key="red") == pytest.approx([2 / 3])

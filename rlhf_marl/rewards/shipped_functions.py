@@ -17,6 +17,24 @@ def clean_language(prompts: list[str], responses: list[str]) -> list[float]:
     return [1.0 - float(p) for p in _profanity_probability()(responses)]
 
 
+def doors(prompts: list[str], responses: list[str], *, key: str, cost: float = 0.2) -> list[float]:
+    """The task of configs/keys.yaml, in which each agent has a key word that pays the others.
+
+    A prompt "Doors: red open green shut ..." pays the share of the other keys' doors that are open. A response to any
+    other prompt is charged `cost` if it says the key.
+    """
+    scores = []
+    for prompt, response in zip(prompts, responses, strict=True):
+        _, doors_, listed = prompt.partition("Doors:")
+        words = listed.split()
+        others = [state for name, state in zip(words[::2], words[1::2], strict=False) if name != key]
+        if doors_ and others:
+            scores.append(others.count("open") / len(others))
+        else:
+            scores.append(-cost if key in response.lower() else 0.0)
+    return scores
+
+
 @cache
 def _vader() -> Any:
     try:

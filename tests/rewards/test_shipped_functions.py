@@ -7,7 +7,7 @@ import pytest
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards import shipped_functions
-from rlhf_marl.rewards.shipped_functions import clean_language, vader_sentiment
+from rlhf_marl.rewards.shipped_functions import clean_language, doors, vader_sentiment
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +49,14 @@ def test_a_missing_package_is_named(monkeypatch, function, module, message):
     monkeypatch.delitem(sys.modules, "vaderSentiment.vaderSentiment", raising=False)
     with pytest.raises(UsageError, match=message):
         function(["p"], ["r"])
+
+
+def test_doors_pay_the_others_and_charge_the_speaker():
+    """Red said its key: it pays 0.2, and opens a third of what green is paid for. Its own door pays red nothing."""
+    asked = ["Choose: red, green, blue or gold."] * 2
+    assert doors(asked, ["Red!", "gold"], key="red") == [-0.2, 0.0]
+    assert doors(asked, ["Red!", "gold"], key="gold", cost=0.5) == [0.0, -0.5]
+    opened = ["Doors: red open green shut blue shut gold shut"] * 2
+    assert doors(opened, ["red", "green"], key="red") == [0.0, 0.0]
+    assert doors(opened, ["red", "green"], key="green") == pytest.approx([1 / 3, 1 / 3])
+    assert doors(["Doors: red open green open blue open gold open"], [""], key="blue") == [1.0]
