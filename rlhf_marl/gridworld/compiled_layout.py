@@ -15,6 +15,8 @@ SIGNAL_CODES = {  # the signals of algorithm/signals.py that have a compiled por
     "counterfactual": COUNTERFACTUAL,
 }
 REACHED, REDRAWN, NONE = range(3)
+SHARED, CLOSEST, OWNED = range(3)
+SPLIT_CODES = {"shared": SHARED, "closest": CLOSEST, "owned": OWNED}  # those of spread.py
 # Columns of the statistics: sums over the iterations (or steps) of a logging interval; see training.py.
 REWARD, VALUE, POSITIVE, ENTROPY, PROJECTED, SKIPPED = range(6)
 N_STATISTICS = 6
@@ -33,7 +35,7 @@ class Options(NamedTuple):
     linear: bool
     centralised: bool
     local: bool
-    closest: bool
+    split: int
     restart_kernel: bool
     discount: float
     reward_shift: float

@@ -164,7 +164,7 @@ class _State:
             linear=s.critic == "linear",
             centralised=s.control == "centralised",
             local=s.credit == "local",
-            closest=s.split == "closest",
+            split=compiled_layout.SPLIT_CODES[s.split],
             restart_kernel=s.reset == "restart_kernel",
             discount=s.discount,
             reward_shift=s.reward_shift,

@@ -23,6 +23,7 @@ OPTIONS = {
     "counterfactual_centralised": {"signal": "counterfactual", "control": "centralised"},
     "four_agents": {"n_agents": 4, "split": "closest", "graph": "ring", "matrix": "metropolis_hastings"},
     "three_agents_lazy": {"n_agents": 3, "signal": "td_v", "laziness": 0.9, "gossip_rounds": 3},
+    "four_agents_owned": {"n_agents": 4, "split": "owned", "signal": "td_v", "gossip_rounds": 2},
     "many_samples": {"critic_steps": 5, "actor_samples": 3, "signal": "td_v"},
     "many_critic_steps": {"critic_steps": 4, "split": "closest", "gossip_rounds": 1},
     "many_samples_restarted": {"critic_steps": 3, "actor_samples": 4, "start": "restart"},

@@ -30,7 +30,7 @@ class StudyConfig(Section):
     """Number of repeats; intervals are taken over them."""
     points: Annotated[int, Field(ge=2, le=1000)] = 20
     """Number of points in a run at which rewards are logged and policies evaluated."""
-    regimes: dict[str, dict[str, Any]] = Field({"literal": {}}, min_length=1)
+    regimes: dict[str, dict[str, Any]] = Field({"printed": {}}, min_length=1)
     """Regime name to the settings that differ from the paper; experiments vary these."""
     experiments: Annotated[list[str], AfterValidator(_without_aliases)] = Field(list(EXPERIMENTS), min_length=1)
     """Names of experiments; fig10 is an alias of fig2."""

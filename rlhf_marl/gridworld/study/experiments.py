@@ -56,16 +56,25 @@ def _offset(shift: float, **changes: Any) -> Arm:
     return lambda base: changes | {"reward_shift": base.reward_shift + shift}
 
 
-_SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95, "split": "closest"}
+_SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95}
+CONTROL, AVERAGED = "α = 10⁻¹²", "rewards averaged"
+_AVERAGED = _set(gossip_rounds=0, split="shared")  # every critic learns from the mean reward: Algorithm 3, N times
 
 EXPERIMENTS: dict[str, Experiment] = {
     "fig2": Experiment(
-        "TD error against Q value", "Figures 2 and 10", {"TD error": _set(), "Q value": _set(signal="q_value")}
+        "TD error against Q value",
+        "Figures 2 and 10",
+        {"TD error": _set(), "Q value": _set(signal="q_value"), CONTROL: _set(actor_step_size=1e-12)},
     ),
     "fig5": Experiment(
         "Gossip rounds",
         "Figure 5",
-        {f"{t} rounds": _set(gossip_rounds=t, split="closest") for t in (0, 10, 20)},
+        {f"{t} rounds": _set(gossip_rounds=t, split="closest") for t in (0, 10, 20)} | {AVERAGED: _AVERAGED},
+    ),
+    "owned": Experiment(
+        "Gossip rounds, landmark j credited to agent j",
+        "Figure 5",
+        {f"{t} rounds": _set(gossip_rounds=t, split="owned") for t in (0, 10, 20)} | {AVERAGED: _AVERAGED},
     ),
     "fig6": Experiment("Width m", "Figure 6", {f"m = {m}": _set(width=m) for m in (10, 20, 40)}),
     "fig7": Experiment("Depth D", "Figure 7", {f"D = {d}": _set(depth=d) for d in (5, 20, 40)}),
@@ -107,7 +116,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     "slow_graph": Experiment(
         "Gossip on a slow graph: a lazy ring of four",
         "Theorem 5.10 (5)",
-        {f"{t} rounds": _set(gossip_rounds=t, **_SLOW) for t in (0, 10, 20, 200)},
+        {f"{t} rounds": _set(gossip_rounds=t, split="closest", **_SLOW) for t in (0, 10, 20, 200)}
+        | {AVERAGED: _set(gossip_rounds=0, split="shared", **_SLOW)},
     ),
     "critic": Experiment("Deep and linear critic", "Table 1", {"deep": _set(), "linear": _set(critic="linear")}),
     "centralised": Experiment(

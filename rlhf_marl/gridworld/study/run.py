@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_marl.algorithm.mixing import consensus_power
 from rlhf_marl.algorithm.topology import smallest_weight, spectral_gap
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import locked, write_text
@@ -161,6 +162,7 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
     arrays = {
         "value": value,
         "consensus": _consensus(setting, draws, history),
+        "power": consensus_power(torch.as_tensor(draws.matrix), setting.gossip_rounds).numpy(),
         "gap": np.array([spectral_gap(torch.as_tensor(matrix)) for matrix in draws.matrix]),
         "eta": np.array([smallest_weight(torch.as_tensor(matrix)) for matrix in draws.matrix]),
         **communication(setting, draws),
