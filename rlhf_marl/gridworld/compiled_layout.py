@@ -33,6 +33,8 @@ class Options(NamedTuple):
     restart: bool
     average: bool
     linear: bool
+    exact: bool
+    gossiped_actors: bool
     centralised: bool
     local: bool
     split: int
@@ -65,6 +67,7 @@ class Seed(NamedTuple):
     A linear critic has H = I, (d, d), and weights (1, 1, d).
     bounds: (2, C, D) upper bounds of the distance to W(0), for the iterate and for the average.
     actor_h (N, d', m), actor_w (N, D, m, m), actor_b (N, 5, m).
+    values (65, 65): V of two agents' policies for an exact critic, else (1, 1).
     positions (N,), age (1,). uniforms (steps, 2 N + 1), redrawn (steps, N): noise of the upcoming steps.
     statistics: (N_STATISTICS,) running sums.
     """
@@ -78,6 +81,7 @@ class Seed(NamedTuple):
     actor_w: np.ndarray
     actor_b: np.ndarray
     critics: np.ndarray
+    values: np.ndarray
     bounds: np.ndarray
     positions: np.ndarray
     age: np.ndarray
@@ -120,6 +124,7 @@ class Scratch(NamedTuple):
     spare_x0: np.ndarray
     rate: np.ndarray
     shares: np.ndarray
+    mixed: np.ndarray
 
 
 def make_scratch(o: Options, seed: Seed) -> Scratch:
@@ -166,4 +171,5 @@ def make_scratch(o: Options, seed: Seed) -> Scratch:
         spare_x0=floats(d0),
         rate=floats(1),
         shares=floats(o.critic_steps),
+        mixed=floats(n, m * max(d_actor, depth * m, N_ACTIONS)),
     )

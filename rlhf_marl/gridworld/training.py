@@ -13,15 +13,19 @@ import torch
 
 from rlhf_marl.algorithm.mixing import consensus_power
 from rlhf_marl.gridworld import compiled_layout, compiled_training
+from rlhf_marl.gridworld.chain import chain
 from rlhf_marl.gridworld.compiled_step import fill_table
 from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
 from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
+from rlhf_marl.gridworld.exact import expected_next, reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
 
 _BOOTSTRAPS = ("reached", "redrawn", "none")
 _LANES = 8  # the kernel's inner loops are padded to a multiple of this
 _CHUNK = 2000  # steps whose noise is drawn at once
+_REFRESH = 10  # iterations between two exact values; policies change little in so few
+_CLOSE = 1e-4  # of an exact critic's values, in units of the learning reward
 
 
 def _pool(workers: int | None = None) -> ThreadPoolExecutor:
@@ -111,6 +115,9 @@ def train(
             began = done
             while done < point:
                 chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
+                if setting.critic == "exact":
+                    chunk = min(chunk, _REFRESH)
+                    state.refresh()
                 taken = [n.take(chunk * setting.steps_per_iteration) for n in noise]
                 uniforms, redrawn = (np.stack(part) for part in zip(*taken, strict=True))
                 state.run(pool, done, chunk, uniforms, redrawn, statistics)
@@ -143,6 +150,7 @@ class _State:
             self.critic_0 = self._padded(np.swapaxes(draws.critic_w, -1, -2), 2)
             self.critic_b = self._padded(draws.critic_b, 1)
         self.critics = np.repeat(np.repeat(self.critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
+        self.values = np.zeros((n_seeds, *((N_CELLS, N_CELLS) if s.critic == "exact" else (1, 1))), dtype)
         self.bounds = np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype)
         self.actor_h = self._padded(draws.actor_h, 1)
         self.actor_w = self._padded(np.swapaxes(draws.actor_w, -1, -2), 2)
@@ -162,6 +170,8 @@ class _State:
             restart=s.start == "restart",
             average=s.average,
             linear=s.critic == "linear",
+            exact=s.critic == "exact",
+            gossiped_actors=s.actors == "gossiped",
             centralised=s.control == "centralised",
             local=s.credit == "local",
             split=compiled_layout.SPLIT_CODES[s.split],
@@ -206,6 +216,7 @@ class _State:
                 actor_w=self.actor_w[s],
                 actor_b=self.actor_b[s],
                 critics=self.critics[s],
+                values=self.values[s],
                 bounds=self.bounds[s],
                 positions=self.positions[s],
                 age=self.ages[s],
@@ -217,6 +228,20 @@ class _State:
             compiled_training.run(self.options, tables, seed, scratch, done, iterations)
 
         list(pool.map(one, range(len(self.positions))))
+
+    def refresh(self) -> None:
+        """An exact critic: V of the current policies, in the agents' learning reward, with the TD target's resets."""
+        s, c = self.setting, chain(self.setting)
+        paid = (reward_table(self.landmarks) + s.reward_shift) * s.reward_scale
+        table, values = policy_table(self.policies()).astype(float), self.values.astype(float)
+        while True:
+            following = expected_next(paid + c.stay * values, table, NEXT_CELL)
+            following += c.leave * values.mean((-2, -1), keepdims=True)
+            change = np.abs(following - values).max()
+            values = following
+            if not change > _CLOSE * (1 - s.discount):  # NaN ends the loop too
+                break
+        self.values[:] = values
 
     def policies(self) -> Policies:
         m = self.setting.width

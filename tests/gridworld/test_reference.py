@@ -36,6 +36,7 @@ OPTIONS = {
     "linear_v": {"critic": "linear", "signal": "td_v", "critic_steps": 3, "yardstick": True, "radius": 5.0},
     "linear_no_ball": {"critic": "linear", "radius": None, "control": "centralised"},
     "restart_kernel": {"reset": "restart_kernel", "discount": 0.8, "signal": "td_v"},
+    "actors_gossiped": {"actors": "gossiped", "split": "closest", "gossip_rounds": 1, "yardstick": True},
     "reached": {"bootstrap": "reached"},
     "terminal": {"bootstrap": "none", "actor_samples": 2, "signal": "td_v"},
     "inverse": {"actor_schedule": "inverse", "actor_step_size": 1.0, "actor_output_scale": 0.1},
