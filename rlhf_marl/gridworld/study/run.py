@@ -52,7 +52,7 @@ def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> 
     wanted = {
         (regime, name, arm): setting
         for regime in config.regimes
-        for name in config.experiments
+        for name in config.runs(regime)
         for arm, setting in settings(config, regime, name).items()
     }
     _check_matrices(config, wanted)
