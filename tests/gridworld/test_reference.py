@@ -12,7 +12,7 @@ SEEDS = range(2)
 STEPS = {"iterations": 60, "width": 6, "depth": 2, "radius": 0.5, "critic_step_size": 0.01, "start": "warm"}
 
 OPTIONS = {
-    "letter": {"start": "restart", "radius": 10.0},
+    "as_printed": {"start": "restart", "radius": 10.0},
     "td_q": {"signal": "td_q"},
     "td_v": {"signal": "td_v"},
     "td_v_local_credit": {"signal": "td_v", "credit": "local", "split": "closest"},
