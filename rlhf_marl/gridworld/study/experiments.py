@@ -64,7 +64,7 @@ def _near_optimum(**changes: Any) -> Arm:
 
     def arm(base: Setting) -> dict[str, Any]:
         steps = 10 * base.iterations * base.steps_per_iteration
-        found = {"critic_steps": 50, "actor_samples": 50, "actor_step_size": 0.1, "iterations": steps // 99}
+        found = {"critic_steps": 50, "actor_samples": 50, "actor_step_size": 0.1, "iterations": max(1, steps // 99)}
         return found | changes
 
     return arm

@@ -56,7 +56,7 @@ def made_up(value, optimum):
 
 
 def test_exact_arms_run_through_the_study(tmp_path):
-    small = ["--regimes", "{working: {width: 4, depth: 2, signal: td_v, start: warm, discount: 0.9}}"]
+    small = ["--regimes", "{working: {width: 4, depth: 2, signal: td_v, start: warm, discount: 0.9, iterations: 400}}"]
     config = load_study("configs/study.yaml", [*TINY, "--experiments", "[losses]", *small])
     lines = []
     run_study(config, tmp_path / "out", lines.append)
