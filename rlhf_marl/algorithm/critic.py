@@ -116,7 +116,8 @@ class Critic:
                 self._adam.forget_momentum()
         if not transitions:
             nothing = torch.zeros(self.weights.shape[:-1])
-            return CriticMetrics(*[nothing] * 6, nothing.sum(-1), nothing.sum(-1))
+            apart = nothing.sum(-1)
+            return CriticMetrics(nothing, nothing, nothing, nothing, nothing, nothing, apart, apart)
         self._iterate.copy_(self.weights)
         average = self.weights
         skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)

@@ -15,6 +15,8 @@ SIGNAL_CODES = {  # the signals of algorithm/signals.py that have a compiled por
     "counterfactual": COUNTERFACTUAL,
 }
 REACHED, REDRAWN, NONE = range(3)
+SHARED, CLOSEST, OWNED = range(3)
+SPLIT_CODES = {"shared": SHARED, "closest": CLOSEST, "owned": OWNED}  # those of spread.py
 # Columns of the statistics: sums over the iterations (or steps) of a logging interval; see training.py.
 REWARD, VALUE, POSITIVE, ENTROPY, PROJECTED, SKIPPED = range(6)
 N_STATISTICS = 6
@@ -31,10 +33,12 @@ class Options(NamedTuple):
     restart: bool
     average: bool
     linear: bool
+    exact: bool
+    gossiped_actors: bool
     centralised: bool
     local: bool
     own_share: float
-    closest: bool
+    split: int
     restart_kernel: bool
     discount: float
     reward_shift: float
@@ -64,6 +68,7 @@ class Seed(NamedTuple):
     A linear critic has H = I, (d, d), and weights (1, 1, d).
     bounds: (2, C, D) upper bounds of the distance to W(0), for the iterate and for the average.
     actor_h (N, d', m), actor_w (N, D, m, m), actor_b (N, 5, m).
+    values (65, 65): V of two agents' policies for an exact critic, else (1, 1).
     positions (N,), age (1,). uniforms (steps, 2 N + 1), redrawn (steps, N): noise of the upcoming steps.
     statistics: (N_STATISTICS,) running sums.
     """
@@ -77,6 +82,7 @@ class Seed(NamedTuple):
     actor_w: np.ndarray
     actor_b: np.ndarray
     critics: np.ndarray
+    values: np.ndarray
     bounds: np.ndarray
     positions: np.ndarray
     age: np.ndarray
@@ -119,6 +125,7 @@ class Scratch(NamedTuple):
     spare_x0: np.ndarray
     rate: np.ndarray
     shares: np.ndarray
+    mixed: np.ndarray
 
 
 def make_scratch(o: Options, seed: Seed) -> Scratch:
@@ -165,4 +172,5 @@ def make_scratch(o: Options, seed: Seed) -> Scratch:
         spare_x0=floats(d0),
         rate=floats(1),
         shares=floats(o.critic_steps),
+        mixed=floats(n, m * max(d_actor, depth * m, N_ACTIONS)),
     )

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from rlhf_marl.gridworld.compiled_layout import ENTROPY, NONE, REDRAWN, REWARD, TD_V
+from rlhf_marl.gridworld.compiled_layout import CLOSEST, ENTROPY, NONE, OWNED, REDRAWN, REWARD, SHARED, TD_V
 from rlhf_marl.gridworld.compiled_network import COMPILED, dot, forward, largest, multiply
 from rlhf_marl.gridworld.spread import EPISODE, N_ACTIONS
 
@@ -98,14 +98,14 @@ def score(logits, action, log_total, d_logits):
 
 
 @njit(**COMPILED)
-def local_rewards(positions, landmarks, distance, closest, rewards):
+def local_rewards(positions, landmarks, distance, split, rewards):
     """Return the team reward; write the local rewards (spread.py) into `rewards`."""
     n = len(positions)
     for i in range(n):
         rewards[i] = 0
     team = 0.0
-    for landmark in landmarks:
-        nearest, sharing = 1 << 30, 0
+    for j in range(len(landmarks)):
+        landmark, nearest, sharing = landmarks[j], 1 << 30, 0
         for i in range(n):
             away = distance[positions[i], landmark]
             if away < nearest:
@@ -113,11 +113,13 @@ def local_rewards(positions, landmarks, distance, closest, rewards):
             elif away == nearest:
                 sharing += 1
         team -= nearest
-        if closest:
+        if split == OWNED:
+            rewards[j % n] -= n * nearest
+        elif split == CLOSEST:
             for i in range(n):
                 if distance[positions[i], landmark] == nearest:
                     rewards[i] -= n * nearest / sharing
-    if not closest:
+    if split == SHARED:
         for i in range(n):
             rewards[i] = team
     return team
@@ -141,7 +143,7 @@ def play(o, tables, seed, z, slot, step, scored):
         if scored:
             z.unlikely[i, slot] = score(z.logits, actions[i], log_total, z.d_logits[i, slot])
             seed.statistics[ENTROPY] += log_total - dot(z.pi[i, slot], z.logits)
-    seed.statistics[REWARD] += local_rewards(reached, seed.landmarks, tables.distance, o.closest, rewards)
+    seed.statistics[REWARD] += local_rewards(reached, seed.landmarks, tables.distance, o.split, rewards)
     mean = 0.0
     for i in range(n):
         rewards[i] = (rewards[i] + o.reward_shift) * o.reward_scale

@@ -57,7 +57,7 @@ def run(o, tables, seed, z, first_iteration, iterations):
             last = k - (o.critic_steps - 1)  # 0 at the K-th sample, the actors' first
             play(o, tables, seed, z, max(last, 0), step, last >= 0)
             step += 1
-            if last <= 0:
+            if last <= 0 and not o.exact:
                 _learn(o, tables, seed, z, seed.critics[now], seed.critics[1 - now if separate else now], z.shares[k])
             if last == 0:
                 if not separate:
@@ -65,6 +65,10 @@ def run(o, tables, seed, z, first_iteration, iterations):
                 _gossip(seed.power, seed.critics[1 - now], seed.critics[now], seed.bounds)
         _weigh(o, tables, seed, z, seed.critics[now])
         _act(o, tables, seed, z, t)
+        if o.gossiped_actors:
+            _gossip_actors(seed.power, seed.actor_h, z.mixed)
+            _gossip_actors(seed.power, seed.actor_w, z.mixed)
+            _gossip_actors(seed.power, seed.actor_b, z.mixed)
     if now == 1:
         _swap(seed.critics[0].reshape(-1), seed.critics[1].reshape(-1))
 
@@ -167,6 +171,16 @@ def _gossip(power, source, target, bounds):
 
 
 @njit(**COMPILED)
+def _gossip_actors(power, weights, mixed):
+    """The agents' weights (N, ...) mixed in place. mixed: (N, at least as many columns)."""
+    flat = weights.reshape(len(weights), -1)
+    mix(power, flat, mixed[:, : flat.shape[1]])
+    for i in range(flat.shape[0]):
+        for k in range(flat.shape[1]):
+            flat[i, k] = mixed[i, k]
+
+
+@njit(**COMPILED)
 def _swap(a, b):
     for k in range(len(a)):
         a[k], b[k] = b[k], a[k]
@@ -178,13 +192,21 @@ def _weigh(o, tables, seed, z, critics):
     n, n_samples, n_critics, scale = len(seed.positions), o.actor_samples, len(critics), tables.numbers[4]
     for j in range(n_samples):
         for c in range(n_critics):
-            value = _value(o.linear, critics[c], seed.critic_b, z.x0[j], z.critic_hidden, scale, z.on)
+            if o.exact:
+                value = seed.values[z.cells[j, 0], z.cells[j, 1]]
+            else:
+                value = _value(o.linear, critics[c], seed.critic_b, z.x0[j], z.critic_hidden, scale, z.on)
             seed.statistics[VALUE] += abs(value) / (n_critics * n_samples)
             z.advantage[j, c] = value
             if o.signal < Q_VALUE:
                 z.advantage[j, c] = -value if o.local else z.learned[j, c] - value
                 if z.follows[j] != 0:
-                    following = _value(o.linear, critics[c], seed.critic_b, z.next_x0[j], z.critic_hidden, scale, z.on)
+                    if o.exact:
+                        following = seed.values[z.reached[j, 0], z.reached[j, 1]]
+                    else:
+                        following = _value(
+                            o.linear, critics[c], seed.critic_b, z.next_x0[j], z.critic_hidden, scale, z.on
+                        )
                     z.advantage[j, c] += z.follows[j] * following
         for i in range(n):
             reader = tables.readers[i]

@@ -3,11 +3,8 @@
 All numbers are exact expectations, over the states that the current policies visit and over all joint actions.
 A seed's tables have the axes (agent 0's cell, agent 1's cell), then (agent 0's action, agent 1's action).
 
-A critic cannot see the age of an episode. The exact values here are therefore those of a chain with a constant reset
-probability: 1/10 for periodic resets, 1 - γ for the restart kernel (for which this is exact).
+Exact values are those of chain.py, as a critic cannot see the age of an episode.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from rlhf_marl.algorithm.mixing import consensus_power, own_share
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.signals import SIGNALS, critic_kind
 from rlhf_marl.errors import UsageError
+from rlhf_marl.gridworld.chain import Chain, chain
 from rlhf_marl.gridworld.draws import Draws
 from rlhf_marl.gridworld.encoding import encode_actor, encode_critic
 from rlhf_marl.gridworld.exact import reward_table
@@ -30,26 +28,6 @@ _JOINT = np.stack(np.divmod(np.arange(N_ACTIONS**2), N_ACTIONS), axis=-1)  # (25
 _NEXT = (NEXT_CELL[:, None, :, None], NEXT_CELL[None, :, None, :])  # next cells by state and joint action
 _TARGETS = np.ravel_multi_index(np.broadcast_arrays(*_NEXT), _BOARD)  # (65, 65, 5, 5)
 _TOLERANCE = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Coefficients of the TD target: E[target] = r + stay V(s') + leave V̄, V̄ the mean of V over fresh positions."""
-
-    stay: float
-    leave: float
-
-
-def chain(s: Setting) -> Chain:
-    """The coefficients for a setting's reset and bootstrap."""
-    rate = 1 - s.discount if s.reset == "restart_kernel" else 1 / EPISODE
-    match s.bootstrap:
-        case "reached":
-            return Chain(s.discount, 0.0)
-        case "redrawn":
-            return Chain(s.discount * (1 - rate), s.discount * rate)
-        case _:
-            return Chain(s.discount * (1 - rate), 0.0)
 
 
 def joint(table: np.ndarray) -> np.ndarray:
@@ -264,17 +242,20 @@ def communication(s: Setting, draws: Draws) -> dict[str, np.ndarray]:
     """Communication of a whole run (Corollary 5.11), per seed, (S,).
 
     rounds: gossip rounds, 2 T t_gossip with a TD-error signal. messages: one agent's values to one neighbour. bytes:
-    size of the messages, at 4 per number. Algorithm 3 has a centre instead of gossip, and counts as zero.
+    size of the messages, at 4 per number. Algorithm 3 has a centre instead of gossip, and counts as zero, as does what
+    is exact.
     """
     n_seeds = len(draws.matrix)
-    decentralised = s.control == "decentralised"
-    critic_rounds = s.iterations * s.gossip_rounds * decentralised
-    actor_rounds = critic_rounds * SIGNALS[s.signal].has_reward
+    rounds = s.iterations * s.gossip_rounds * (s.control == "decentralised")
+    critic_rounds = rounds * (s.critic != "exact")
+    signal_rounds = rounds * (SIGNALS[s.signal].has_reward and s.direction == "sampled")
+    actor_rounds = rounds * (s.actors == "gossiped")
     links = (draws.matrix > 0).sum((-2, -1)) - s.n_agents
     n_params = draws.critic_h.shape[1] if s.critic == "linear" else s.depth * s.width**2
-    numbers = critic_rounds * n_params + actor_rounds * s.actor_samples
+    n_actor = s.width * (s.depth * s.width + draws.actor_h.shape[2] + N_ACTIONS)
+    numbers = critic_rounds * n_params + signal_rounds * s.actor_samples + actor_rounds * n_actor
     return {
-        "rounds": np.full(n_seeds, critic_rounds + actor_rounds),
-        "messages": links * (critic_rounds + actor_rounds),
+        "rounds": np.full(n_seeds, critic_rounds + signal_rounds + actor_rounds),
+        "messages": links * (critic_rounds + signal_rounds + actor_rounds),
         "bytes": links * numbers * 4,
     }

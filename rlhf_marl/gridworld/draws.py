@@ -75,7 +75,7 @@ def _draw(s: Setting, master: int, seed: int) -> Draws:
 
     critic, m = generator(_CRITIC), s.width
     d = critic_inputs(s.n_agents, with_actions=critic_kind(s.signal) == "q")
-    actors = [generator(_ACTOR, i) for i in range(s.n_agents)]
+    actors = [generator(_ACTOR, i if s.actors == "own" else 0) for i in range(s.n_agents)]
     return Draws(
         landmarks=random_landmarks(s.n_agents, generator(_LANDMARKS)),
         matrix=draw_matrix(s, master, seed),

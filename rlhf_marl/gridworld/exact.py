@@ -44,7 +44,7 @@ def discounted_values(
     """
     values = np.zeros_like(rewards)
     while True:
-        following = _expected_next(rewards + discount * values, policies, NEXT_CELL)
+        following = expected_next(rewards + discount * values, policies, NEXT_CELL)
         if np.abs(following - values).max() <= tolerance * (1 - discount):
             return following
         values = following
@@ -80,7 +80,7 @@ def _best_backup(target: np.ndarray, next_cell: np.ndarray, out: np.ndarray) -> 
 
 
 @njit(parallel=True, cache=True)
-def _expected_next(target: np.ndarray, policies: np.ndarray, next_cell: np.ndarray) -> np.ndarray:
+def expected_next(target: np.ndarray, policies: np.ndarray, next_cell: np.ndarray) -> np.ndarray:
     """E[target(s') | s] on every board: (S, 65, 65) -> (S, 65, 65)."""
     out = np.empty_like(target)
     for s in prange(len(target)):

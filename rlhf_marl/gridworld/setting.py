@@ -27,7 +27,7 @@ def _tuples(value: Any) -> Any:
 
 
 class Setting(Section):
-    """Defaults follow appendix D.1 literally."""
+    """Defaults are the numbers and formulas printed in the paper and its appendix D.1."""
 
     n_agents: Annotated[int, Field(ge=1, le=N_CELLS)] = 2
     """N, also the number of landmarks."""
@@ -59,8 +59,13 @@ class Setting(Section):
     """Where Algorithm 2 begins. restart: W(0), as printed; warm: the last gossiped weights."""
     average: bool = True
     """Line 9's running average."""
-    critic: Literal["deep", "linear"] = "deep"
-    """linear: Q = wᵀx with w(0) = 0, the function class of Zhang 2018, Chen 2022 and Hairi 2022."""
+    critic: Literal["deep", "linear", "exact"] = "deep"
+    """linear: Q = wᵀx with w(0) = 0, the function class of Zhang 2018, Chen 2022 and Hairi 2022. exact: no critic but
+    V of the current policies by dynamic programming, for two agents and signal td_v."""
+    direction: Literal["sampled", "exact"] = "sampled"
+    """exact: line 16's expectation over all states and actions instead of M samples; needs critic exact."""
+    actors: Literal["own", "gossiped"] = "own"
+    """gossiped (ours): actors start from equal weights and gossip them after line 17, as critics do."""
     control: Literal["decentralised", "centralised"] = "decentralised"
     """centralised: Algorithm 3, one critic of the mean reward, used by all actors."""
     yardstick: bool = False
@@ -68,7 +73,7 @@ class Setting(Section):
     signal: SignalName = "td_q_literal"
     """Weight of the score function; see docs/algorithm.md."""
     credit: Literal["consensus", "local"] = "consensus"
-    split: Literal["shared", "closest"] = "shared"
+    split: Literal["shared", "closest", "owned"] = "shared"
     """How the team reward is divided; see spread.py."""
     reward_shift: Finite = 0.0
     reward_scale: PositiveFloat = 1.0
@@ -94,6 +99,12 @@ class Setting(Section):
             raise ValueError(f"credit: local needs a signal with an immediate reward; {self.signal} has none")
         if self.control == "centralised" and self.credit == "local":
             raise ValueError("credit: local is about the agents' own rewards; control centralised has the mean alone")
+        if self.control == "centralised" and self.actors == "gossiped":
+            raise ValueError("actors: gossiped needs control decentralised; Algorithm 3 does not gossip")
+        if self.critic == "exact" and (self.n_agents != 2 or self.signal != "td_v" or self.yardstick):
+            raise ValueError("critic: exact is there for two agents with signal td_v, without a yardstick")
+        if self.direction == "exact" and self.critic != "exact":
+            raise ValueError("direction: exact needs critic exact")
         if self.control == "centralised" and self.yardstick:
             raise ValueError("yardstick: is Algorithm 3 itself; use it with control decentralised")
         return self

@@ -44,8 +44,16 @@ def _closest(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return -positions.shape[-1] * (share * nearest).sum(-1)
 
 
+def _owned(positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    """Landmark j's distance is credited to agent j (modulo N), times N, whoever is closest."""
+    n_agents = positions.shape[-1]
+    nearest = _distances(positions, landmarks).min(-2)
+    owners = np.arange(nearest.shape[-1]) % n_agents
+    return -n_agents * np.stack([nearest[..., owners == i].sum(-1) for i in range(n_agents)], axis=-1).astype(float)
+
+
 # How the team reward is split among agents. In each, the mean over agents is the team reward.
-SPLITS = {"shared": _shared, "closest": _closest}
+SPLITS = {"shared": _shared, "closest": _closest, "owned": _owned}
 
 
 def local_rewards(split: str, positions: np.ndarray, landmarks: np.ndarray) -> np.ndarray:

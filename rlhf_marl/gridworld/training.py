@@ -14,15 +14,19 @@ import torch
 from rlhf_marl.algorithm.mixing import consensus_power, own_share
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.gridworld import compiled_layout, compiled_training
+from rlhf_marl.gridworld.chain import chain
 from rlhf_marl.gridworld.compiled_step import fill_table
 from rlhf_marl.gridworld.draws import Draws, Noise, draw_all
 from rlhf_marl.gridworld.encoding import SCALED, encode_actor, encode_critic
+from rlhf_marl.gridworld.exact import expected_next, reward_table
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import DISTANCE, N_ACTIONS, N_CELLS, NEXT_CELL
 
 _BOOTSTRAPS = ("reached", "redrawn", "none")
 _LANES = 8  # the kernel's inner loops are padded to a multiple of this
 _CHUNK = 2000  # steps whose noise is drawn at once
+_REFRESH = 10  # iterations between two exact values; policies change little in so few
+_CLOSE = 1e-4  # of an exact critic's values, in units of the learning reward
 
 
 def _pool(workers: int | None = None) -> ThreadPoolExecutor:
@@ -112,6 +116,9 @@ def train(
             began = done
             while done < point:
                 chunk = min(point - done, max(1, _CHUNK // setting.steps_per_iteration))
+                if setting.critic == "exact":
+                    chunk = min(chunk, _REFRESH)
+                    state.refresh()
                 taken = [n.take(chunk * setting.steps_per_iteration) for n in noise]
                 uniforms, redrawn = (np.stack(part) for part in zip(*taken, strict=True))
                 state.run(pool, done, chunk, uniforms, redrawn, statistics)
@@ -144,6 +151,7 @@ class _State:
             critic_0 = self._padded(np.swapaxes(draws.critic_w, -1, -2), 2)
             critic_b = self._padded(draws.critic_b, 1)
         self.critics = np.repeat(np.repeat(critic_0[:, None, None], 2, axis=1), self.n_critics, axis=2)
+        self.values = np.zeros((n_seeds, *((N_CELLS, N_CELLS) if s.critic == "exact" else (1, 1))), dtype)
         self.arrays = {  # of all seeds; see compiled_layout.Seed
             "landmarks": draws.landmarks,
             "power": np.stack([self._power(matrix) for matrix in draws.matrix]).astype(dtype),
@@ -154,6 +162,7 @@ class _State:
             "actor_w": self._padded(np.swapaxes(draws.actor_w, -1, -2), 2),
             "actor_b": self._padded(draws.actor_b, 1),
             "critics": self.critics,
+            "values": self.values,
             "bounds": np.zeros((n_seeds, 2, *self.critics.shape[2:4]), dtype),
             "positions": draws.positions.copy(),
             "age": np.zeros((n_seeds, 1), dtype=np.int64),
@@ -170,10 +179,12 @@ class _State:
             restart=s.start == "restart",
             average=s.average,
             linear=s.critic == "linear",
+            exact=s.critic == "exact",
+            gossiped_actors=s.actors == "gossiped",
             centralised=s.control == "centralised",
             local=s.credit == "local",
             own_share=own_share(s.n_agents, s.gossip_rounds),
-            closest=s.split == "closest",
+            split=compiled_layout.SPLIT_CODES[s.split],
             restart_kernel=s.reset == "restart_kernel",
             discount=s.discount,
             reward_shift=s.reward_shift,
@@ -211,6 +222,20 @@ class _State:
             compiled_training.run(self.options, tables, seed, scratch, done, iterations)
 
         list(pool.map(one, range(len(uniforms))))
+
+    def refresh(self) -> None:
+        """An exact critic: V of the current policies, in the agents' learning reward, with the TD target's resets."""
+        s, c = self.setting, chain(self.setting)
+        paid = (reward_table(self.arrays["landmarks"]) + s.reward_shift) * s.reward_scale
+        table, values = policy_table(self.policies()).astype(float), self.values.astype(float)
+        while True:
+            following = expected_next(paid + c.stay * values, table, NEXT_CELL)
+            following += c.leave * values.mean((-2, -1), keepdims=True)
+            change = np.abs(following - values).max()
+            values = following
+            if not change > _CLOSE * (1 - s.discount):  # NaN ends the loop too
+                break
+        self.values[:] = values
 
     def policies(self) -> Policies:
         m = self.setting.width

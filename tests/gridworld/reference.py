@@ -209,6 +209,9 @@ class Reference:
             (direction,) = torch.autograd.grad((signal * taken).mean(-1).sum(), parameters)
         step_size = s.actor_step_size / (self.iteration + 1 if s.actor_schedule == "inverse" else 1)
         self.actors.parameters = normalised_step(self.actors.parameters, direction, step_size)
+        if s.actors == "gossiped":
+            n = s.n_agents
+            self.actors.parameters = self.power[:, :n, :n] @ self.actors.parameters
         self.trace.entropy.append(-(log.exp() * log).sum(-1).mean((1, 2)).numpy())
         self.trace.positive.append((signal > 0).double().mean((1, 2)).numpy())
 

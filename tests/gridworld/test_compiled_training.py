@@ -12,7 +12,7 @@ SEEDS = range(2)
 STEPS = {"iterations": 60, "width": 6, "depth": 2, "radius": 0.5, "critic_step_size": 0.01, "start": "warm"}
 
 OPTIONS = {
-    "letter": {"start": "restart", "radius": 10.0},
+    "as_printed": {"start": "restart", "radius": 10.0},
     "td_q": {"signal": "td_q"},
     "td_v": {"signal": "td_v"},
     "td_v_local_credit": {"signal": "td_v", "credit": "local", "split": "closest"},
@@ -23,6 +23,7 @@ OPTIONS = {
     "counterfactual_centralised": {"signal": "counterfactual", "control": "centralised"},
     "four_agents": {"n_agents": 4, "split": "closest", "graph": "ring", "matrix": "metropolis_hastings"},
     "three_agents_lazy": {"n_agents": 3, "signal": "td_v", "laziness": 0.9, "gossip_rounds": 3},
+    "four_agents_owned": {"n_agents": 4, "split": "owned", "signal": "td_v", "gossip_rounds": 2},
     "many_samples": {"critic_steps": 5, "actor_samples": 3, "signal": "td_v"},
     "many_critic_steps": {"critic_steps": 4, "split": "closest", "gossip_rounds": 1},
     "many_samples_restarted": {"critic_steps": 3, "actor_samples": 4, "start": "restart"},
@@ -35,6 +36,7 @@ OPTIONS = {
     "linear_v": {"critic": "linear", "signal": "td_v", "critic_steps": 3, "yardstick": True, "radius": 5.0},
     "linear_no_ball": {"critic": "linear", "radius": None, "control": "centralised"},
     "restart_kernel": {"reset": "restart_kernel", "discount": 0.8, "signal": "td_v"},
+    "actors_gossiped": {"actors": "gossiped", "split": "closest", "gossip_rounds": 1, "yardstick": True},
     "reached": {"bootstrap": "reached"},
     "terminal": {"bootstrap": "none", "actor_samples": 2, "signal": "td_v"},
     "inverse": {"actor_schedule": "inverse", "actor_step_size": 1.0, "actor_output_scale": 0.1},

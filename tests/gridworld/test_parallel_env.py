@@ -15,7 +15,7 @@ from tests.gridworld.board import Spread
 from tests.gridworld.reference import Reference
 
 
-@pytest.mark.parametrize("split", ["shared", "closest"])
+@pytest.mark.parametrize("split", ["shared", "closest", "owned"])
 def test_both_forms_agree_on_the_same_actions(split):
     generator = np.random.default_rng(1)
     landmarks = [(1, 1), (7, 4), (12, 0)]
@@ -113,7 +113,7 @@ def test_impossible_sizes_are_one_line():
         SpreadEnv(70)
     with pytest.raises(UsageError, match=r"agents: 0 given"):
         SpreadEnv(0)
-    with pytest.raises(ValueError, match=r"split: 'fair' is not a split of the reward; choose shared, closest"):
+    with pytest.raises(ValueError, match=r"split: 'fair' is not a split of the reward; choose shared, closest, owned"):
         SpreadEnv(2, split="fair")
     with pytest.raises(UsageError, match=r"discount: 1 given; at least 0 and below 1"):
         SpreadEnv(2, discount=1)

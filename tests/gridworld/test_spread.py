@@ -36,12 +36,16 @@ def test_rewards_by_hand():
     assert team_reward(positions, landmarks) == -4
     assert local_rewards("shared", positions, landmarks).tolist() == [-4, -4]
     assert local_rewards("closest", positions, landmarks).tolist() == [-6, -2]
+    assert local_rewards("closest", positions[::-1], landmarks).tolist() == [-2, -6]
+    # Each has a landmark of its own, whoever is closest to it.
+    assert local_rewards("owned", positions, landmarks).tolist() == [-6, -2]
+    assert local_rewards("owned", positions[::-1], landmarks).tolist() == [-6, -2]
     # Both at the same place share each landmark: 3 and 7 away, halved, times two.
     both = np.array([cell(0, 0), cell(0, 0)])
     assert local_rewards("closest", both, landmarks).tolist() == [-10, -10]
 
 
-@pytest.mark.parametrize("split", ["shared", "closest"])
+@pytest.mark.parametrize("split", ["shared", "closest", "owned"])
 @pytest.mark.parametrize("n_agents", [1, 2, 4])
 def test_local_rewards_average_to_the_teams(split, n_agents):
     generator = np.random.default_rng(0)

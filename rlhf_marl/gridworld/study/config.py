@@ -22,7 +22,7 @@ def _without_aliases(names: list[str]) -> list[str]:
 
 
 class StudyConfig(Section):
-    """Every experiment runs under every regime with all seeds."""
+    """Every experiment runs under every regime with all seeds, apart from those that are about one regime."""
 
     seed: NonNegativeInt = 0
     """Master seed of all random numbers."""
@@ -30,7 +30,7 @@ class StudyConfig(Section):
     """Number of repeats; intervals are taken over them."""
     points: Annotated[int, Field(ge=2, le=1000)] = 20
     """Number of points in a run at which rewards are logged and policies evaluated."""
-    regimes: dict[str, dict[str, Any]] = Field({"literal": {}}, min_length=1)
+    regimes: dict[str, dict[str, Any]] = Field({"printed": {}}, min_length=1)
     """Regime name to the settings that differ from the paper; experiments vary these."""
     experiments: Annotated[list[str], AfterValidator(_without_aliases)] = Field(list(EXPERIMENTS), min_length=1)
     """Names of experiments; fig10 is an alias of fig2."""
@@ -42,7 +42,14 @@ class StudyConfig(Section):
         for name in self.experiments:
             if name not in EXPERIMENTS:
                 raise ValueError(f"experiments: {name!r} is not an experiment; choose {', '.join(EXPERIMENTS)}")
+        if not any(self.runs(regime) for regime in self.regimes):
+            names = ", ".join(f"{name} (regime {EXPERIMENTS[name].regime})" for name in self.experiments)
+            raise ValueError(f"experiments: none of {names} runs under {', '.join(self.regimes)}")
         return self
+
+    def runs(self, regime: str) -> list[str]:
+        """Names of the experiments that run under a regime."""
+        return [name for name in self.experiments if EXPERIMENTS[name].regime in (None, regime)]
 
     def quick(self) -> "StudyConfig":
         """Fewer seeds and shorter runs: minutes, with wide intervals."""
@@ -58,7 +65,7 @@ def load_study(reference: str, overrides: Sequence[str] = ()) -> StudyConfig:
         keys = StudyConfig.model_json_schema()["properties"]
         raise UsageError(explain(error, reference, content, keys)) from None
     for regime in config.regimes:
-        for name in config.experiments:
+        for name in config.runs(regime):
             settings(config, regime, name, reference)  # all errors before the first run
     return config
 

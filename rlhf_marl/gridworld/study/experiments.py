@@ -5,6 +5,7 @@ An arm is a function of the regime's setting, so that "five critic steps" can me
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from rlhf_marl.gridworld.compiled_layout import SIGNAL_CODES
@@ -17,12 +18,14 @@ Arm = Callable[[Setting], dict[str, Any]]
 class Experiment:
     """title: of the figure. source: where the paper has it. arms: label to what differs from the regime. shown: the
     curve that is drawn: value (exact for two agents), or the sampled reward, for which all numbers of agents are alike.
+    regime: the only one it runs under, if it is about one.
     """
 
     title: str
     source: str
     arms: dict[str, Arm]
     shown: Literal["value", "reward"] = "value"
+    regime: str | None = None
 
 
 def _set(**changes: Any) -> Arm:
@@ -56,16 +59,46 @@ def _offset(shift: float, **changes: Any) -> Arm:
     return lambda base: changes | {"reward_shift": base.reward_shift + shift}
 
 
-_SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95, "split": "closest"}
+def _near_optimum(**changes: Any) -> Arm:
+    """Ten times the regime's environment steps, with the K and M that bring two agents furthest."""
+
+    def arm(base: Setting) -> dict[str, Any]:
+        steps = 10 * base.iterations * base.steps_per_iteration
+        found = {"critic_steps": 50, "actor_samples": 50, "actor_step_size": 0.1, "iterations": max(1, steps // 99)}
+        return found | changes
+
+    return arm
+
+
+def _longer(times: int) -> Arm:
+    return lambda base: {"iterations": times * base.iterations}
+
+
+def _ascent(**changes: Any) -> Arm:
+    """Exact directions need no samples, so fewer iterations do."""
+    exact = {"critic": "exact", "direction": "exact"}
+    return lambda base: exact | {"iterations": max(1, base.iterations * 3 // 10)} | changes
+
+
+_SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95}
+CONTROL, AVERAGED = "α = 10⁻¹²", "rewards averaged"
+_AVERAGED = _set(gossip_rounds=0, split="shared")  # every critic learns from the mean reward: Algorithm 3, N times
 
 EXPERIMENTS: dict[str, Experiment] = {
     "fig2": Experiment(
-        "TD error against Q value", "Figures 2 and 10", {"TD error": _set(), "Q value": _set(signal="q_value")}
+        "TD error against Q value",
+        "Figures 2 and 10",
+        {"TD error": _set(), "Q value": _set(signal="q_value"), CONTROL: _set(actor_step_size=1e-12)},
     ),
     "fig5": Experiment(
         "Gossip rounds",
         "Figure 5",
-        {f"{t} rounds": _set(gossip_rounds=t, split="closest") for t in (0, 10, 20)},
+        {f"{t} rounds": _set(gossip_rounds=t, split="closest") for t in (0, 10, 20)} | {AVERAGED: _AVERAGED},
+    ),
+    "owned": Experiment(
+        "Gossip rounds, landmark j credited to agent j",
+        "Figure 5",
+        {f"{t} rounds": _set(gossip_rounds=t, split="owned") for t in (0, 10, 20)} | {AVERAGED: _AVERAGED},
     ),
     "fig6": Experiment("Width m", "Figure 6", {f"m = {m}": _set(width=m) for m in (10, 20, 40)}),
     "fig7": Experiment("Depth D", "Figure 7", {f"D = {d}": _set(depth=d) for d in (5, 20, 40)}),
@@ -107,9 +140,36 @@ EXPERIMENTS: dict[str, Experiment] = {
     "slow_graph": Experiment(
         "Gossip on a slow graph: a lazy ring of four",
         "Theorem 5.10 (5)",
-        {f"{t} rounds": _set(gossip_rounds=t, **_SLOW) for t in (0, 10, 20, 200)},
+        {f"{t} rounds": _set(gossip_rounds=t, split="closest", **_SLOW) for t in (0, 10, 20, 200)}
+        | {AVERAGED: _set(gossip_rounds=0, split="shared", **_SLOW)},
     ),
     "critic": Experiment("Deep and linear critic", "Table 1", {"deep": _set(), "linear": _set(critic="linear")}),
+    "optimum": Experiment(
+        "How near to the best policy",
+        "Theorem 5.10",
+        {
+            "ten times as long": _longer(10),
+            "larger K and M": _near_optimum(),
+            "actors gossiped": _near_optimum(actors="gossiped"),
+            CONTROL: _near_optimum(actor_step_size=1e-12),
+        },
+        regime="working",
+    ),
+    "losses": Experiment(
+        "What the gap to the best policy is lost to",
+        "Theorem 5.10",
+        {
+            f"{name}{suffix}": arm(**changes)
+            for suffix, changes in (("", {}), (", actors gossiped", {"actors": "gossiped"}))
+            for name, arm in (
+                ("sampled", _near_optimum),
+                ("averaged rewards", partial(_near_optimum, split="shared")),
+                ("exact critic", partial(_near_optimum, critic="exact")),
+                ("exact direction", _ascent),
+            )
+        },
+        regime="working",
+    ),
     "centralised": Experiment(
         "Decentralised critics and Algorithm 3",
         "Algorithm 3",

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_marl.gridworld.joint_optimum import MOST_EXACT
 from rlhf_marl.gridworld.study.experiments import Experiment
 from rlhf_marl.gridworld.study.measure import decay, interval, paired
 from rlhf_marl.gridworld.study.results import Result
@@ -68,7 +69,7 @@ def _baseline(axes: Any, arms: Mapping[str, Result], name: str, words: str) -> N
             levels.setdefault(result.setting.n_agents, (i, label, float(result.arrays[name].mean())))
     for place, (n_agents, (i, label, level)) in enumerate(levels.items()):
         colour, suffix = ("0.35", "") if len(levels) == 1 else (_COLOURS[i % len(_COLOURS)], f" ({label})")
-        shown = words if name != "optimum" or n_agents == 2 else "bound of the best"
+        shown = words if name != "optimum" or n_agents <= MOST_EXACT else "bound of the best"
         axes.axhline(level, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
         axes.annotate(
             shown + suffix, (1 - 0.33 * place, level), xycoords=("axes fraction", "data"), fontsize=7, color=colour,
@@ -105,12 +106,12 @@ def _gap(axes: Any, arms: Mapping[str, Result]) -> None:
 
 
 def _consensus(axes: Any, arms: Mapping[str, Result]) -> None:
-    """Disagreement of the critics after rounds of gossip, beside λ_2^t and the paper's bound."""
+    """Disagreement of the critics after rounds of gossip, beside σ₂ᵗ and the paper's bound."""
     result = list(arms.values())[-1]
     error = result.arrays["consensus"]
     rounds = np.arange(error.shape[1])
     _band(axes, 0, rounds, error, "measured")
-    _band(axes, 1, rounds, (1 - result.arrays["gap"][:, None]) ** rounds, "λ₂ᵗ")
+    _band(axes, 1, rounds, (1 - result.arrays["gap"][:, None]) ** rounds, "σ₂ᵗ")
     bound = (1 - result.arrays["eta"][:, None] ** (result.setting.n_agents - 1)) ** rounds
     _band(axes, 2, rounds, bound, "(1 - ηᴺ⁻¹)ᵗ")
     axes.set_yscale("log")

@@ -20,7 +20,7 @@ def symptoms(result: Result) -> Iterator[tuple[str, str]]:
         yield "dead_actors", "actors with all last units off: uniform policies that learn no more; lower the step size"
     if last["entropy"] < 0.05:
         yield "entropy", "policies are deterministic (below 0.05 nats): what they do not try they do not learn"
-    if not 0.02 <= last["positive"] <= 0.98:
+    if last["positive"] < 0.02 or last["positive"] > 0.98:
         yield "one_sided", "nearly all actor signals have the same sign: centre the rewards with reward_shift"
     if last["critic_value"] > 100:
         yield "critic_scale", "critic values beyond 100: scale the rewards, or lower radius"

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from scipy.stats import t
 
 from rlhf_marl.gridworld.draws import draw_all
-from rlhf_marl.gridworld.exact import optimal_values, policy_values, reward_table
+from rlhf_marl.gridworld.exact import policy_values, reward_table
+from rlhf_marl.gridworld.joint_optimum import MOST_EXACT, joint_optimal_values
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.spread import EPISODE
 from rlhf_marl.gridworld.state_independent import MOST_AGENTS, bounds, constant_values, random_values
@@ -26,10 +28,12 @@ def baselines(setting: Setting, seed: int, seeds: int) -> dict[str, np.ndarray]:
     """Baselines of a setting's curves for a study's seeds, (S,); cached, since most settings share them.
 
     random: the uniform policy. constant: the best constant joint action, up to MOST_AGENTS agents. bound: above any
-    policy. optimum: the best policy for two agents, else the bound. All these are exact. start: the setting's initial
-    policies, exact for two agents, else sampled.
+    policy. optimum: the best policy up to MOST_EXACT agents, else the bound. All these are exact. start: the setting's
+    initial policies, exact for two agents, else sampled.
     """
-    start = _start(setting.n_agents, setting.width, setting.depth, setting.actor_output_scale, seed, seeds)
+    start = _start(
+        setting.n_agents, setting.width, setting.depth, setting.actor_output_scale, setting.actors, seed, seeds
+    )
     return _baselines(setting.n_agents, seed, seeds) | {"start": start}
 
 
@@ -39,12 +43,15 @@ def _baselines(n_agents: int, seed: int, seeds: int) -> dict[str, np.ndarray]:
 
 
 @lru_cache
-def _start(n_agents: int, width: int, depth: int, output_scale: float, seed: int, seeds: int) -> np.ndarray:
+def _start(
+    n_agents: int, width: int, depth: int, output_scale: float, actors: Any, seed: int, seeds: int
+) -> np.ndarray:
     setting = Setting(
         n_agents=n_agents,
         width=width,
         depth=depth,
         actor_output_scale=output_scale,
+        actors=actors,
         actor_step_size=0.0,
         critic="linear",
         iterations=_ROLLED * EPISODE,
@@ -62,8 +69,8 @@ def baselines_of(landmarks: np.ndarray) -> dict[str, np.ndarray]:
     found = {"random": random_values(landmarks), "bound": bound, "optimum": bound}
     if n_agents <= MOST_AGENTS:
         found["constant"] = constant_values(landmarks)
-    if n_agents == 2:
-        found["optimum"] = optimal_values(reward_table(landmarks), EPISODE)
+    if n_agents <= MOST_EXACT:
+        found["optimum"] = joint_optimal_values(landmarks)
     return found
 
 

@@ -16,7 +16,7 @@ from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.gridworld.setting import Setting
 
 _log = logging.getLogger("rlhf_marl")
-VERSION = 2  # file version; raise it when the same setting would give different numbers
+VERSION = 3  # file version; raise it when the same setting would give different numbers
 
 
 @final
@@ -26,8 +26,8 @@ class Result:
 
     Attributes:
         arrays: (S, P) each: value (J of the policies: exact for two agents, else the mean reward since the point
-            before), reward, and History's health figures; (P,) points; (S,) gap (spectral) and eta (smallest
-            weight of A), messages and bytes sent; (S, R) consensus: disagreement of
+            before), reward, and History's health figures; (P,) points; (S, N, N) power: A^t_gossip; (S,) gap (spectral)
+            and eta (smallest weight of A), messages and bytes sent; (S, R) consensus: disagreement of
             the last critics after 0, 1, ... rounds of gossip, against that before; diagnostics.py's, for a few seeds.
         seconds: wall time of the run.
     """

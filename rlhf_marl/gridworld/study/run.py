@@ -13,11 +13,13 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rlhf_marl.algorithm.mixing import consensus_power
 from rlhf_marl.algorithm.topology import smallest_weight, spectral_gap
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.gridworld.diagnostics import communication, diagnose
 from rlhf_marl.gridworld.draws import Draws, draw_all, draw_matrix
+from rlhf_marl.gridworld.exact_training import ascend
 from rlhf_marl.gridworld.setting import Setting
 from rlhf_marl.gridworld.study import results
 from rlhf_marl.gridworld.study.claims import judge
@@ -50,7 +52,7 @@ def run_study(config: StudyConfig, out: Path, report: Callable[[str], None]) -> 
     wanted = {
         (regime, name, arm): setting
         for regime in config.regimes
-        for name in config.experiments
+        for name in config.runs(regime)
         for arm, setting in settings(config, regime, name).items()
     }
     _check_matrices(config, wanted)
@@ -154,13 +156,17 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
     began = time.monotonic()
     draws = draw_all(setting, config.seed, range(config.seeds))
     at = points(config, setting)
-    history = train(setting, config.seed, range(config.seeds), at, draws=draws, progress=progress)
+    if setting.direction == "exact":
+        history = ascend(setting, draws, at, progress)
+    else:
+        history = train(setting, config.seed, range(config.seeds), at, draws=draws, progress=progress)
     value = history.reward
     if setting.n_agents == 2:
         value = np.stack([exact_values(draws.landmarks, policies) for policies in history.policies], axis=1)
     arrays = {
         "value": value,
         "consensus": _consensus(setting, draws, history),
+        "power": consensus_power(torch.as_tensor(draws.matrix), setting.gossip_rounds).numpy(),
         "gap": np.array([spectral_gap(torch.as_tensor(matrix)) for matrix in draws.matrix]),
         "eta": np.array([smallest_weight(torch.as_tensor(matrix)) for matrix in draws.matrix]),
         **communication(setting, draws),
@@ -168,7 +174,7 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
     logged = ("reward", "value", "positive", "entropy", "projected", "skipped", "dead", "dead_actors")
     for name in (*logged, "disagreement_before", "disagreement_after", "distance", "points"):
         arrays["critic_value" if name == "value" else name] = getattr(history, name)
-    if setting.n_agents == 2:
+    if setting.n_agents == 2 and setting.critic != "exact":
         last = history.policies[-1]
         n = max(2, min(_DIAGNOSED, config.seeds // 5))
         few = Policies(last.h[:n], last.w[:n], last.b[:n])
@@ -178,8 +184,10 @@ def run_setting(setting: Setting, config: StudyConfig, progress: Callable[[int],
 
 def _cost(s: Setting) -> float:
     """Time of an iteration, up to a factor that is the same for all settings."""
+    if s.direction == "exact":
+        return 2e8
     networks = s.critic_steps * (5 if s.critic == "deep" else 1) + s.actor_samples * 5
-    return s.n_agents * (s.depth * s.width**2 + 2000) * networks
+    return s.n_agents * (s.depth * s.width**2 + 2000) * networks + 1e7 * (s.critic == "exact")
 
 
 def _consensus(setting: Setting, draws: Draws, history: History) -> np.ndarray:

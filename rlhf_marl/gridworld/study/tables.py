@@ -13,7 +13,13 @@ _DIAGNOSED = ("critic_error", "critic_correlation", "msbe", "cosine", "messages"
 
 def tables(verdicts: Sequence[Verdict], results: Mapping[str, Mapping[str, Arms]], config: StudyConfig) -> str:
     """The tables as Markdown; results are regime, experiment, arm."""
-    found = (claims_table(verdicts, config), signals_table(results), offset_table(results), diagnostics_table(results))
+    found = (
+        claims_table(verdicts, config),
+        optimum_table(results),
+        signals_table(results),
+        offset_table(results),
+        diagnostics_table(results),
+    )
     return "\n\n".join("\n".join(lines) for lines in found if lines) + "\n"
 
 
@@ -21,7 +27,8 @@ def claims_table(verdicts: Sequence[Verdict], config: StudyConfig) -> list[str]:
     """A row per claim, a column per regime."""
     regimes = list(config.regimes)
     lines = [
-        f"{config.seeds} seeds, paired; mean difference [95% interval], in reward per step unless named otherwise.",
+        f"{config.seeds} seeds, paired; mean difference [95% interval], in reward per step unless named otherwise; "
+        "and p after Holm's correction over the claims tested in a regime, which the verdict goes by.",
         "",
         "| source | claim | " + " | ".join(regimes) + " |",
         "| --- | --- | " + " | ".join("---" for _ in regimes) + " |",
@@ -36,8 +43,40 @@ def claims_table(verdicts: Sequence[Verdict], config: StudyConfig) -> list[str]:
 
 
 def _cell(v: Verdict) -> str:
+    if np.isnan(v.p):
+        return v.verdict
     unit = "" if v.unit == "reward per step" else f" ({v.unit})"
-    return f"**{v.verdict}** {v.mean:+.2f} [{v.low:+.2f}, {v.high:+.2f}]{unit}"
+    p = "p < 0.001" if v.p < 0.001 else f"p = {v.p:.3f}"
+    return f"**{v.verdict}** {v.mean:+.2f} [{v.low:+.2f}, {v.high:+.2f}]{unit}, {p}"
+
+
+def optimum_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
+    """Per arm near the optimum, the share of the way from the random to the best policy, and what is missing."""
+    rows = []
+    for regime, experiments in results.items():
+        for name in ("optimum", "losses"):
+            for arm, result in experiments.get(name, {}).items():
+                arrays = result.arrays
+                gap = arrays["optimum"] - outcome(result)
+                share = 1 - gap / (arrays["optimum"] - arrays["random"]).mean()
+                rows.append(f"| {regime} | {arm} | {_numbers(share, '.3f')} | {_numbers(gap, '.2f')} |")
+    if not rows:
+        return []
+    return [
+        "## How near to the best policy",
+        "",
+        "Of the way from the random to the best policy, and the reward per step that is missing to the best policy, in "
+        "the last fifth of the run [95% interval].",
+        "",
+        "| regime | arm | of the way | missing |",
+        "| --- | --- | --- | --- |",
+        *rows,
+    ]
+
+
+def _numbers(values: np.ndarray, digits: str) -> str:
+    mean, low, high = interval(values)
+    return f"{mean:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 
 def signals_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
@@ -48,19 +87,19 @@ def signals_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
     first = next(iter(next(iter(regimes.values())).values())).arrays
     constant = ""
     if "constant" in first:
-        share = _way(float(first["constant"].mean()), first)
-        constant = f"; the best constant joint action gets {share:.2f}"
+        constant = f"; the best constant joint action gets {_numbers(_ways(first['constant'], first), '.2f')}"
     lines = [
         "## How far each signal gets",
         "",
-        f"Of the way from the random to the best policy, mean over seeds, last fifth of the run{constant}.",
+        "Of the way from the random to the best policy, mean over seeds [95% interval], last fifth of the "
+        f"run{constant}.",
         "",
         "| signal | " + " | ".join(regimes) + " |",
         "| --- |" + " --- |" * len(regimes),
     ]
     for arm in next(iter(regimes.values())):
-        shares = [_way(float(outcome(arms[arm]).mean()), arms[arm].arrays) for arms in regimes.values()]
-        lines.append(f"| `{arm}` | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+        shares = [_ways(outcome(arms[arm]), arms[arm].arrays) for arms in regimes.values()]
+        lines.append(f"| `{arm}` | " + " | ".join(_numbers(share, ".2f") for share in shares) + " |")
     return lines
 
 
@@ -82,13 +121,16 @@ def offset_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
     for regime, arms in regimes.items():
         for arm, result in arms.items():
             last = [
-                interval(result.arrays[name][:, -1])[0]
-                for name in ("positive", "entropy", "dead_actors", "critic_value")
+                _numbers(result.arrays[name][:, -1], digits)
+                for name, digits in (
+                    ("positive", ".3f"),
+                    ("entropy", ".2f"),
+                    ("dead_actors", ".2f"),
+                    ("critic_value", ".3g"),
+                )
             ]
-            mean, low, high = interval(_ways(outcome(result), result.arrays))
             lines.append(
-                f"| {regime} | {arm} | {last[0]:.3f} | {last[1]:.2f} | {last[2]:.2f} | {last[3]:.3g}"
-                f" | {mean:.2f} [{low:.2f}, {high:.2f}] |"
+                f"| {regime} | {arm} | {' | '.join(last)} | {_numbers(_ways(outcome(result), result.arrays), '.2f')} |"
             )
     return lines
 
@@ -100,19 +142,20 @@ def diagnostics_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
         arms = {**experiments.get("signals", {}), **experiments.get("critic", {})}
         arms.pop("deep", None)  # the regime's own signal, which is there already
         for arm, result in arms.items():
-            mean = {name: interval(array)[0] for name, array in result.arrays.items() if name in _DIAGNOSED}
-            if len(mean) == len(_DIAGNOSED):
+            found = {name: array for name, array in result.arrays.items() if name in _DIAGNOSED}
+            if len(found) == len(_DIAGNOSED):
                 rows.append(
-                    f"| {regime} | {arm} | {mean['critic_error']:.3g} | {mean['critic_correlation']:.2f}"
-                    f" | {mean['msbe']:.3g} | {mean['cosine']:.2f}"
-                    f" | {mean['messages']:,.0f} | {mean['bytes'] / 1e6:,.0f} MB |"
+                    f"| {regime} | {arm} | {_numbers(found['critic_error'], '.3g')}"
+                    f" | {_numbers(found['critic_correlation'], '.2f')} | {_numbers(found['msbe'], '.3g')}"
+                    f" | {_numbers(found['cosine'], '.2f')}"
+                    f" | {found['messages'].mean():,.0f} | {found['bytes'].mean() / 1e6:,.0f} MB |"
                 )
     if not rows:
         return []
     return [
         "## What critics and actors got right",
         "",
-        "At the end of the runs, against exact values of the policies of that moment (mean over the first few seeds): "
+        "At the end of the runs, against exact values of the policies of that moment (the first few seeds): "
         "the critic's root mean square error and correlation with the exact Q or V, in the rewards that the agents "
         "learn from; the Bellman error MSBE of Eq. (6); and the cosine between the exact gradient of J and E[d], the "
         "mean of line 16's direction before line 17 normalises it. A message is one agent's values to one neighbour "
@@ -127,8 +170,3 @@ def diagnostics_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
 def _ways(values: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Per seed, as a share of the mean distance from the random to the best policy."""
     return (values - arrays["random"]) / (arrays["optimum"].mean() - arrays["random"].mean())
-
-
-def _way(value: float, arrays: Mapping[str, np.ndarray]) -> float:
-    random = float(arrays["random"].mean())
-    return (value - random) / (float(arrays["optimum"].mean()) - random)

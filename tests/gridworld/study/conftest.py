@@ -24,7 +24,12 @@ def study(tmp_path, monkeypatch):
 
 def made_up(setting, value):
     seeds, n_points = value.shape
-    arrays = {"value": value, "points": np.arange(1, n_points + 1) * 100.0, "eta": np.full(seeds, 0.1)}
+    arrays = {
+        "value": value,
+        "power": np.tile(np.eye(setting.n_agents), (seeds, 1, 1)),
+        "points": np.arange(1, n_points + 1) * 100.0,
+        "eta": np.full(seeds, 0.1),
+    }
     baseline = {"random": -8.0, "start": -8.0, "constant": -7.0, "optimum": -2.0, "bound": -1.5}
     arrays |= {"reward": value, **{name: np.full(seeds, level) for name, level in baseline.items()}}
     for name in ("skipped", "dead", "dead_actors"):

@@ -8,7 +8,7 @@ from rlhf_marl.gridworld.study.experiments import EXPERIMENTS
 def test_step_sizes_fit_the_iterations_that_are_run():
     """α / t reaches the regime's own step after a twentieth of the run, of a short one too."""
     for config in (load_study("configs/study.yaml"), load_study("configs/study.yaml").quick()):
-        for regime in ("literal", "working"):
+        for regime in ("printed", "working"):
             arms = settings(config, regime, "rate")
             twentieth = arms["constant"].iterations / 20
             assert arms["α / t"].actor_step_size / twentieth == pytest.approx(arms["constant"].actor_step_size)

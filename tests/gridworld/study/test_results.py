@@ -10,7 +10,7 @@ from tests.gridworld.study.conftest import TINY
 
 
 def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypatch):
-    setting = settings(load_study("configs/study.yaml", TINY), "literal", "fig2")["TD error"]
+    setting = settings(load_study("configs/study.yaml", TINY), "printed", "fig2")["TD error"]
     file = tmp_path / "settings" / "x.safetensors"
     results.save(file, Result(setting, {"value": np.arange(6.0).reshape(2, 3)}, 1.5))
     assert np.array_equal(results.load(file, setting).arrays["value"], [[0, 1, 2], [3, 4, 5]])

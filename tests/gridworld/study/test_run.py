@@ -15,8 +15,8 @@ from rlhf_marl.gridworld.study.config import load_study, settings
 from rlhf_marl.gridworld.study.run import run_setting, run_study
 from tests.gridworld.study.conftest import FEW, TINY
 
-ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{literal: {}}"])
-SMALL = ["--regimes", "{literal: {width: 4, depth: 2}}"]
+ONE = load_study("configs/study.yaml", [*TINY, "--experiments", "[fig2]", "--regimes", "{printed: {}}"])
+SMALL = ["--regimes", "{printed: {width: 4, depth: 2}}"]
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +29,14 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     study(*FEW, *SMALL, "--out", "out")
     printed = capsys.readouterr()
     assert "| Figure 2, 10 | with the TD error agents learn" in printed.out
-    assert "12 settings of 3 seeds, 12 to run" in printed.err
-    assert "12/12 literal rate: α / 10t" in printed.err
-    assert "warning: literal (fig2: TD error;" in printed.err
-    experiments = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]["literal"]
+    assert "14 settings of 3 seeds, 14 to run" in printed.err
+    assert "14/14 printed rate: α / 10t" in printed.err
+    assert "warning: printed (fig2: TD error;" in printed.err
+    experiments = json.loads((tmp_path / "out" / "results.json").read_text())["experiments"]["printed"]
     for name in ("fig2", "slow_graph", "centralised", "rate"):
-        assert (tmp_path / "out" / "figures" / f"literal_{name}.svg").stat().st_size > 1000
-        assert (tmp_path / "out" / "figures" / f"literal_{name}.png").stat().st_size > 1000
-    figures = {name: (tmp_path / "out" / "figures" / f"literal_{name}.svg").read_text() for name in ("fig2", "rate")}
+        assert (tmp_path / "out" / "figures" / f"printed_{name}.svg").stat().st_size > 1000
+        assert (tmp_path / "out" / "figures" / f"printed_{name}.png").stat().st_size > 1000
+    figures = {name: (tmp_path / "out" / "figures" / f"printed_{name}.svg").read_text() for name in ("fig2", "rate")}
     assert "exact team reward per step" in figures["fig2"]
     assert "α / 10t: t^" in figures["rate"]
     arm = experiments["fig2"]["TD error"]
@@ -52,9 +52,9 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
     assert arm["diagnostics"]["critic_error"][0] > 0
     assert any("nearly all actor signals have the same sign" in words for words in arm["warnings"])
 
-    before = (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes()
+    before = (tmp_path / "out" / "figures" / "printed_fig2.svg").read_bytes()
     config = load_study("configs/study.yaml", [*FEW, *SMALL])
-    setting = settings(config, "literal", "fig2")["Q value"]
+    setting = settings(config, "printed", "fig2")["Q value"]
     name = results.fingerprint(setting, config.seed, config.seeds, config.points)
     victim = tmp_path / "out" / "settings" / f"{name}.safetensors"
     victim.write_bytes(victim.read_bytes()[:-100])  # torn: run again, to the same numbers
@@ -63,15 +63,15 @@ def test_end_to_end_and_again_without_running(study, tmp_path, capsys):
         *SMALL,
         "--experiments",
         "[fig2]",
-        "--regimes.signed",
+        "--regimes.turned",
         "{width: 4, depth: 2, signal: td_q}",
         "--out",
         "out",
     )
     printed = capsys.readouterr()
-    assert "3 settings of 3 seeds, 2 to run" in printed.err  # both regimes have the Q value's
-    assert "| source | claim | literal | signed |" in printed.out
-    assert (tmp_path / "out" / "figures" / "literal_fig2.svg").read_bytes() == before
+    assert "5 settings of 3 seeds, 3 to run" in printed.err  # both regimes have the Q value's
+    assert "| source | claim | printed | turned |" in printed.out
+    assert (tmp_path / "out" / "figures" / "printed_fig2.svg").read_bytes() == before
 
 
 def test_foreign_folders_and_other_versions_are_refused(study, finished, tmp_path, capsys, monkeypatch):
@@ -82,25 +82,25 @@ def test_foreign_folders_and_other_versions_are_refused(study, finished, tmp_pat
     assert "--out: 'full' holds something else than a study; choose another folder" in capsys.readouterr().err
     shutil.copytree(finished, tmp_path / "old")
     other = ONE.model_copy(update={"points": 3})  # so that no file of the folder is wanted
-    monkeypatch.setattr(results, "VERSION", 3)
-    with pytest.raises(UsageError, match=r"old/results.json holds results of version 2, this is 3; choose another"):
+    monkeypatch.setattr(results, "VERSION", 4)
+    with pytest.raises(UsageError, match=r"old/results.json holds results of version 3, this is 4; choose another"):
         run_study(other, tmp_path / "old", lambda line: None)
     (tmp_path / "old" / "results.json").write_text("torn")
-    with pytest.raises(UsageError, match=r"safetensors holds results of version 2, this is 3; choose another folder"):
+    with pytest.raises(UsageError, match=r"safetensors holds results of version 3, this is 4; choose another folder"):
         run_study(other, tmp_path / "old", lambda line: None)
 
 
 def test_figures_of_an_earlier_run_do_not_stay(finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
-    assert (tmp_path / "out" / "figures" / "literal_fig2.png").is_file()
-    other = load_study("configs/study.yaml", [*TINY, "--experiments", "[critic]", "--regimes", "{literal: {}}"])
+    assert (tmp_path / "out" / "figures" / "printed_fig2.png").is_file()
+    other = load_study("configs/study.yaml", [*TINY, "--experiments", "[critic]", "--regimes", "{printed: {}}"])
     run_study(other, tmp_path / "out", lambda line: None)
     assert sorted(path.name for path in (tmp_path / "out" / "figures").iterdir()) == [
-        "literal_critic.png",
-        "literal_critic.svg",
+        "printed_critic.png",
+        "printed_critic.svg",
     ]
     summary = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert summary["experiments"]["literal"].keys() == {"critic"}
+    assert summary["experiments"]["printed"].keys() == {"critic"}
 
 
 def test_missing_extras_are_told_first(study, tmp_path, capsys, monkeypatch):
@@ -120,7 +120,7 @@ def test_more_than_two_agents_in_a_regime(tmp_path):
     statements = {claim["statement"] for claim in summary["claims"]}
     assert {claim.statement for claim in CLAIMS if claim.experiment == "fig2"} <= statements
     levels = summary["experiments"]["three"]["fig2"]["TD error"]["baselines"]
-    assert levels["random"] < levels["constant"] < levels["bound"] == levels["optimum"]
+    assert levels["random"] < levels["constant"] < levels["optimum"] < levels["bound"]
     assert abs(levels["start"] - levels["random"]) < 3
     assert "the best constant joint action gets" in (tmp_path / "out" / "claims.md").read_text()
 
@@ -128,7 +128,7 @@ def test_more_than_two_agents_in_a_regime(tmp_path):
 def test_two_studies_in_one_folder(study, tmp_path, capsys):
     (tmp_path / "out" / "settings").mkdir(parents=True)
     with locked(tmp_path / "out", "test"), pytest.raises(SystemExit):
-        study(*TINY, "--experiments", "[fig5]", "--regimes", "{literal: {}}", "--out", "out")
+        study(*TINY, "--experiments", "[fig5]", "--regimes", "{printed: {}}", "--out", "out")
     assert "error: --out: 'out' is being written by another process" in capsys.readouterr().err
 
 
