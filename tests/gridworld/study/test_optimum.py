@@ -56,11 +56,16 @@ def made_up(value, optimum):
 
 
 def test_exact_arms_run_through_the_study(tmp_path):
-    small = ["--regimes", "{working: {width: 4, depth: 2, signal: td_v, start: warm, discount: 0.9, iterations: 400}}"]
+    small = [
+        "--regimes",
+        "{working: {width: 4, depth: 2, signal: td_v, start: warm, discount: 0.9, iterations: 400}, printed: {}}",
+    ]
     config = load_study("configs/study.yaml", [*TINY, "--experiments", "[losses]", *small])
     lines = []
     run_study(config, tmp_path / "out", lines.append)
-    assert "| working | exact direction, actors gossiped |" in (tmp_path / "out" / "claims.md").read_text()
+    found = (tmp_path / "out" / "claims.md").read_text()
+    assert "| working | exact direction, actors gossiped |" in found
+    assert "| source | claim | working |\n" in found  # no column for a regime that has none of it
     assert not any("exact direction" in line and "same sign" in line for line in lines)  # it has no signals
 
 
