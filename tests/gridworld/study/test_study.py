@@ -248,7 +248,7 @@ def test_printed_is_as_printed():
 def test_every_claim_names_arms_that_exist():
     config = load_study("configs/study.yaml", TINY)
     for experiment in EXPERIMENTS:
-        arms = settings(config, "printed", experiment)
+        arms = settings(config, EXPERIMENTS[experiment].regime or "printed", experiment)
         fake = {label: made_up(setting, np.zeros((3, 5))) for label, setting in arms.items()}
         assert judge({"printed": {experiment: fake}})
     assert {claim.experiment for claim in CLAIMS} == set(EXPERIMENTS)
