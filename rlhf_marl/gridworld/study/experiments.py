@@ -76,8 +76,8 @@ def _longer(times: int) -> Arm:
 
 def _ascent(**changes: Any) -> Arm:
     """Exact directions need no samples, so fewer iterations do."""
-    exact = {"critic": "exact", "direction": "exact"}
-    return lambda base: exact | {"iterations": max(1, base.iterations * 3 // 10)} | changes
+    exact = {"critic": "exact", "direction": "exact", "actor_step_size": 0.1}
+    return lambda base: exact | {"iterations": max(1, base.iterations // 2)} | changes
 
 
 _SLOW = {"n_agents": 4, "graph": "ring", "matrix": "metropolis_hastings", "laziness": 0.95}

@@ -12,9 +12,9 @@ from rlhf_marl.gridworld.study.measure import decay, interval, paired
 from rlhf_marl.gridworld.study.results import Result
 
 # Distinct without colour: dashes, markers, and colours of different lightness.
-_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-_MARKERS = ("o", "s", "^", "D", "v", "x")
-_COLOURS = ("#0b3c5d", "#d1603d", "#6a994e", "#7b2d8b", "#b8860b", "#5b8fb9")
+_LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), (0, (3, 2, 1, 2)))
+_MARKERS = ("o", "s", "^", "D", "v", "x", "P", "*")
+_COLOURS = ("#0b3c5d", "#d1603d", "#6a994e", "#7b2d8b", "#b8860b", "#5b8fb9", "#222222", "#c2185b")
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "rlhf_marl",  # the same picture is the same file

@@ -24,8 +24,9 @@ def tables(verdicts: Sequence[Verdict], results: Mapping[str, Mapping[str, Arms]
 
 
 def claims_table(verdicts: Sequence[Verdict], config: StudyConfig) -> list[str]:
-    """A row per claim, a column per regime."""
-    regimes = list(config.regimes)
+    """A row per claim, a column per regime that has verdicts."""
+    judged = {v.regime for v in verdicts}
+    regimes = [regime for regime in config.regimes if regime in judged]
     lines = [
         f"{config.seeds} seeds, paired; mean difference [95% interval], in reward per step unless named otherwise; "
         "and p after Holm's correction over the claims tested in a regime, which the verdict goes by.",
