@@ -5,6 +5,7 @@ import pytest
 
 from rlhf_marl.gridworld import compiled_step
 from rlhf_marl.gridworld.compiled_layout import (
+    CLOSEST,
     ENTROPY,
     N_STATISTICS,
     REACHED,
@@ -34,9 +35,12 @@ def options(signal=TD_V, bootstrap=REDRAWN, restart_kernel=False):
         restart=False,
         average=False,
         linear=True,
+        exact=False,
+        gossiped_actors=False,
         centralised=False,
         local=False,
-        closest=True,
+        own_share=0.5,
+        split=CLOSEST,
         restart_kernel=restart_kernel,
         discount=0.9,
         reward_shift=1.0,
@@ -52,6 +56,7 @@ def seed(actions, positions, age=0, inputs=5):
         actor_b[agent, action] = 1000
     return Seed(
         landmarks=np.array([3, 27]),
+        values=np.zeros((1, 1)),
         power=np.eye(2),
         critic_h=np.eye(inputs),
         critic_0=np.zeros((1, 1, inputs)),

@@ -15,7 +15,7 @@ from tests.gridworld.board import Spread
 from tests.gridworld.reference import Reference
 
 
-@pytest.mark.parametrize("split", ["shared", "closest", "owned"])
+@pytest.mark.parametrize("split", ["shared", "closest"])
 def test_both_forms_agree_on_the_same_actions(split):
     generator = np.random.default_rng(1)
     landmarks = [(1, 1), (7, 4), (12, 0)]

@@ -36,7 +36,7 @@ def test_curves_and_numbers_by_hand(result):
 
 
 def test_what_was_not_measured_is_left_out_or_null(result):
-    verdict = Verdict("s", "c", "r", "fig2", "u", 1.0, float("nan"), float("nan"), 0.1, "undetermined")
+    verdict = Verdict("s", "c", "r", "fig2", "u", 1.0, float("nan"), float("nan"), 0.1, 0.3, "undetermined")
     config = StudyConfig(regimes={"r": {}}, experiments=["fig2"])
     content = json.loads(json.dumps(summary(config, [verdict], {"r": {"fig2": {"a": result}}}), allow_nan=False))
     arm = content["experiments"]["r"]["fig2"]["a"]
