@@ -8,7 +8,7 @@ from tests.reporting.runs import write_run
 
 
 def test_resuming_needs_a_run(tiny_config):
-    with pytest.raises(UsageError, match=r"^--resume: needs --run-dir, the run to go on with$"):
+    with pytest.raises(UsageError, match=r"^--resume: needs --run-dir, the run to continue$"):
         rlhf_marl.train(tiny_config, resume=True)
 
 

@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "this iteration is finished and saved first" in errors
+    assert "stopping after this iteration is finished and saved" in errors
     assert (tmp_path / "out" / "report.html").is_file()
     done = len({row["iteration"] for row in read_jsonl(metrics)})
     code, _, errors = run("train", str(config_file), "--run-dir", "out", "--resume", "--iterations", str(done + 1))

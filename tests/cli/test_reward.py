@@ -109,4 +109,4 @@ def test_rescore_gives_the_runs_own_rewards_again(run, tiny_config, tmp_path):
 def test_training_another_kind_is_refused(run, length):
     code, _, errors = run("train", length)
     assert code == 2
-    assert "is a card of kind callable; only kind trained is trained here" in errors
+    assert "is a card of kind callable; only cards of kind trained can be trained" in errors

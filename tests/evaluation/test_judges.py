@@ -37,7 +37,7 @@ def test_what_trained_an_agent_is_no_held_out_judge(cards, tmp_path):
     own = own_scorers([load_card(str(both), "test")], [SimpleNamespace()])
     judges, warnings = held_out_scorers(own, (str(tmp_path / "vowels.yaml"),), NO_BASE)
     assert judges == []
-    assert warnings == ["judge vowels is no held-out judge: it trained an agent of this run"]
+    assert warnings == ["judge vowels is not held out: it trained an agent of this run"]
 
 
 def test_a_copy_under_another_name_and_scale_is_no_held_out_judge(cards, tmp_path):
@@ -50,7 +50,7 @@ def test_a_copy_under_another_name_and_scale_is_no_held_out_judge(cards, tmp_pat
     )
     assert judges == []
     assert warnings == [
-        f"judge {name} is no held-out judge: it trained an agent of this run" for name in ("independent", "panel")
+        f"judge {name} is not held out: it trained an agent of this run" for name in ("independent", "panel")
     ]
     assert [
         j.name for j in held_out_scorers(own_scorers(cards[1:], [SimpleNamespace()]), (str(copy),), NO_BASE)[0]

@@ -149,7 +149,7 @@ def test_search_and_score_filter(visit, report):
     assert count.inner_text() == "1 of 12 dialogues"
     page.get_by_label("Text").fill("nowhere said")
     assert count.inner_text() == "0 of 12 dialogues"
-    assert "No dialogue fits" in page.locator(".dialogue").inner_text()
+    assert "No dialogue matches" in page.locator(".dialogue").inner_text()
     page.get_by_label("Text").fill("")
     page.locator("select[name=agent]").select_option("0")
     page.get_by_label("Score from").fill("0.75")  # agent 0 has 0, 0.1 ... 1.1

@@ -81,5 +81,5 @@ def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_
     Display(tiny_config, tmp_path).summary(rows, [], 3)
     errors = capsys.readouterr().err
     assert "warning: agent 0: policy entropy is below 0.3" in errors
-    assert "(in 2 of its 3 updates)" in errors
+    assert "(in 2 of 3 updates)" in errors
     assert f"best checkpoint: iteration_00004 (reward_scaled +0.250); its adapters: {tmp_path}/best" in errors

@@ -141,7 +141,7 @@ def test_the_key_is_not_the_one_of_the_users_netrc(monkeypatch, tmp_path, keys):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://me:pass1234@host/v1", "a user name or password in an address would be kept in files"),
+        ("http://me:pass1234@host/v1", "an address must not contain a user name or password"),
         ("ftp://me:pass1234@host/v1", "no address; it must be http://host"),
         ("http://me:pass1234@[::1/v1", "no address; it must be http://host"),
     ],
