@@ -32,7 +32,7 @@ class CardBase(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
     file_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that may name a file or folder; one that stands beside the card wins over the working folder."""
+    """Keys that may name a file or folder; one next to the card takes precedence over the working folder."""
     if TYPE_CHECKING:
         kind: str
 

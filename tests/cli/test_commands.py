@@ -39,7 +39,7 @@ def test_train_resume_and_the_summary(run, config_file, tmp_path):
     assert "run directory: out" in errors
     code, _, errors = run("train", str(config_file), "--run-dir", "out")
     assert code == 2
-    assert errors == "error: --run-dir: 'out' already exists; add --resume to go on, or choose another name\n"
+    assert errors == "error: --run-dir: 'out' already exists; add --resume to continue it, or choose another\n"
     code, _, errors = run("train", "out/config.yaml", "--run-dir", "out", "--resume", "--iterations", "2")
     assert code == 0, errors
     assert {row["iteration"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")} == {0, 1}

@@ -51,9 +51,9 @@ def test_datasets_source(tmp_path):
         ([{"text": "a"}], "line 1 has no column 'prompt'; it has text"),
         ([{"prompt": "a"}, {"prompt": " "}], "prompt 2 is ' '; every prompt must be non-empty text"),
         ([{"prompt": 3}], "line 1: prompt is '3'; it must be text"),
-        (["[1]"], "line 1 is no JSON object"),
+        (["[1]"], "line 1 is not a JSON object"),
         (["", {"text": "a"}], "line 2 has no column"),
-        (['{"prompt": "\\ud800"}'], "line 1: prompt holds half a character"),
+        (['{"prompt": "\\ud800"}'], "line 1: prompt contains a lone surrogate"),
         ([""], "holds no prompts"),
     ],
 )

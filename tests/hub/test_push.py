@@ -111,7 +111,7 @@ def test_a_refusal_is_one_line_without_the_token(folder, tmp_path, fake_hub):
     refusals = [
         (("create", 401), "UsageError: --push: the hub does not accept the token (401): set HF_TOKEN, or `hf auth"),
         (("create", 403), "UsageError: --push: the token may not write to me/x (403): it needs write access to me"),
-        (("create", 404), "UsageError: --push: the hub knows no me/x (404): is there a user or organisation me?"),
+        (("create", 404), "UsageError: --push: the hub has no me/x (404): does the user or organisation me exist?"),
         (("create", 400), "UsageError: --push: the hub refused me/x (400): "),
         (("batch", 403), "UsageError: --push: the token may not write to me/x (403)"),
         (("create", 429), "RlhfMarlError: --push: too many requests (429): the hub asks you to wait; try again later"),
@@ -139,7 +139,7 @@ def test_a_hub_that_is_down(folder, tmp_path):
 )
 def test_nothing_is_sent_that_cannot_succeed(folder, tmp_path, fake_hub, settings, line):
     polite, dots, good = pushed(folder, "polite", "me/../x", "me/x", **environment(fake_hub, tmp_path, **settings))
-    assert polite == "UsageError: --push: 'polite' is no name of a repository; give OWNER/NAME, such as me/polite-agent"
-    assert dots.startswith("UsageError: --push: 'me/../x' is no name of a repository")
+    assert polite == "UsageError: --push: 'polite' is not a repository name; give OWNER/NAME, such as me/polite-agent"
+    assert dots.startswith("UsageError: --push: 'me/../x' is not a repository name")
     assert good == f"UsageError: --push: {line}"
     assert not fake_hub.tokens

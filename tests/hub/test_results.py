@@ -73,7 +73,7 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     assert "| mean of held-out judges (standard deviations) | 0.000 | -0.250 | -0.250 | -0.500 to 0.125 | 40 |" in text
     assert "trained none of the run's agents, here strict, mild; each counts in standard deviations" in text
     assert (
-        "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is that of the paired difference, at 90% conf"
+        "held\\_out.jsonl, 20 questions with 3 turns each.\nIntervals are for the paired difference, at 90% conf"
         in text
     )
     assert "- few questions\n" in text

@@ -38,7 +38,7 @@ def test_folders_that_are_no_models(tmp_path, tiny_model_folder):
 
 def test_unreachable_hub_id_says_what_to_do_offline():
     refused("some-org/some-model", "cannot be reached on the hub .* offline, download it elsewhere")
-    refused("not a name", "is no folder and no hub id")
+    refused("not a name", "is neither a folder nor a hub id")
 
 
 def test_remote_code_needs_a_pinned_revision(tiny_model_folder):

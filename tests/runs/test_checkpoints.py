@@ -60,7 +60,7 @@ def test_a_damaged_best_gives_way_to_the_next(tmp_path, caplog):
         save(Checkpoints(tmp_path), iteration, score, keep=3)
     (tmp_path / "iteration_00002" / "state.safetensors").write_bytes(b"x")
     assert Checkpoints(tmp_path).best()[1]["iteration"] == 3
-    assert "iteration_00002 is damaged (state.safetensors is not what was written)" in caplog.text
+    assert "iteration_00002 is damaged (state.safetensors does not match manifest.json)" in caplog.text
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(folder):
@@ -105,7 +105,7 @@ def test_no_whole_checkpoint_is_one_line(folder):
 
 def test_another_version_is_refused_not_passed_over(folder, monkeypatch):
     monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 5)
-    with pytest.raises(UsageError, match="iteration_00002 is of version 4, this rlhf-marl reads version 5: "):
+    with pytest.raises(UsageError, match="iteration_00002 has version 4, this rlhf-marl reads version 5: "):
         Checkpoints(folder).load()
 
 

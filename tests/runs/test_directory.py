@@ -86,7 +86,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(run, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunStopped, match=r"metrics.jsonl cannot be written: No space left on device; make room"):
+    with pytest.raises(RunStopped, match=r"metrics.jsonl cannot be written: No space left on device; free some space"):
         run.save_checkpoint(3, {"w": torch.zeros(100)}, {"updates": 30})
     monkeypatch.undo()
     assert run.load_checkpoint()[1]["iteration"] == 2
@@ -182,23 +182,35 @@ REFUSED = {
     "other cards": ("reward_models.json", lambda file: file.write_text("[1]"), "reward_models.json: 0: 1 given"),
     "no row": ("metrics.jsonl", first_line(lambda line: f"[{line[:-1]}]\n"), "metrics.jsonl: line 1 is damaged"),
     "deep row": ("dialogues.jsonl", first_line(lambda line: DEEP + "\n"), "dialogues.jsonl: line 1 is damaged"),
-    "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it names no iteration"),
-    "no name": ("metrics.jsonl", without("reward_model"), "metrics.jsonl: row 1 is damaged, there twice or another"),
-    "no reward": ("metrics.jsonl", without("reward_scaled"), "metrics.jsonl: row 1 is damaged, there twice or another"),
+    "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it has no iteration"),
+    "no name": (
+        "metrics.jsonl",
+        without("reward_model"),
+        "metrics.jsonl: row 1 is damaged, duplicated or from another",
+    ),
+    "no reward": (
+        "metrics.jsonl",
+        without("reward_scaled"),
+        "metrics.jsonl: row 1 is damaged, duplicated or from another",
+    ),
     "twice": (
         "dialogues.jsonl",
         first_line(lambda line: 2 * line),
-        "dialogues.jsonl: row 2 is damaged, there twice or",
+        "dialogues.jsonl: row 2 is damaged, duplicated or from",
     ),
-    "odd counters": ("checkpoints/iteration_00002/state.json", odd_counters, "is no run's: its counters do not fit"),
+    "odd counters": (
+        "checkpoints/iteration_00002/state.json",
+        odd_counters,
+        "is invalid: its counters are inconsistent",
+    ),
     "no run's": (
         "checkpoints/iteration_00002/state.json",
         foreign,
-        "the newest checkpoint of .* is no run's: 'config'",
+        "the newest checkpoint of .* is invalid: 'config'",
     ),
 }
 WARNED = {
-    "cards gone": ("reward_models.json", Path.unlink, "reward_models.json is missing: are these the reward models"),
+    "cards gone": ("reward_models.json", Path.unlink, "reward_models.json is missing: the reward models may differ"),
     "environment": ("environment.json", lambda file: file.write_text(DEEP), "environment.json cannot be read"),
     "deep state": (
         "checkpoints/iteration_00002/state.json", lambda file: file.write_text(DEEP), "iteration_00002 is damaged",
@@ -206,7 +218,7 @@ WARNED = {
     "emptied": ("metrics.jsonl", lambda file: file.write_text(""), "metrics.jsonl: 4 of the 4 lines of finished iter"),
     "gone": ("metrics.jsonl", Path.unlink, "metrics.jsonl: 4 of the 4 lines of finished iterations are missing"),
     "line gone": ("dialogues.jsonl", first_line(lambda line: ""), "dialogues.jsonl: 1 of the 4 lines of finished"),
-    "no checkpoint": ("checkpoints", shutil.rmtree, "has no checkpoint yet: training starts at the beginning"),
+    "no checkpoint": ("checkpoints", shutil.rmtree, "has no checkpoint yet: training starts from the beginning"),
     "copies": ("checkpoints/iteration_00002", lambda file: shutil.copytree(file, f"{file}.bak"), ""),
 }  # fmt: skip
 
@@ -246,7 +258,9 @@ def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(run, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checkpoints, "_read", broken)
-    with pytest.raises(UsageError, match=r"iteration_00002 cannot be read now: Input/output error; nothing is changed"):
+    with pytest.raises(
+        UsageError, match=r"iteration_00002 cannot be read at the moment: Input/output error; nothing was changed"
+    ):
         run.load_checkpoint()
     assert newest(run).is_dir()
 
@@ -270,7 +284,9 @@ def test_a_run_that_finds_no_room_at_its_beginning_can_start_again(tiny_config, 
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rlhf_marl.runs.directory.write_text", full)
-    with pytest.raises(RunStopped, match=r"run cannot be written: No space left on device; make room and start again"):
+    with pytest.raises(
+        RunStopped, match=r"run cannot be written: No space left on device; free some space and start again"
+    ):
         RunDirectory.create(tmp_path / "run", tiny_config, [])
     monkeypatch.undo()
     RunDirectory.create(tmp_path / "run", tiny_config, [])

@@ -125,7 +125,9 @@ def test_a_key_that_is_a_placeholder_does_not_damage_answers(monkeypatch):
 def test_a_key_that_no_request_can_carry_is_refused_and_not_repeated(monkeypatch, key):
     for service, variable in (("talker", "CHAT_KEY"), ("scorer", "SCORE_KEY")):
         monkeypatch.setenv(variable, key)
-        with pytest.raises(UsageError, match=f"api_key_env: what the environment variable {variable} holds is no") as c:
+        with pytest.raises(
+            UsageError, match=f"api_key_env: the environment variable {variable} does not hold a valid"
+        ) as c:
             ask(service, "http://127.0.0.1:9")
         assert "12345678" not in str(c.value)
 
@@ -142,8 +144,8 @@ def test_the_key_is_not_the_one_of_the_users_netrc(monkeypatch, tmp_path, keys):
     ("address", "words"),
     [
         ("http://me:pass1234@host/v1", "an address must not contain a user name or password"),
-        ("ftp://me:pass1234@host/v1", "no address; it must be http://host"),
-        ("http://me:pass1234@[::1/v1", "no address; it must be http://host"),
+        ("ftp://me:pass1234@host/v1", "not a valid address; it must be http://host"),
+        ("http://me:pass1234@[::1/v1", "not a valid address; it must be http://host"),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_content, address, words):

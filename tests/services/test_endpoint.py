@@ -55,8 +55,12 @@ def test_an_endpoint_in_trouble_is_asked_again(server, trouble):
     ("reply", "asked", "message"),
     [
         (Reply(500, {"error": {"message": "down, secret"}}), 2, "failed after 1 retries: HTTP 500"),
-        (Reply(body="secret nonsense"), 2, r"failed after 1 retries: answered '\*\*\* nonsense', no chat completion"),
-        (Reply(401, {"error": {"message": "who is secret?"}}), 1, r"refuses: HTTP 401: .*who is \*\*\*"),
+        (
+            Reply(body="secret nonsense"),
+            2,
+            r"failed after 1 retries: answered '\*\*\* nonsense', which is not a chat completion",
+        ),
+        (Reply(401, {"error": {"message": "who is secret?"}}), 1, r"refused the request: HTTP 401: .*who is \*\*\*"),
     ],
 )
 def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(server, reply, asked, message):

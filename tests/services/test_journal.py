@@ -51,7 +51,7 @@ def test_a_torn_line_is_cut_off_and_a_damaged_one_asked_again(journal, tmp_path,
     journal.begin(7)
     assert [told(journal, "a"), told(journal, "a")] == [1, 3]
     assert told(journal, "b", lambda: 9) == 9
-    assert "iteration_00007.jsonl: line 2 is damaged; what it answered is asked again" in caplog.text
+    assert "iteration_00007.jsonl: line 2 is damaged; its request is sent again" in caplog.text
     journal.begin(7)
     assert told(journal, "b") == 9
 
