@@ -1,4 +1,4 @@
-"""A server on this machine that answers as it is told, and misbehaves on schedule; for tests of what talks to one."""
+"""A scriptable local server that fails on schedule, for tests of HTTP clients."""
 
 import json
 import threading

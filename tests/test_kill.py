@@ -1,4 +1,4 @@
-"""Work killed at any write or moment, or stopped by a full disk, ends as if nothing had happened: bit for bit."""
+"""Work that is killed at any write or moment, or stopped by a full disk, resumes with bit-identical results."""
 
 import json
 import os

@@ -79,7 +79,7 @@ def test_a_mixer_by_hand():
     assert mixer.mix(torch.tensor([[8.0, 0.0], [0.0, 16.0]])).tolist() == [[5.0, 6.0], [3.0, 10.0]]
 
 
-def test_the_own_share_is_that_of_the_mean_however_far_gossip_went():
+def test_the_own_share_is_that_of_the_mean_after_any_number_of_rounds():
     """A star of three: after one round the hub keeps 1/3 of its value and the leaves 2/3, but all are paid 1/3."""
     star = consensus_matrix("metropolis_hastings", adjacency("star", 3))
     assert MatrixMixer(star, 1).own_share == MatrixMixer(star, 100).own_share == pytest.approx(1 / 3)

@@ -1,4 +1,4 @@
-"""Adam per agent: torch's own, row by row and bit for bit."""
+"""Adam per agent equals torch's Adam, row by row and bit for bit."""
 
 import pytest
 import torch

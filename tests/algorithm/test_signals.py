@@ -127,7 +127,7 @@ def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
 
 
 @pytest.mark.parametrize("self_weight", [1 / N, 0.7, 0.95])
-def test_local_credit_is_the_policy_gradient_of_the_mean_however_far_gossip_went(self_weight):
+def test_local_credit_is_the_policy_gradient_of_the_mean_after_any_number_of_rounds(self_weight):
     """The own reward weighs 1/N, not (A^t)_ii; consensus credit is right only where gossip averages."""
     others = (1 - self_weight) / (N - 1)
     mixer = MatrixMixer(torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight), 1)
@@ -143,7 +143,7 @@ def test_without_gossip_local_credit_is_an_independent_actor_critic():
     torch.testing.assert_close(signal_of("td_v", "local", alone), signal_of("td_v", "consensus", alone))
 
 
-def test_the_sign_of_the_letter():
+def test_the_literal_signal_has_the_opposite_sign():
     for credit in ("consensus", "local"):
         torch.testing.assert_close(signal_of("td_q_literal", credit), -signal_of("td_q", credit))
 

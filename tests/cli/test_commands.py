@@ -1,4 +1,4 @@
-"""The command line: messages and exit codes, and Ctrl-C in a process of its own."""
+"""The command line: messages and exit codes, and Ctrl-C in a subprocess."""
 
 import json
 import os

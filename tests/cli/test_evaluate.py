@@ -1,4 +1,4 @@
-"""`rlhf-marl evaluate`: what is printed and written; tests/evaluation/test_evaluate.py runs whole evaluations."""
+"""`rlhf-marl evaluate`: printed and written results; tests/evaluation/test_evaluate.py runs complete evaluations."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Each kind of controller that a config can ask for."""
+"""Each kind of controller that a config can choose."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def test_a_missing_template_file_names_the_key():
 @pytest.mark.parametrize(
     "change", [{"aggregate": "{{ responses[2] }}"}, {"next_prompts": ["fine", "{{ aggregate }}"]}, {"aggregate": "{%"}]
 )
-def test_mistakes_in_a_script_are_told_before_the_run(change):
+def test_mistakes_in_a_script_are_reported_before_the_run(change):
     """With as many responses as there are agents: two."""
     config = ScriptedController(**{"kind": "scripted", "next_prompts": ["-"]} | change)
     with pytest.raises(UsageError, match=r"^c: controller: template error: ") as caught:

@@ -24,7 +24,7 @@ def test_trained_agents_are_compared_on_the_questions_of_both():
     assert found["agents"][0]["refusal_harmful"] is None  # the harmful question is the first run's alone
 
 
-def test_what_differs_is_said():
+def test_differences_between_the_evaluations_are_warnings():
     found = compare(evaluation(ROWS), evaluation(ROWS, seed=2, judges={"own": "3"}))
     assert found["warnings"] == [
         "seed differs: 1 and 2",

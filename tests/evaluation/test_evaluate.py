@@ -1,4 +1,4 @@
-"""`rlhf-marl evaluate` on tiny runs, whole and broken ones."""
+"""`rlhf-marl evaluate` on tiny runs, intact and broken."""
 
 import json
 import shutil
@@ -216,7 +216,7 @@ def test_an_evaluation_is_of_the_agents_of_its_time(folder, run):
     assert not is_current(settings, folder / "run")
 
 
-def test_whole_dialogues_are_read(folder, run):
+def test_dialogues_are_not_truncated(folder, run):
     """The training's 64 tokens would leave nothing of the first question in the third turn."""
     run("evaluate", "run", *ARGUMENTS)
     rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
@@ -228,7 +228,7 @@ def test_whole_dialogues_are_read(folder, run):
 @pytest.mark.parametrize(
     ("old", "new"), [("tests.evaluation.test_evaluate:letters", "tests.conftest:length"), ("scale: 1.0", "scale: 3.0")]
 )
-def test_another_judge_of_the_same_name_is_asked_anew(folder, run, old, new):
+def test_an_edited_judge_card_repeats_the_evaluation(folder, run, old, new):
     run("evaluate", "run", *ARGUMENTS, "--limit", "1")
     card = folder / "letters.yaml"
     card.write_text(card.read_text().replace(old, new))
@@ -248,7 +248,7 @@ def test_a_damaged_evaluation_is_not_shown_again(folder, run):
     assert json.loads(file.read_text())["agreement"] == numbers["agreement"]
 
 
-def test_what_a_file_says_does_not_act_in_the_terminal(folder, run):
+def test_file_content_is_escaped_in_the_terminal(folder, run):
     run("evaluate", "run", *ARGUMENTS, "--limit", "1")
     file = folder / "run" / "evaluation.json"
     numbers = json.loads(file.read_text())
@@ -387,7 +387,7 @@ def test_from_python(folder, monkeypatch):
         ({"questions": None}, "questions: None given; input should be a valid string"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_one_line(options, line):
+def test_an_invalid_option_is_one_error_line(options, line):
     with pytest.raises(UsageError) as error:
         rlhf_marl.evaluate("run", **options)
     assert str(error.value).startswith(f"evaluate: {line}")
@@ -412,7 +412,7 @@ def test_an_option_that_cannot_be_meant_is_one_line(options, line):
         (lambda f: None, ("--questions", "none.jsonl"), "--questions: 'none.jsonl' does not exist"),
     ],
 )
-def test_what_is_not_possible_is_one_line(folder, run, break_it, arguments, message):
+def test_impossible_requests_are_one_error_line(folder, run, break_it, arguments, message):
     break_it(folder)
     code, _, error = run("evaluate", "run", *ARGUMENTS[:2], *arguments)
     assert code == 2

@@ -1,4 +1,4 @@
-"""Reading evaluation.json back, and whose it is."""
+"""Reading evaluation.json back, and whether it belongs to the run's current agents."""
 
 import hashlib
 import json

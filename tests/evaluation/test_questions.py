@@ -1,4 +1,4 @@
-"""The shipped questions are held out and varied; a file that is wrong says where."""
+"""The shipped questions are held out and varied; errors in a question file name the line."""
 
 import json
 from collections import Counter

@@ -22,7 +22,7 @@ def test_paired_gives_means_and_the_difference_by_hand():
     assert metric["low"] <= 1.0 <= metric["high"]
 
 
-def test_pairing_removes_what_the_questions_share():
+def test_pairing_removes_differences_between_questions():
     """Base and trained differ by exactly 0.1 on questions whose rewards spread over ±10."""
     base = np.random.default_rng(0).uniform(-10, 10, size=40)
     metric = paired(base, base + 0.1)

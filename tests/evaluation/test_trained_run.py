@@ -1,4 +1,4 @@
-"""What is read of a run that may be damaged."""
+"""Reading a run that may be damaged."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""JSON Lines: whole, torn and damaged."""
+"""JSON Lines: intact, torn and damaged."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Users' JSON Lines: each mistake is one line that names the place."""
+"""Users' JSON Lines: each mistake is one error line that says where it is."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""A finished run of tiny agents, and a hub of our own."""
+"""Fixtures: a finished run of tiny agents, and a fake Hub."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""How a base model is described to strangers: on the hub, in a package, in a folder."""
+"""Public descriptions of base models: on the Hub, in a package, in a folder."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def test_export_over_a_model_of_the_hubs_cache(finished, tiny_model_folder, tmp_
     assert "<https://huggingface.co/org/tiny>" in card.text
 
 
-def test_an_unpinned_model_of_the_hub_has_no_revision_and_no_licence_made_up():
+def test_an_unpinned_hub_model_has_neither_revision_nor_licence():
     found = describe_base(ModelConfig(name="org/never-downloaded"), None, "x")
     assert (found.hub_id, found.revision) == ("org/never-downloaded", None)
     assert found.licence == Licence(None, "its page on the hub")

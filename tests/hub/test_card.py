@@ -1,4 +1,4 @@
-"""What the card says of reward models, prompts and controllers: nothing that is this machine's own."""
+"""The card's text on reward models, prompts and controllers has no local paths or addresses."""
 
 import json
 from pathlib import Path

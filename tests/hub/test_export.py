@@ -1,4 +1,4 @@
-"""A run's agent as a folder for others: its files, what it says, what it refuses, and that it computes the same."""
+"""Exported agents: files, model card, refusals, and equal outputs."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def texts(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_the_folder_holds_all_that_a_stranger_needs_and_no_path_of_ours(finished, tiny_model_folder, tmp_path, merge):
+def test_the_folder_is_complete_and_has_no_local_path(finished, tiny_model_folder, tmp_path, merge):
     assert rlhf_marl.export(finished, agent=1, to=tmp_path / "out", merge=merge) == str(tmp_path / "out")
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
     model = {f"adapter/{name}" for name in adapter} | {"model.safetensors", "config.json", "generation_config.json"}
@@ -87,7 +87,7 @@ def test_merged_weights_are_the_paper_formula(finished, tiny_model_folder, tmp_p
     torch.testing.assert_close(after, before + 4.0 / 2 * b @ a)
 
 
-def test_the_adapter_of_a_local_base_leads_to_no_stranger_on_the_hub(finished, tmp_path):
+def test_the_adapter_of_a_local_base_names_no_hub_model(finished, tmp_path):
     rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     with pytest.raises((OSError, TypeError, ValueError, AttributeError)):

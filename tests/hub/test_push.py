@@ -1,4 +1,4 @@
-"""Uploads, against a hub of our own. In processes of their own: huggingface_hub reads its settings when imported."""
+"""Uploads to a fake Hub, in subprocesses, because huggingface_hub reads its settings when imported."""
 
 import os
 import subprocess
@@ -125,7 +125,7 @@ def test_a_refusal_is_one_line_without_the_token(folder, tmp_path, fake_hub):
     assert "you sent Bearer ***" in lines[3]
 
 
-def test_a_hub_that_is_down(folder, tmp_path):
+def test_an_unreachable_hub_is_one_error_line(folder, tmp_path):
     (line,) = pushed(folder, "me/x", **environment(None, tmp_path))
     assert line.startswith("RlhfMarlError: --push: the hub at http://127.0.0.1:9 cannot be reached: ")
 
@@ -137,7 +137,7 @@ def test_a_hub_that_is_down(folder, tmp_path):
         ({"HF_TOKEN": ""}, "no token for the hub: set HF_TOKEN, or log in once with `hf auth login`"),
     ],
 )
-def test_nothing_is_sent_that_cannot_succeed(folder, tmp_path, fake_hub, settings, line):
+def test_hopeless_uploads_send_no_request(folder, tmp_path, fake_hub, settings, line):
     polite, dots, good = pushed(folder, "polite", "me/../x", "me/x", **environment(fake_hub, tmp_path, **settings))
     assert polite == "UsageError: --push: 'polite' is not a repository name; give OWNER/NAME, such as me/polite-agent"
     assert dots.startswith("UsageError: --push: 'me/../x' is not a repository name")

@@ -1,4 +1,4 @@
-"""What a card makes of evaluation.json."""
+"""The model card's use of evaluation.json."""
 
 import json
 import shutil

@@ -49,7 +49,7 @@ def test_rows_do_not_depend_on_their_batch():
 
 
 @pytest.mark.usefixtures("worth_reading")
-def test_a_shared_beginning_changes_nothing():
+def test_a_shared_prefix_changes_nothing():
     """Prompts that begin alike, or are alike: with one read of the beginning per policy, the same tokens."""
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
@@ -106,7 +106,7 @@ def test_uniforms_depend_on_each_of_the_four_numbers_alone():
         assert not torch.equal(base, sampling_uniforms(SamplingKey(*other), 10))
 
 
-def test_rows_that_end_leave_and_the_others_go_on_alike():
+def test_finished_rows_leave_and_the_others_are_unchanged():
     """Two policies whose rows end at different steps: each row equals the row generated alone."""
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
@@ -133,7 +133,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
     assert sizes[-1] < 10  # the last steps were made by fewer rows
 
 
-def test_alike_prompts_of_a_policy_are_read_once():
+def test_identical_prompts_of_a_policy_are_read_once():
     model = tiny_llama()
     uniforms = torch.stack([sampling_uniforms(SamplingKey(0, a, 0, 0), 8) for a in range(6)])
     sizes = []
@@ -165,7 +165,7 @@ def test_what_is_remembered_is_read_once_and_changes_nothing():
     assert reads == [1, 1, 0, 1, 0, 1]  # [7] was forgotten for [8]
 
 
-def test_nothing_is_shared_or_remembered_where_layers_see_a_window():
+def test_prefixes_are_neither_shared_nor_cached_with_sliding_window_attention():
     """Padding after a shared beginning would count as tokens of the window."""
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None

@@ -47,7 +47,7 @@ def test_remote_code_needs_a_pinned_revision(tiny_model_folder):
     assert load(str(tiny_model_folder), trust_remote_code=True, revision="a" * 40)
 
 
-def test_code_of_another_repository_is_not_taken_at_its_newest(tiny_model_folder):
+def test_code_of_another_repository_is_pinned_too(tiny_model_folder):
     """A config can name it: what is asked for then is the given revision, never main."""
     asked = []
 

@@ -196,7 +196,7 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row
 
 
-def test_the_base_model_remembers_a_state_that_all_dialogues_share(system):
+def test_the_base_model_caches_a_state_that_all_dialogues_share(system):
     """The same numbers, and the second time without reading it; states that differ are not cached_prefix."""
     model, adapters = system
     sizes = []

@@ -1,4 +1,4 @@
-"""Packed layers give the plain layer's numbers, in the places where they are used and where they are not."""
+"""Packed layers give the same numbers as plain layers, for any number of rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The one door to a model: what decides a row, what a sample tells, and chat through a fake."""
+"""The sampler: what determines a row, the fields of a sample, and chat through a fake."""
 
 import math
 

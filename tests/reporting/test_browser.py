@@ -1,4 +1,4 @@
-"""The page in headless Chromium, as a reader meets it."""
+"""The page in headless Chromium."""
 
 import os
 import re
@@ -131,7 +131,7 @@ def test_a_wrong_link_opens_the_page(visit, report):
         assert page.locator(".where").inner_text().startswith("1 of 4")
 
 
-def test_base_and_trained_stand_beside_each_other(visit, report):
+def test_base_and_trained_are_shown_side_by_side(visit, report):
     page = visit(report)
     assert page.locator(".policy").all_inner_texts() == ["Base model", "Trained agents"]
     said = page.locator(".answer .said").all_inner_texts()

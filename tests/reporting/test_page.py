@@ -1,4 +1,4 @@
-"""The page as text: what it says of whole, damaged and foreign runs, and that no file's content becomes markup."""
+"""The page as text: intact and damaged runs and those of other versions; no file's content becomes markup."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ def test_moving_average_by_hand():
     assert moving_average([1, 2, 3, 4, 5, 11], 5) == [1, 1.5, 2, 2.5, 3, 5]
 
 
-def test_verdicts_tables_and_health_are_said(run_dir):
+def test_the_page_shows_verdicts_tables_and_health(run_dir):
     text = words(page_of(run_dir))
     assert text.count("likely hacked") == 3
     assert "0.25 → 1.50" in text
@@ -160,7 +160,7 @@ def data_of(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
 
-def test_many_dialogues_are_thinned_and_said(run_dir, monkeypatch):
+def test_many_dialogues_are_thinned_with_a_note(run_dir, monkeypatch):
     monkeypatch.setattr("rlhf_marl.reporting.page._DIALOGUE_BYTES", 8000)
     page = page_of(run_dir)
     run = data_of(page)["runs"][0]
@@ -227,7 +227,7 @@ def test_odd_numbers_and_nesting_still_give_a_report(run_dir, name, old, new):
     assert "<h2" in page_of(run_dir)
 
 
-def test_an_evaluation_of_other_agents_is_said(run_dir):
+def test_an_evaluation_of_other_agents_gives_a_note(run_dir):
     assert "other adapters or checkpoints" not in words(page_of(run_dir))
     (run_dir / "adapters" / "agent_0" / "adapter_model.safetensors").write_bytes(b"trained on")
     assert "evaluation.json belongs to other adapters or checkpoints than the run has now" in words(page_of(run_dir))

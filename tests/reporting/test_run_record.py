@@ -1,4 +1,4 @@
-"""What is read of a run directory."""
+"""Reading a run directory."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Scores checked in one place, and what every card can do."""
+"""The check of scores, and the methods of every card."""
 
 import pytest
 import torch

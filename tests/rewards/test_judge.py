@@ -52,7 +52,7 @@ def test_local_grades_are_the_models_next_token_probabilities(tiny_model_folder)
         assert score == pytest.approx((probabilities * torch.arange(5)).sum().item(), abs=1e-4)
 
 
-def test_grades_that_begin_alike_are_told_apart_by_what_follows(tiny_model_folder):
+def test_grades_with_a_common_prefix_are_distinguished_by_the_next_token(tiny_model_folder):
     """Bytes are tokens here: P(good | g) = P(o | g), against P(r | g)."""
     words = card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder), grades=["great", "good"])
     (score,) = build_reward_model(words).score(["why?"], ["because"])

@@ -71,7 +71,7 @@ def test_broken_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_pairs_are_many_varied_and_cannot_be_told_by_length(name):
+def test_shipped_pairs_are_many_varied_and_not_separable_by_length(name):
     pairs = load_pairs(str(DATA_ROOT / "reward_models" / "data" / f"{name}.jsonl"), "x")
     assert len(pairs) >= 150
     assert len({pair.prompt.lower() for pair in pairs}) == len(pairs)

@@ -44,7 +44,7 @@ def test_scores_in_batches_in_order(server):
         *("nan", "huge"),
     ],
 )
-def test_a_server_in_trouble_is_asked_again(server, trouble):
+def test_failed_requests_to_a_server_are_retried(server, trouble):
     server.script = [trouble, trouble]
     assert build_reward_model(card(server, timeout=0.5)).score(["p"], ["abc"]) == [3]
     assert len(server.requests) == 3

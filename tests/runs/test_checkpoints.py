@@ -95,7 +95,7 @@ def test_the_warning_says_which_and_why(folder, file, caplog):
     assert file in caplog.text
 
 
-def test_no_whole_checkpoint_is_one_line(folder):
+def test_no_intact_checkpoint_is_one_error_line(folder):
     for iteration in (1, 2):
         shutil.rmtree(folder / f"iteration_{iteration:05d}")
         (folder / f"iteration_{iteration:05d}").mkdir()
@@ -103,7 +103,7 @@ def test_no_whole_checkpoint_is_one_line(folder):
         Checkpoints(folder).load()
 
 
-def test_another_version_is_refused_not_passed_over(folder, monkeypatch):
+def test_another_version_is_refused_not_skipped(folder, monkeypatch):
     monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 5)
     with pytest.raises(UsageError, match="iteration_00002 has version 4, this rlhf-marl reads version 5: "):
         Checkpoints(folder).load()

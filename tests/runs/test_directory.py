@@ -1,4 +1,4 @@
-"""Run directories that survive damage, full disks and a second process, and refuse what is not theirs."""
+"""Run directories: damage, full disks, a second process, and files of other runs."""
 
 import json
 import os
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_content
         rlhf_marl.train(tiny_content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
 
 
-def test_other_software_is_told_since_it_gives_other_digits(run, tiny_config, caplog):
+def test_changed_software_gives_a_warning(run, tiny_config, caplog):
     RunDirectory.resume(run.path, tiny_config)
     assert not caplog.text
     file = run.path / "environment.json"
@@ -228,7 +228,7 @@ def everything(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("file", "damage", "line"), REFUSED.values(), ids=REFUSED)
-def test_damage_that_a_run_cannot_go_on_with_is_one_line(quick_content, tmp_path, file, damage, line):
+def test_unrecoverable_damage_is_one_error_line(quick_content, tmp_path, file, damage, line):
     rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
     damage(tmp_path / "run" / file)
     before = everything(tmp_path)
@@ -239,7 +239,7 @@ def test_damage_that_a_run_cannot_go_on_with_is_one_line(quick_content, tmp_path
 
 
 @pytest.mark.parametrize(("file", "damage", "words"), WARNED.values(), ids=WARNED)
-def test_damage_that_a_run_can_go_on_with_is_told(quick_content, tmp_path, caplog, file, damage, words):
+def test_recoverable_damage_gives_a_warning(quick_content, tmp_path, caplog, file, damage, words):
     rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
     damage(tmp_path / "run" / file)
     (tmp_path / "run" / "answers").mkdir()
@@ -251,7 +251,7 @@ def test_damage_that_a_run_can_go_on_with_is_told(quick_content, tmp_path, caplo
     assert json.loads((run.path / "reward_models.json").read_text())[0]["name"] == "vowels"
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(run, monkeypatch):
+def test_a_temporarily_unreadable_checkpoint_is_kept(run, monkeypatch):
     """An error of the disk is no damage: the run does not go back, which would remove what may be whole."""
 
     def broken(folder):
@@ -279,7 +279,7 @@ def test_a_refused_resume_changes_nothing(quick_content, tmp_path, monkeypatch):
     assert (path / "config.yaml").read_bytes() == before
 
 
-def test_a_run_that_finds_no_room_at_its_beginning_can_start_again(tiny_config, tmp_path, monkeypatch):
+def test_a_run_that_finds_the_disk_full_at_its_start_can_start_again(tiny_config, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 

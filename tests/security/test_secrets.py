@@ -1,4 +1,4 @@
-"""Keys come from the environment alone, and end up nowhere."""
+"""Keys come only from the environment, and are written nowhere."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Whole runs with a reward server, a judge and a controller behind endpoints that fail in the middle."""
+"""Complete runs with a reward server, a judge and a controller behind endpoints that fail midway."""
 
 from collections import Counter
 from pathlib import Path
@@ -123,7 +123,7 @@ def assert_same(run: Path, whole: Path) -> None:
     assert [name for name in names if not name.startswith(("answers/", "checkpoints/iteration_00001/"))] == []
 
 
-def test_answers_are_forgotten_when_no_checkpoint_leads_to_them(world, tmp_path):
+def test_answers_that_no_checkpoint_needs_are_removed(world, tmp_path):
     content, _ = world
     rlhf_marl.train(content | {"iterations": 4, "checkpoint_every": 1}, run_dir=tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "answers").iterdir()) == ["iteration_00003.jsonl"]

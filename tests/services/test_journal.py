@@ -1,4 +1,4 @@
-"""Answers that services gave: kept, read back in their order, never mixed up, and not for ever."""
+"""The journal of service answers: recorded, replayed in order, never mixed up, and removed when no longer needed."""
 
 import json
 import threading
@@ -36,7 +36,7 @@ def test_the_nth_request_of_a_kind_gets_the_nth_answer(journal):
     assert [told(journal, "a") for _ in range(3)] == [1, 3, "new"]
 
 
-def test_it_is_no_cache(journal):
+def test_the_journal_is_not_a_cache(journal):
     """Another iteration, or the same one going on, asks as it would without a journal."""
     journal.begin(8)
     assert told(journal, "a", lambda: 4) == 4

@@ -68,7 +68,7 @@ def test_each_symptom_has_its_warning(config, change, kind, advice):
         {"controller_fallbacks": 7},
     ],
 )
-def test_on_the_edge_there_is_none(config, change):
+def test_values_at_the_threshold_give_no_warning(config, change):
     assert kinds(HEALTHY | change, config) == []
 
 
@@ -85,5 +85,5 @@ def test_a_team_may_leave_out_metrics_that_it_does_not_have(config):
     assert kinds(always, config) == []
 
 
-def test_several_symptoms_are_all_told(config):
+def test_several_symptoms_are_all_reported(config):
     assert kinds(HEALTHY | {"actor_skipped": 1, "entropy": 0.0}, config) == ["actor_skipped", "entropy"]

@@ -1,4 +1,4 @@
-"""Whole runs with a tiny model: what is written, repeated, resumed, refused."""
+"""Complete runs with a tiny model: written files, repetition, resume, refusals."""
 
 import json
 import shutil
@@ -272,7 +272,7 @@ def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path
     assert metrics(train(content, tmp_path / "run", resume=True).path) == metrics(whole.path)
 
 
-def test_steps_that_are_not_finite_never_reach_weights_and_stop_a_run_that_only_has_them(tiny_content, tmp_path):
+def test_non_finite_steps_never_reach_weights_and_stop_the_run_if_repeated(tiny_content, tmp_path):
     """Rewards near float32's end: every gradient overflows. The other agents' gossip is spoiled too, no weight is."""
     card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
     content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "iterations": 9, "stop_after_skipped": 3}

@@ -1,4 +1,4 @@
-"""Rows of a hand-made turn, and what a resumed run says of the rows it finds."""
+"""Rows of a hand-made turn, and the checks of a resumed run's rows."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""LocalTeam: who is asked, who scores what, and a state that continues alike."""
+"""LocalTeam: responses, scores, and state that restores exactly."""
 
 from types import SimpleNamespace
 
@@ -176,7 +176,7 @@ def test_a_state_goes_over_to_another_team(experiment, quick_content):
     assert same(other.team.state_dict(), state)
 
 
-def test_names_of_a_state(experiment):
+def test_the_state_has_these_names(experiment):
     team = experiment.team
     moments = [
         f"{of}.{name}" for of in ("actor_optimizer", "critic.adam") for name in ("step", "exp_avg", "exp_avg_sq")
