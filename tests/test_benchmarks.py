@@ -100,6 +100,6 @@ def test_an_unknown_part_is_one_line(benchmark):
 
 
 def test_no_script_shadows_a_module():
-    """A script's folder comes first where Python looks for modules: numba once found a coverage.py of ours."""
+    """A script's folder is first on sys.path: numba once imported a script named coverage.py."""
     done = subprocess.run([sys.executable, FOLDER / "gridworld.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

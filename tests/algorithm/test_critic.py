@@ -174,7 +174,7 @@ def test_a_non_finite_reward_stops_only_its_own_agent():
 
 
 def test_weights_that_would_overflow_stay_where_they_are():
-    """A finite gradient, but the step leads beyond the largest number: for agent 1, who has the large rewards."""
+    """The gradient is finite, but the step overflows for agent 1, which has the large rewards."""
     step = transition()
     step.reward[1] *= 1000
     learner = critic(network(), step_size=1e37, radius=None)

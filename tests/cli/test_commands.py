@@ -120,7 +120,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
 
 
 def test_a_gated_model_says_what_to_do(config_file, tmp_path):
-    """Against a hub of our own that guards every file, as the real one answers."""
+    """A fake Hub answers every request like the real one for a gated model."""
 
     headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/gated is restricted."}
     with serving(lambda request: Reply(403, headers=headers)) as hub:

@@ -73,7 +73,7 @@ def test_a_callables_function_is_imported_before_any_model_loads():
 
 
 class FakeSampler:
-    """Writes its prompts' lengths; has what LocalChat needs."""
+    """A sampler for LocalChat that answers with the prompts' lengths."""
 
     tokenizer, context_length = tiny_sampler().tokenizer, 512
 

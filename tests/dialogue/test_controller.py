@@ -200,7 +200,7 @@ def test_a_function_with_other_parameters_stops_the_run():
 
 
 def test_an_endpoint_chats_in_texts():
-    """What it says by its first choices; without a choice, nothing."""
+    """The texts of the first choices; empty without a choice."""
     asked = []
 
     class Fixed:

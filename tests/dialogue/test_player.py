@@ -27,7 +27,7 @@ def test_model_text_cannot_write_control_tokens_into_the_state():
 
 
 class FakeTeam:
-    """Answers `<agent><dialogue><turn>`, and remembers what it was asked."""
+    """Answers `<agent><dialogue><turn>` and records the requests."""
 
     def __init__(self, n_agents=2):
         self.n_agents, self.asked = n_agents, []
@@ -41,7 +41,7 @@ class FakeTeam:
 
 
 class FakeController:
-    """Answers with what it reads, and remembers it: (prompts and responses, turn, last) of each call."""
+    """Answers with its input and records (prompts and responses, turn, last) of each call."""
 
     def __init__(self):
         self.asked = []

@@ -49,7 +49,7 @@ def trained(tmp_path_factory, tiny_model_folder) -> Path:
 
 @pytest.fixture
 def folder(trained, tmp_path) -> Path:
-    """A copy of the run in the working folder, with questions and a judge that trained nobody."""
+    """A copy of the run in the working folder, with questions and a held-out judge."""
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
     write_card(tmp_path, "letters", "tests.evaluation.test_evaluate:letters")
@@ -171,7 +171,7 @@ def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
 
 
 def train_on(path: Path) -> None:
-    """As after a finished run that was resumed for longer, and killed: a checkpoint that adapters/ does not know."""
+    """Like a finished run that was resumed for longer and killed: a checkpoint newer than adapters/."""
     run = RunDirectory(path)
     tensors, values = run.load_checkpoint()
     for agent in range(2):
@@ -217,7 +217,7 @@ def test_an_evaluation_is_of_the_agents_of_its_time(folder, run):
 
 
 def test_dialogues_are_not_truncated(folder, run):
-    """The training's 64 tokens would leave nothing of the first question in the third turn."""
+    """With training's 64 tokens, the first question would be cut off in the third turn."""
     run("evaluate", "run", *ARGUMENTS)
     rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
     lengths = [row["prompt_tokens"] for row in rows if row["question"] == "d" and row["policy"] == "base"]
@@ -271,7 +271,7 @@ def test_file_content_is_escaped_in_the_terminal(folder, run):
 
 
 def test_a_run_that_fails_leaves_the_others_shown(folder, run):
-    """What is wrong is told before the work where it can be; else after what was done is shown and written."""
+    """Errors are raised before the work if possible, else after finished results are shown and written."""
     shutil.copytree(folder / "run", folder / "late")
     (folder / "late" / "reward_models.json").write_text("[]")
     config = yaml.safe_load((folder / "late" / "config.yaml").read_text())
@@ -297,7 +297,7 @@ def test_fewer_reward_models_than_agents(folder, run):
 
 
 def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
-    """A torn adapter and a damaged newest checkpoint leave the one before; other files may be torn, older or gone."""
+    """A torn adapter, a damaged newest checkpoint: the previous one is used. Other files may be torn or missing."""
     adapter = folder / "run" / "adapters" / "agent_1" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:100])
     newest = folder / "run" / "checkpoints" / "iteration_00002" / "state.safetensors"

@@ -10,7 +10,7 @@ from rlhf_marl.files.functions import load_function
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working folder, and sys.path as it was afterwards."""
+    """The working folder; sys.path is restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     return tmp_path

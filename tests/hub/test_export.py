@@ -196,7 +196,7 @@ def test_a_run_without_adapters_says_how_to_get_them(run, trained, tmp_path):
 
 
 def test_adapters_older_than_the_newest_checkpoint_are_refused(trained, tmp_path):
-    """As after a finished run that was resumed for longer, and killed."""
+    """Like a finished run that was resumed for longer and killed."""
     checkpoint = RunDirectory(trained).load_checkpoint()
     assert checkpoint is not None
     tensors, values = checkpoint

@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pushed(folder: Path, *names: str, public: bool = False, **settings: str) -> list[str]:
-    """A line for each name to push to: the repository's address, or what was wrong."""
+    """A line for each repository name: the repository's address or the error."""
     command = [sys.executable, "-c", PUSH, str(folder), "public" if public else "private", *names]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     assert TOKEN not in answer.stdout + answer.stderr
@@ -72,7 +72,7 @@ def test_a_folder_arrives_whole_in_a_new_private_repository(folder, tmp_path, fa
 
 @pytest.mark.parametrize("xet", ["off", "on"])
 def test_what_an_earlier_export_left_there_goes_in_the_same_commit(folder, tmp_path, fake_hub, xet):
-    """Beside a merged model's config.json an adapter_config.json would add the adapter a second time."""
+    """An adapter_config.json next to a merged model's config.json would add the adapter a second time."""
     fake_hub.lfs = xet == "off"
     settings = environment(fake_hub, tmp_path, HF_HUB_DISABLE_XET=str(int(xet == "off")))
     (folder / "adapter_config.json").write_text("{}")

@@ -31,7 +31,7 @@ def test_other_systems_are_left_alone(monkeypatch, platform):
 
 
 def test_a_c_library_without_mallopt_stays_as_it_is(monkeypatch):
-    """musl, for one."""
+    """For example musl."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_freed_memory()

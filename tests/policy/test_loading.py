@@ -48,7 +48,7 @@ def test_remote_code_needs_a_pinned_revision(tiny_model_folder):
 
 
 def test_code_of_another_repository_is_pinned_too(tiny_model_folder):
-    """A config can name it: what is asked for then is the given revision, never main."""
+    """A config can name code in another repository: the given revision is requested, never main."""
     asked = []
 
     class Factory:
@@ -63,7 +63,7 @@ def test_code_of_another_repository_is_pinned_too(tiny_model_folder):
 
 
 def test_pickle_is_never_read(tmp_path, tiny_model_folder):
-    """A folder with safetensors and a hostile pickle loads the former alone."""
+    """A folder with safetensors and a hostile pickle loads only the safetensors."""
     AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     assert load(str(tmp_path))

@@ -33,7 +33,7 @@ def test_the_gradient_is_the_plain_layers(rows):
 
 
 def test_the_packed_copy_is_used(monkeypatch):
-    """Until MOST_ROWS, with and without gradients: else nothing here would have tested it."""
+    """The packed product is used up to MOST_ROWS, with and without gradients."""
     used = []
     real = mkl_linear._product
     monkeypatch.setattr(mkl_linear, "_product", lambda x, *rest: used.append(len(x)) or real(x, *rest))

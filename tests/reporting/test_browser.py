@@ -183,7 +183,7 @@ def test_hostile_text_is_shown_and_inert(visit, tmp_path):
 
 
 def test_inline_scripts_are_refused(chromium, report):
-    """The policy is alive: a script that the page does not name is blocked even where it gets into the page."""
+    """The policy is active: an injected script whose hash it does not name is blocked."""
     page = chromium.new_page()
     page.goto(report.as_uri())
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 1\">')")

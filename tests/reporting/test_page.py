@@ -172,7 +172,7 @@ def test_many_dialogues_are_thinned_with_a_note(run_dir, monkeypatch):
 
 @pytest.mark.parametrize("letter", ["a", "漢", "\u200b", "<", '"', "\U0001f642"])
 def test_the_budget_of_dialogues_is_of_bytes_in_the_page(tmp_path, monkeypatch, letter):
-    """What is written out or takes several bytes counts as it stands there, and evaluated dialogues count too."""
+    """Sizes are those of the encoded text in the page, and evaluated dialogues count too."""
     monkeypatch.setattr("rlhf_marl.reporting.page._DIALOGUE_BYTES", 60_000)
     page = page_of(write_run(tmp_path / "run", texts=[letter * 100] * 3))
     run = data_of(page)["runs"][0]

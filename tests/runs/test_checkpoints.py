@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_as_it_was(folder):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    """Scores 1, 5, 5, 2, 6, nan: the earliest of equals is the best until a better one comes."""
+    """Scores 1, 5, 5, 2, 6, nan: the earliest of ties is the best until a better one comes."""
     checkpoints = Checkpoints(tmp_path)
     kept, oldest = [], []
     for iteration, score in enumerate([1.0, 5.0, 5.0, None, 2.0, 6.0, float("nan"), 0.0, 0.0], 1):
@@ -120,7 +120,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_els
 
 
 def test_what_is_no_checkpoint_is_left_alone(folder):
-    """Copies by hand, and a best.json that speaks of a checkpoint without a score is gone."""
+    """A user's copies are ignored, and a best.json that names a checkpoint without a score is removed."""
     shutil.copytree(folder / "iteration_00002", folder / "iteration_00002.bak")
     (folder / "iteration_00009").touch()
     (folder / "best.json").write_text("{")

@@ -160,7 +160,7 @@ def without(key: str):
 
 
 def foreign(file: Path) -> None:
-    """A whole checkpoint, of something else."""
+    """An intact checkpoint of something else."""
     rewrite(file, {"version": checkpoints.VERSION, "iteration": 2})
 
 
@@ -252,7 +252,7 @@ def test_recoverable_damage_gives_a_warning(quick_content, tmp_path, caplog, fil
 
 
 def test_a_temporarily_unreadable_checkpoint_is_kept(run, monkeypatch):
-    """An error of the disk is no damage: the run does not go back, which would remove what may be whole."""
+    """A disk error is not damage: going back would remove a checkpoint that may be intact."""
 
     def broken(folder):
         raise OSError(5, "Input/output error")
@@ -293,7 +293,7 @@ def test_a_run_that_finds_the_disk_full_at_its_start_can_start_again(tiny_config
 
 
 def test_skipped_updates_are_counted_across_a_resume(tiny_content, tmp_path):
-    """Two updates an iteration, none finite: the run stops in the same place however often it was interrupted."""
+    """Two updates per iteration, none finite: the run stops at the same update however often it was interrupted."""
     card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
     content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "stop_after_skipped": 5}
     rlhf_marl.train(content | {"iterations": 1}, run_dir=tmp_path / "run")

@@ -25,7 +25,7 @@ def tokenizer():
 
 
 class Recorder:
-    """A chat model that answers with what it is told, and keeps what it was asked."""
+    """A chat model that echoes its input and records the requests."""
 
     def __init__(self, says: str) -> None:
         self.says = says
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def controller_chats(attack: str) -> list[list[Message]]:
-    """Both tasks' chats: one of three agents attacks, and the aggregate that goes on repeats the attack."""
+    """Both tasks' chats: one of three agents attacks, and the aggregate repeats the attack."""
     chat = Recorder(attack)
     templates = load_templates(find_data("prompts/controller.yaml", "test"))
     limits = {"aggregate_tokens": 8, "next_prompt_tokens": 8, "max_response_characters": 1000}

@@ -57,7 +57,7 @@ def test_keys_are_sent_and_written_nowhere(tiny_content, tmp_path, keys, capfd, 
 def test_a_service_that_repeats_the_key_does_not_get_it_into_an_error(
     tiny_content, tmp_path, keys, capfd, caplog, broken
 ):
-    """Some services put the key they were given into the text of a refusal."""
+    """Some services echo the key in the text of a refusal."""
     told = Reply(401, {"error": {"message": f"no such key: {CHAT_KEY} {SCORE_KEY}"}})
     with serving(chat(lambda text: "fine")) as talker, serving(scores_of_lengths) as scorer:
         (talker if broken == "talker" else scorer).answer = lambda request: told
@@ -100,7 +100,7 @@ def ask(service, url):
 
 @pytest.mark.parametrize("spelled", ["-", "\\u002d"])
 def test_a_key_in_an_answer_of_status_200_is_not_written_down(tiny_content, tmp_path, keys, capfd, spelled):
-    """Neither in the dialogues nor among the kept answers, whichever way JSON spells it."""
+    """Neither in the dialogues nor in the journal, however JSON escapes it."""
     completion = chat(lambda text: "your key is KEY")
 
     def echo(request):

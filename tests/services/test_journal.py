@@ -37,7 +37,7 @@ def test_the_nth_request_of_a_kind_gets_the_nth_answer(journal):
 
 
 def test_the_journal_is_not_a_cache(journal):
-    """Another iteration, or the same one going on, asks as it would without a journal."""
+    """In another iteration, or later in the same one, requests are sent as without a journal."""
     journal.begin(8)
     assert told(journal, "a", lambda: 4) == 4
     assert told(journal, "a", lambda: 5) == 5

@@ -29,7 +29,7 @@ CARDS = [
 
 
 class FakeSampler:
-    """Answers with the row's number, and remembers what it was asked."""
+    """Answers with the row's number and records the requests."""
 
     def __init__(self):
         self.asked = []
@@ -149,7 +149,7 @@ def same(a, b):
 
 
 def test_a_restored_state_continues_alike(experiment):
-    """Answers and updates, from a state of before the first step and from one of after it."""
+    """Answers and updates, from a state before the first step and from one after it."""
     team = experiment.team
     for iteration in range(2):
         before = team.state_dict()
