@@ -66,9 +66,13 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
-@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns without follow-ups.")
+@click.option(
+    "--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns if a question has no follow-ups."
+)
 @click.option("--max-new-tokens", type=click.IntRange(1), help="Token limit of an answer; by default as in training.")
-@click.option("--judges", multiple=True, metavar="CARD", help="A held-out reward model; repeatable.")
+@click.option(
+    "--judges", multiple=True, metavar="CARD", help="Held-out reward model, instead of the shipped ones; repeatable."
+)
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, instead of the held-out reward models.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
 @click.option("--limit", type=click.IntRange(1), help="Number of questions, spread evenly over the kinds.")
@@ -90,7 +94,7 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | No
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Output file; by default report.html in RUN_DIR (several runs: here).",
+    help="Output file; by default report.html, in RUN_DIR or, for several runs, in the working folder.",
 )
 def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
     """Write an HTML report of one or more runs.

@@ -273,7 +273,7 @@ def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path
 
 
 def test_non_finite_steps_never_reach_weights_and_stop_the_run_if_repeated(tiny_content, tmp_path):
-    """Rewards near float32's maximum: all gradients overflow. Gossip spreads that to other signals, but to no weight."""
+    """Rewards near float32's maximum: all gradients overflow. Gossip spreads it to other signals, but to no weight."""
     card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
     content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "iterations": 9, "stop_after_skipped": 3}
     with pytest.raises(RunStopped, match=r"iteration 2: the last 4 updates had steps that were not finite") as caught:
