@@ -140,7 +140,7 @@ def score_all(
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
+            raise RunStopped(f"{who} returned {_shown(score)}, not a finite number, for the text {_shown(text)}")
         if max(abs(number), abs(card.scaled(number))) > _LARGEST:
             raise RunStopped(f"{who} returned {_shown(score)}, too large for float32, for the text {_shown(text)}")
         numbers.append(number)
