@@ -59,7 +59,7 @@ def train(
     elif not isinstance(config, Config):
         config = check_config(config, name)
     if resume and run_dir is None:
-        raise UsageError("--resume: needs --run-dir, the run to go on with")
+        raise UsageError("--resume: needs --run-dir, the run to continue")
     path = Path(run_dir) if run_dir is not None else Path("runs") / f"{Path(name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunDirectory.resume(path, config) if resume else None
     if run is None:

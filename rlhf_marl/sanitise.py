@@ -1,4 +1,4 @@
-"""Text that others wrote (models, files, services), made safe for the place it goes to.
+"""Make text from models, files and services safe for where it is shown or used.
 
 | function        | for                            | what it does                                               |
 | --------------- | ------------------------------ | ---------------------------------------------------------- |
@@ -22,7 +22,7 @@ _MARKUP = re.compile(r"[\\`*_\[\]<>|#~$&]")
 
 
 def printable(text: str) -> str:
-    """Escape everything that acts in a terminal: control and bidi characters, line ends."""
+    """Escape everything that a terminal interprets: control and bidi characters, line ends."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

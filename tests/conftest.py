@@ -1,4 +1,4 @@
-"""Shared fakes: a tiny random Llama with a byte-level tokenizer and a chat template, built on the spot."""
+"""Shared fakes: a tiny random Llama with a byte-level tokenizer and a chat template."""
 
 import os
 import sys

@@ -75,7 +75,7 @@ def differing(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
 
 
 def in_a_fork(work: Work, path: Path, seconds: float) -> bool:
-    """Do the work in a process of its own; kill it after so many seconds. True if it was done, not killed."""
+    """Do the work in a subprocess and kill it after so many seconds. True if it finished before."""
     child = os.fork()
     if child == 0:
         try:
@@ -98,7 +98,7 @@ def in_a_fork(work: Work, path: Path, seconds: float) -> bool:
 
 
 def kill(work: Work, state: State, folder: Path, kills: int) -> dict[str, Any]:
-    """Kill the work so many times, at moments uniform in the time that it takes, until it is done each time."""
+    """Kill the work at random moments, uniform over its duration, so many times in all; then let it finish."""
     work(folder / "warm")  # here, so that no fork need import anything
     start = time.monotonic()
     in_a_fork(work, folder / "whole", 1e9)

@@ -1,4 +1,4 @@
-"""A server on this machine that answers as it is told, and misbehaves on schedule; for tests of what talks to one."""
+"""A scriptable local server that fails on schedule, for tests of HTTP clients."""
 
 import json
 import threading
@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(answer: Callable[[Request], Any]) -> Iterator[Server]:
-    """Inside, a server runs, and retries in this process hardly wait."""
+    """Context in which a server runs and retries in this process hardly wait."""
     server = Server(answer)
     patience, services._BACKOFF = services._BACKOFF, 0.001
     thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -117,7 +117,7 @@ def serving(answer: Callable[[Request], Any]) -> Iterator[Server]:
 
 
 def scores_of_lengths(request: Request) -> Any:
-    """What a reward server says: each response's length."""
+    """A reward server's answer: each response's length."""
     return {"scores": [len(text) for text in request.body["responses"]]}
 
 

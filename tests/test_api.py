@@ -1,4 +1,4 @@
-"""What the Python functions say of wrong arguments, and a run looked at without training one."""
+"""Errors of the Python functions, and inspecting a run without training one."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from tests.reporting.runs import write_run
 
 
 def test_resuming_needs_a_run(tiny_config):
-    with pytest.raises(UsageError, match=r"^--resume: needs --run-dir, the run to go on with$"):
+    with pytest.raises(UsageError, match=r"^--resume: needs --run-dir, the run to continue$"):
         rlhf_marl.train(tiny_config, resume=True)
 
 
@@ -17,7 +17,7 @@ def test_mistakes_in_plain_data_are_named_as_the_caller_says():
         rlhf_marl.train({"iterations": 1, "model": {"name": "m"}}, name="mine")
 
 
-def test_an_unknown_option_of_evaluate_is_told_with_the_known_ones(tmp_path):
+def test_an_unknown_option_of_evaluate_lists_the_known_ones(tmp_path):
     with pytest.raises(UsageError, match=r"evaluate: nope: unknown key .*; choose questions, turns"):
         rlhf_marl.evaluate(tmp_path, nope=1)
 

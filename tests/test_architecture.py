@@ -1,4 +1,4 @@
-"""The map in docs/architecture.md holds: folders import one way, the algorithm knows only tensors, README names all."""
+"""The map in docs/architecture.md is true: folders import one way, the algorithm imports only torch."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The dialogue benchmark runs, and says what it measured beside what is wanted; the grid's is fair."""
+"""The dialogue benchmark runs and compares its numbers with the goals; the grid world's compares equal work."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def test_the_grids_plain_loop_computes_what_is_compiled(grid):
         assert np.abs(compiled.policies[0].w[0, i] - draws.actor_w[0, i]).max() > 0.005
 
 
-def test_a_missing_folder_is_told_before_the_grid_is_measured(grid, tmp_path):
+def test_a_missing_folder_is_reported_before_the_grid_is_measured(grid, tmp_path):
     done = CliRunner().invoke(grid.main, ["--json", str(tmp_path / "no" / "numbers.json")])
     assert done.exit_code == 2
     assert "is not a folder" in done.output
@@ -73,7 +73,7 @@ def test_a_step_runs_once_before_it_counts_and_steps_take_turns(benchmark):
     assert times == {"a": [2.0, 6.0], "b": [4.0, 8.0]}
 
 
-def test_goals_are_told_met_or_not(benchmark, capsys):
+def test_goals_are_reported_as_met_or_not(benchmark, capsys):
     benchmark.verdicts({"decode_over_floor": 1.5, "iteration_speedup_over_trl": 2.0, "memory_8_over_1": None})
     lines = capsys.readouterr().out.splitlines()
     assert any("decode_over_floor" in line and line.endswith("1.50   at most 2.0: met") for line in lines)
@@ -100,8 +100,8 @@ def test_an_unknown_part_is_one_line(benchmark):
     assert "--only: 'speed' is no part; choose from decode, generation" in done.output
 
 
-def test_a_scripts_name_hides_no_module_from_another():
-    """A script's folder comes first where Python looks for modules: numba once found a coverage.py of ours."""
+def test_no_script_shadows_a_module():
+    """A script's folder is first on sys.path: numba once imported a script named coverage.py."""
     done = subprocess.run([sys.executable, FOLDER / "gridworld.py", "--help"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

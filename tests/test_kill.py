@@ -1,4 +1,4 @@
-"""Work killed at any write or moment, or stopped by a full disk, ends as if nothing had happened: bit for bit."""
+"""Work that is killed at any write or moment, or stopped by a full disk, resumes with bit-identical results."""
 
 import json
 import os
@@ -67,7 +67,7 @@ NO_ROOM = OSError(28, "No space left on device")
 
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
 def test_a_full_disk_at_every_write(quick_content, tmp_path, monkeypatch, step):
-    """A disk that is full once is full for all that follows; then there is room again, and --resume."""
+    """Once full, the disk stays full; then there is space again, and --resume."""
     monkeypatch.setattr("rlhf_marl.api.refresh_report", lambda path: None)  # it is made anew from what is there
     expected = state_of_run(rlhf_marl.train(quick_content, run_dir=tmp_path / "whole").path)
     disk = FullDisk(monkeypatch)
@@ -88,7 +88,7 @@ def test_a_full_disk_at_every_write(quick_content, tmp_path, monkeypatch, step):
 
 
 def killed(folder: Path, **kills: int) -> dict:
-    """What tests/killing.py says."""
+    """The output of tests/killing.py."""
     command = [sys.executable, "-m", "tests.killing", str(folder), *(f"{kind}={n}" for kind, n in kills.items())]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     environment |= {"NUMBA_THREADING_LAYER": "workqueue"}  # the others do not survive a fork
@@ -105,7 +105,7 @@ def write(folder: Path, name: str, content: object) -> None:
 
 @pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
 def test_killed_at_every_write_by_the_system(quick_content, tmp_path, step):
-    """SIGKILL: nothing is cleared up. Each time the run is done by the same command, with --resume if it had begun."""
+    """SIGKILL: nothing is cleaned up. Each time the same command finishes the run, with --resume if it had begun."""
     write(tmp_path / "writes", "config.json", quick_content)
     found = killed(tmp_path, writes=step)["writes"]
     assert found["writes"] > 100

@@ -1,4 +1,4 @@
-"""The README's Python example runs as it stands, and what it names exists."""
+"""The README's Python example runs unchanged, and the files and commands it names exist."""
 
 import re
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_named_files_exist(path):
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"])
-def test_nothing_waits_to_be_filled_in(path):
+def test_no_placeholders_are_left(path):
     assert not re.search(r"^\|? ?[A-Z]{4,}( \|)?$|\| [A-Z]{5,} \|", path.read_text("utf-8"), re.MULTILINE)
 
 

@@ -88,7 +88,7 @@ def test_paper_runs_end_to_end(paper, tmp_path, signal):
 
 
 def test_the_controller_is_the_other_model(paper, tmp_path):
-    """The aggregate comes from the second model: another one there changes it, and the agents' first answers stay."""
+    """The aggregate comes from the controller's model: changing it leaves the agents' first answers unchanged."""
     other = saved(tmp_path / "other", 7, num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=4096)
     runs = []
     for number, extra in enumerate([[], ["--controller.model.name", other]]):

@@ -1,4 +1,4 @@
-"""A plain install finds what the checkout has beside the package: configs, prompts and reward models."""
+"""The wheel contains the data folders of the checkout: configs, prompts and reward models."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The algorithm, on tensors only: any leading batch dimensions; agents on the second-to-last axis.
+"""The algorithm, on tensors only, with any leading batch dimensions; agents are on the second-to-last axis.
 
 topology.py  graphs, consensus matrices, Assumption 5.1     mixing.py      gossip, disagreement, bytes sent
 network.py   Eq. (5)                                        critic.py      Algorithm 2

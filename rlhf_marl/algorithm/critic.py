@@ -81,11 +81,11 @@ class Critic:
                 seed.
             mixer: gossip of the weights, and of Adam's second moment.
             step_size: β. radius: B, or None for no projection.
-            start: `restart` begins every call at W(0), as in the paper, and without momentum; `warm` at the last
+            start: `restart` begins every call at W(0), as in the paper, and without momentum; `warm` begins at the last
                 gossiped weights.
             average: line 9's running average; without it, the result is the last iterate.
-            initial_value: `network`, as printed: the value is the network's. `zero` subtracts the network with W(0), so
-                the value starts at 0 everywhere; the gradient is the same.
+            initial_value: `network` takes the network's value, as in the paper. `zero` subtracts the network with W(0),
+                so that the value starts at 0 everywhere; the gradient is the same.
         """
         self.network = network
         self.initial = initial
@@ -146,7 +146,7 @@ class Critic:
 
     @property
     def gossiped(self) -> int:
-        """How many numbers an agent sends to each neighbour in a round."""
+        """How many numbers an agent sends to each neighbour per round."""
         return self.network.n_params * (1 if self._adam is None else 2)
 
     def _gossip(self, weights: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Mixer(Protocol):
-    """The only view that actors and critics have of the topology."""
+    """All that actors and critics see of the topology."""
 
     @property
     def own_share(self) -> float:
@@ -38,7 +38,7 @@ class MatrixMixer:
 
 
 def own_share(n_agents: int, rounds: int) -> float:
-    """1/N. Without gossip there is no team: each agent is paid its own reward in full."""
+    """1/N. Without gossip there is no team, so each agent's own reward has full weight."""
     return 1 / n_agents if rounds else 1.0
 
 

@@ -1,8 +1,8 @@
 """Actor objectives: the weight of each token's score function ∇log π(a_t), from the actor signal.
 
-An objective is a function (log π, log π_old, signal, *, clip_range) -> weight, all (rows, T): a response a row, 0 where
-it has ended. π is the policy being trained, π_old the one that sampled the response. To add an objective, add an entry
-to OBJECTIVES. This module does not import torch.
+An objective is a function (log π, log π_old, signal, *, clip_range) -> weight, all (rows, T): one response per row, 0
+where it has ended. π is the policy being trained, π_old the one that sampled the response. To add an objective, add an
+entry to OBJECTIVES. This module does not import torch.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ Objective = Callable[..., "Tensor"]
 def policy_gradient(log_probability: "Tensor", old: "Tensor", signal: "Tensor", *, clip_range: float = 0.2) -> "Tensor":
     """Algorithm 1, line 16: the signal, times the response's importance weight Π_t π(a_t) / π_old(a_t).
 
-    The weight is 1 on-policy. It keeps the direction unbiased where the policy was updated after it had sampled: a Q
-    critic's update waits for the next turn's responses, so from the second turn on its responses are one update old.
+    The weight is 1 on-policy. It keeps the direction unbiased if the policy was updated after sampling: a Q critic's
+    update waits for the next turn's responses, so from the second turn on the responses are one update old.
     """
     return signal * importance_weight(log_probability, old)
 

@@ -1,4 +1,4 @@
-"""Adam with one state per agent, and the size of its steps."""
+"""Adam with separate state per agent, and the scale of its steps."""
 
 from collections.abc import Mapping
 from typing import final
@@ -51,7 +51,7 @@ class AgentAdam:
             self._state(row)["exp_avg_sq"].copy_(value)
 
     def forget_momentum(self) -> None:
-        """Clear the first moments. The second ones, the gradient's scale, stay."""
+        """Clear the first moments. The second moments, which hold the gradient's scale, stay."""
         for row in range(len(self._rows)):
             self._state(row)["exp_avg"].zero_()
 
@@ -74,15 +74,15 @@ class AgentAdam:
 
 @final
 class SignalScale:
-    """Length of an agent's step: the running root mean square of its actor signal over the team's, at most 1.
+    """Scale of an agent's step: the running root mean square of its actor signal over the team's, at most 1.
 
-    Adam's step does not depend on the gradient's size, so it turns the noise of an empty signal into full steps. Scaled
-    by this, an agent with a small signal takes small steps, and one without any stays where it is. Rewards that are
-    larger or smaller for all agents alike change nothing.
+    The length of Adam's step does not depend on the gradient's size, so noise in a nearly zero signal would cause full
+    steps. With this scale, an agent with a small signal takes small steps, and an agent without any signal does not
+    move. Scaling the rewards of all agents by the same factor changes nothing.
 
     Attributes:
-        second_moment: of the signals, averaged as Adam does with the gradient's, (n_agents,).
-        updates: how many updates it has averaged, (n_agents,).
+        second_moment: running mean of the squared signals, as Adam's of the gradient, (n_agents,).
+        updates: number of updates averaged, (n_agents,).
     """
 
     def __init__(self, n_agents: int, mixer: Mixer) -> None:
@@ -91,7 +91,7 @@ class SignalScale:
         self.second_moment, self.updates = torch.zeros(n_agents), torch.zeros(n_agents)
 
     def update(self, signal: Tensor, usable: Tensor) -> Tensor:
-        """Take in the usable agents' signals, (n_agents, n_samples); returns the scales, (n_agents,)."""
+        """Add the usable agents' signals, (n_agents, n_samples); returns the scales, (n_agents,)."""
         usable = usable.cpu()
         self.updates += usable
         averaged = _BETA_2 * self.second_moment + (1 - _BETA_2) * signal.square().mean(-1).cpu()

@@ -65,11 +65,11 @@ def consensus_credit(v: Values, mixer: "Mixer") -> "Tensor":
 
 
 def local_credit(v: Values, mixer: "Mixer") -> "Tensor":
-    """r^i / N + gossip(γ V(s') - V(s)); r^i in full without gossip.
+    """r^i / N + gossip(γ V(s') - V(s)); without gossip, r^i has full weight.
 
     Given the state, the other agents' immediate rewards do not depend on agent i's action. Omitting them keeps the
-    mean gradient and reduces its variance. The own reward's weight is its share of the team's mean, however far gossip
-    went.
+    mean gradient and reduces its variance. The own reward's weight is its share of the team's mean, whatever the number
+    of gossip rounds.
     """
     return mixer.own_share * v.reward + mixer.mix(v.discount * v.next_value - v.value)
 

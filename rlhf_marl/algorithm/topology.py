@@ -189,7 +189,7 @@ def check_consensus_matrix(matrix: Tensor, adjacency: Tensor | None = None, tole
         raise ValueError(f"matrix: the diagonal must be positive; entry {int(matrix.diagonal().argmin())} is 0")
     links = (matrix > 0) & (matrix.T > 0)
     if not is_connected(links):
-        raise ValueError("matrix: not connected: some agents never hear of some others")
+        raise ValueError("matrix: not connected: some agents cannot reach some others")
     if adjacency is not None:
         allowed = adjacency | torch.eye(len(matrix), dtype=torch.bool)
         if (matrix[~allowed] != 0).any():
@@ -198,10 +198,10 @@ def check_consensus_matrix(matrix: Tensor, adjacency: Tensor | None = None, tole
 
 
 def spectral_gap(matrix: Tensor) -> float:
-    """1 - σ_2(A), the second largest singular value: the least share of disagreement that one gossip round removes.
+    """1 - σ_2(A), with the second largest singular value: one gossip round removes at least this share of disagreement.
 
-    1.0 for a single agent. For a symmetric matrix σ_2 is |λ_2|; for others |λ_2| can be smaller, and does not bound a
-    round.
+    1.0 for a single agent. For a symmetric matrix σ_2 is |λ_2|; for other matrices |λ_2| can be smaller and is not a
+    bound for one round.
     """
     # With the consensus direction projected out, the largest singular value is σ_2.
     centred = matrix - torch.full_like(matrix, 1 / len(matrix))

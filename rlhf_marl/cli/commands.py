@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command needs them: `--help` answers at once."""
+"""The command line. Heavy imports are inside the commands, so that `--help` is fast."""
 
 import json
 import sys
@@ -18,19 +18,19 @@ _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rlhf-marl")
 def cli() -> None:
-    """Multi-agent RLHF: LoRA agents with their own reward models, and critics that agree by gossip."""
+    """Multi-agent RLHF: LoRA agents with their own reward models and gossiping critics."""
 
 
 @cli.command(context_settings=_CONFIG_KEYS)
 @click.argument("config")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write; default runs/<config>-<time>.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Output folder; by default runs/<config>-<time>.")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --run-dir.")
 @click.option("--profile", is_flag=True, help="Print the time per stage at the end.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
-    """Train the agents of CONFIG.
+    """Train the agents that CONFIG describes.
 
-    CONFIG is a YAML file. Any key of the config can be set here too, after CONFIG: --actor.signal td_q
+    CONFIG is a YAML file. Options after CONFIG override its keys: --actor.signal td_q
     --agents.1.reward_model reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
     """
     from rlhf_marl.api import train as run
@@ -47,11 +47,11 @@ def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overri
 @click.option("--quick", is_flag=True, help="20 seeds and a tenth of the steps: minutes, with wide intervals.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> None:
-    """Run the grid-world study of CONFIG.
+    """Run the grid-world study that CONFIG describes.
 
-    Writes figures, results.json and claims.md. Settings already in the folder are not run again, so an interrupted
-    study continues. The outputs cover the last run only: figures that it does not draw are removed. Any key of the
-    config can be set here too, after CONFIG: --seeds 40 --experiments "[fig2, fig5]".
+    Writes figures, results.json and claims.md. Settings that are already in the folder are not run again, so the same
+    command continues an interrupted study. The outputs cover only the last run: figures that it does not draw are
+    removed. Options after CONFIG override its keys: --seeds 40 --experiments "[fig2, fig5]".
     """
     if not all(find_spec(name) for name in ("numba", "matplotlib")):
         raise UsageError("study: needs numba and matplotlib: pip install 'rlhf-marl[study]'")
@@ -66,19 +66,23 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--questions", default="prompts/evaluation.jsonl", show_default=True, help="JSON Lines of questions.")
-@click.option("--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns without follow-ups.")
-@click.option("--max-new-tokens", type=click.IntRange(1), help="Longest answer; by default as in training.")
-@click.option("--judges", multiple=True, metavar="CARD", help="A held-out reward model; repeatable.")
-@click.option("--judge", metavar="CARD", help="A chat judge for win rates, in place of the held-out reward models.")
+@click.option(
+    "--turns", type=click.IntRange(1), default=1, show_default=True, help="Turns if a question has no follow-ups."
+)
+@click.option("--max-new-tokens", type=click.IntRange(1), help="Token limit of an answer; by default as in training.")
+@click.option(
+    "--judges", multiple=True, metavar="CARD", help="Held-out reward model, instead of the shipped ones; repeatable."
+)
+@click.option("--judge", metavar="CARD", help="A chat judge for win rates, instead of the held-out reward models.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
 @click.option("--limit", type=click.IntRange(1), help="Number of questions, spread evenly over the kinds.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers here too.")
-@click.option("--markdown", "document", type=click.Path(path_type=Path), help="Write each run's table here too.")
+@click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
+@click.option("--markdown", "document", type=click.Path(path_type=Path), help="Also write the tables to this file.")
 def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
     """Compare trained agents with their base model.
 
-    Uses questions that the agents of RUN_DIR were not trained on. Several run directories are evaluated in turn and
-    shown side by side; an earlier evaluation with the same settings is reused.
+    Uses questions that the agents of RUN_DIR were not trained on. Several runs are evaluated in turn and shown side by
+    side. An earlier evaluation with the same settings is reused.
     """
     from rlhf_marl.cli.evaluate import evaluate as run
 
@@ -88,13 +92,15 @@ def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | No
 @cli.command()
 @click.argument("run_dir", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Default report.html: in RUN_DIR, or here for several runs."
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Output file; by default report.html, in RUN_DIR or, for several runs, in the working folder.",
 )
 def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
-    """Write report.html of one or more runs.
+    """Write an HTML report of one or more runs.
 
-    It is one file that opens offline, with several runs side by side. Damaged, unfinished and foreign runs are shown
-    as far as they can be read.
+    The report is one file that opens offline and shows several runs side by side. Of damaged or unfinished runs, and
+    of runs of other versions, it shows what can be read.
     """
     from rlhf_marl.reporting.page import write_report
 
@@ -106,15 +112,15 @@ cli.add_command(reward)
 
 @cli.command()
 @click.argument("run_dir", type=click.Path(path_type=Path))
-@click.option("--agent", type=int, required=True, help="Which agent, counted from 0.")
+@click.option("--agent", type=int, required=True, help="Number of the agent, from 0.")
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
-@click.option("--merge", is_flag=True, help="The whole model, with the adapter merged into its weights.")
-@click.option("--push", metavar="OWNER/NAME", help="Upload it; a new repository is private. Token: HF_TOKEN or login.")
-@click.option("--public", is_flag=True, help="With --push: to a repository that everyone can read.")
+@click.option("--merge", is_flag=True, help="Export the full model, with the adapter merged into its weights.")
+@click.option("--push", metavar="OWNER/NAME", help="Also upload to the Hub. Needs HF_TOKEN or `hf auth login`.")
+@click.option("--public", is_flag=True, help="With --push: publish. Without it, a new repository is private.")
 def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
-    """Write a trained agent for the Hugging Face hub.
+    """Export a trained agent in the Hugging Face Hub's format.
 
-    The agent of RUN_DIR is written with a model card, in the hub's format.
+    Writes a folder with the agent's adapter (or the merged model), the tokenizer and a model card.
     """
     from rlhf_marl.hub.export import export as write
 
@@ -123,9 +129,9 @@ def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, p
 
 @cli.command()
 def schema() -> None:
-    """Print the config's JSON Schema.
+    """Print the JSON Schema of training configs.
 
-    For editors, and as a reference of all keys.
+    Editors can use it for completion. It is also the reference of all keys.
     """
     from rlhf_marl.config import Config
 
@@ -148,5 +154,5 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:  # Ctrl-C, as click hands it on
+    except click.Abort:  # click turns KeyboardInterrupt into Abort
         sys.exit(130)

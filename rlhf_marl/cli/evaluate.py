@@ -19,14 +19,14 @@ from rlhf_marl.runs.directory import RunDirectory
 
 
 def evaluate(paths: Sequence[Path], options: Mapping[str, Any], output: Path | None, document: Path | None) -> None:
-    """Evaluate runs and print them: one in full, several side by side.
+    """Evaluate runs and print the results: one run in full, several side by side.
 
     Args:
-        options: of `Options`; what is None or empty keeps its default.
-        output: JSON of what is printed. document: Markdown of each run's table.
+        options: fields of `Options`; None or empty keeps the default.
+        output: file for the printed numbers as JSON. document: file for each run's table as Markdown.
 
     Raises:
-        RlhfMarlError: a run cannot be evaluated; those before it are printed and written first.
+        RlhfMarlError: a run cannot be evaluated; the results of those before it are printed and written first.
     """
     chosen = check_options({key: value for key, value in options.items() if value not in (None, ())})
     names = [str(path) for path in paths]
@@ -79,7 +79,5 @@ def _with_progress(path: Path, options: Options) -> Evaluation:
             lambda stage, done, total: bar.update(task, description=f"{path}: {stage}", completed=done, total=total),
         )
     if found.reused:
-        console.print(
-            f"{path}: evaluation.json answers this already; delete it to evaluate again", markup=False, soft_wrap=True
-        )
+        console.print(f"{path}: reusing evaluation.json; delete it to evaluate again", markup=False, soft_wrap=True)
     return found

@@ -1,4 +1,4 @@
-"""`rlhf-marl reward ...`: train, try and compare reward models."""
+"""`rlhf-marl reward ...`: list, score, train, calibrate and compare reward models."""
 
 import json
 from pathlib import Path
@@ -12,15 +12,15 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 @click.group()
 def reward() -> None:
-    """Reward models: list, score, train, calibrate, compare."""
+    """List, score, train, calibrate and compare reward models."""
 
 
 @reward.command("list")
-@click.option("--folder", type=PATH, multiple=True, help="Also the cards in this folder.")
+@click.option("--folder", type=PATH, multiple=True, help="Also list the cards in this folder; repeatable.")
 def list_cards(folder: tuple[Path, ...]) -> None:
-    """List the shipped cards.
+    """List the shipped reward cards.
 
-    Shows kind, scorer, licence, and whether they are on this machine.
+    Shows kind, scorer, licence, and whether the reward model is on this machine.
     """
     from rlhf_marl.files.locate import DATA_ROOT
     from rlhf_marl.rewards.tools import cards
@@ -30,10 +30,10 @@ def list_cards(folder: tuple[Path, ...]) -> None:
 
 @reward.command()
 @click.argument("card")
-@click.option("--prompt", help="What was asked.")
-@click.option("--response", help="What was answered.")
-@click.option("--input", "source", type=FILE, help="JSON Lines with `prompt` and `response`, instead.")
-@click.option("--output", type=PATH, help="Where the scored lines go; by default stdout.")
+@click.option("--prompt", help="The prompt.")
+@click.option("--response", help="The response to score.")
+@click.option("--input", "source", type=FILE, help="Instead: JSON Lines with `prompt` and `response`.")
+@click.option("--output", type=PATH, help="Output file for the scored lines; by default stdout.")
 def score(card: str, prompt: str | None, response: str | None, source: Path | None, output: Path | None) -> None:
     """Score one response, or the lines of a file, with CARD."""
     from rlhf_marl.errors import UsageError
@@ -57,11 +57,11 @@ def score(card: str, prompt: str | None, response: str | None, source: Path | No
 
 @reward.command()
 @click.argument("card")
-@click.option("--to", type=PATH, help="Folder of the trained model; by default the cache, where training finds it.")
+@click.option("--to", type=PATH, help="Output folder; by default the cache, where `rlhf-marl train` finds it.")
 def train(card: str, to: Path | None) -> None:
-    """Train the reward model of CARD.
+    """Train the reward model that CARD describes.
 
-    CARD has kind: trained; training uses its preference pairs.
+    CARD must be of kind `trained`; its `data` are the preference pairs.
     """
     from rlhf_marl.errors import UsageError
     from rlhf_marl.rewards import TrainedCard, load_card
@@ -70,7 +70,9 @@ def train(card: str, to: Path | None) -> None:
 
     recipe = load_card(card, "reward train")
     if not isinstance(recipe, TrainedCard):
-        raise UsageError(f"reward train: {card} is a card of kind {recipe.kind}; only kind trained is trained here")
+        raise UsageError(
+            f"reward train: {card} is a card of kind {recipe.kind}; only cards of kind trained can be trained"
+        )
     folder = to or cached_folder(recipe, card)
     if to is None and (folder / "card.yaml").is_file():
         measured = json.loads((folder / "training.json").read_text("utf-8"))
@@ -91,9 +93,9 @@ def train(card: str, to: Path | None) -> None:
 @click.argument("card")
 @click.option("--input", "source", type=FILE, required=True, help="JSON Lines with `prompt` and `response`.")
 def calibrate(card: str, source: Path) -> None:
-    """Print the scale and offset for mean 0 and deviation 1.
+    """Print the scale and offset that standardise scores.
 
-    They are fitted to the given sample of responses.
+    With them, the scores of the given responses have mean 0 and standard deviation 1.
     """
     from rlhf_marl.rewards.tools import calibrated, opened, read_texts
 
@@ -104,8 +106,8 @@ def calibrate(card: str, source: Path) -> None:
 
 @reward.command()
 @click.argument("card", nargs=-1, required=True)
-@click.option("--pairs", required=True, help="Preference pairs: JSON Lines, also gzipped, or a `datasets` source.")
-@click.option("--json", "output", type=PATH, help="Write the numbers here too.")
+@click.option("--pairs", required=True, help="Preference pairs: JSON Lines (also gzipped) or a `datasets` source.")
+@click.option("--json", "output", type=PATH, help="Also write the numbers to this file.")
 def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
     """Measure how often cards agree with preference pairs.
 
@@ -150,7 +152,7 @@ def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
 def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
     """Score a run's dialogues with other reward models.
 
-    Writes JSON Lines to stdout.
+    Writes a JSON line to stdout for each card, agent and iteration: the mean scaled reward.
     """
     from rlhf_marl.evaluation.rescore import rescored
 

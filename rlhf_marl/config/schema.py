@@ -35,7 +35,7 @@ def registered(names: Callable[[], Iterable[str]]) -> Any:
 
 
 CooperationName: Any = registered(lambda: COOPERATIONS)
-# Responses cannot be enumerated.
+# Without signals that enumerate actions: responses cannot be enumerated.
 SignalName: Any = registered(lambda: [name for name, signal in SIGNALS.items() if not signal.enumerates])
 CreditName: Any = registered(lambda: CREDITS)
 ObjectiveName: Any = registered(lambda: OBJECTIVES)
@@ -55,11 +55,11 @@ class ModelConfig(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: bfloat16 on CUDA, float32 elsewhere."""
     trust_remote_code: bool = False
-    """Run code that the model's repository brings; needs a 40-hex revision."""
+    """Run code from the model's repository; needs a full commit hash as revision."""
 
 
 class LoraConfig(Section):
-    """The adapter every agent trains."""
+    """The LoRA adapter of each agent."""
 
     rank: Annotated[int, Field(gt=0, le=1024)] = 8
     alpha: PositiveFloat = 16.0
@@ -72,13 +72,14 @@ class AgentConfig(Section):
     reward_model: Text
     """Path of the reward model's card."""
     adapter: Text | None = None
-    """Folder of a PEFT LoRA adapter to start from; a fresh one if not given."""
+    """Folder of a PEFT LoRA adapter to start from; by default a new one."""
 
 
 class GenerationConfig(Section):
-    """How agents answer."""
+    """How agents generate answers."""
 
     max_new_tokens: PositiveInt = 32
+    """Token limit of an answer."""
     max_prompt_tokens: PositiveInt = 128
     """Token budget of the state (the dialogue so far); longer states are cut from the left."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
@@ -113,9 +114,11 @@ Prompts = Annotated[FixedPrompt | JsonlPrompts | DatasetPrompts, Field(discrimin
 
 class ChatLimits(Section):
     templates: Text = "prompts/controller.yaml"
-    """Instructions (Jinja2) that merge the responses and write the next prompt."""
+    """File with the instructions (Jinja2) for merging the responses and writing the next prompt."""
     aggregate_tokens: PositiveInt = 48
+    """Token limit of the team's answer."""
     next_prompt_tokens: PositiveInt = 32
+    """Token limit of the next prompt."""
     max_response_characters: PositiveInt = 1000
     """Each agent's text is cut to this length before the controller reads it."""
 
@@ -134,17 +137,19 @@ class TransformersController(ChatLimits):
 
 
 class OpenAIController(ChatLimits):
-    """Any OpenAI-compatible chat endpoint. The key comes from the environment alone."""
+    """Any OpenAI-compatible chat endpoint. The key comes only from the environment."""
 
     kind: Literal["openai"]
     model: Text
+    """The model's name at the endpoint."""
     base_url: Address | None = None
+    """Address of the endpoint; by default OpenAI's."""
     api_key_env: Text = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key."""
     timeout: Seconds = 60.0
     """Seconds one request may take."""
     max_retries: Retries = 5
-    """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
+    """Retries with exponential backoff after connection errors, timeouts, 408, 425, 429, 5xx and invalid answers."""
 
 
 class ScriptedController(Section):
@@ -152,16 +157,17 @@ class ScriptedController(Section):
 
     kind: Literal["scripted"]
     aggregate: Text = "{{ responses[0] }}"
+    """Template of the team's answer."""
     next_prompts: Annotated[list[Text], Field(min_length=1)]
-    """Next prompt after turn 1, 2, ...; the last one repeats."""
+    """Templates of the next prompt after turn 1, 2, ...; the last one repeats."""
 
 
 class CallableController(Section):
-    """A Python function: f(messages, responses, turn=k, last=bool) -> (answer, next prompt), called per dialogue."""
+    """A Python function f(messages, responses, turn=k, last=bool) -> (answer, next prompt), called in every turn."""
 
     kind: Literal["callable"]
     function: FunctionReference
-    """module:function, or file.py:function, from the working folder."""
+    """module:function, or file.py:function, found from the working folder."""
 
 
 Controller = Annotated[
@@ -171,14 +177,16 @@ Controller = Annotated[
 
 
 class TopologyConfig(Section):
-    """Who talks to whom, and with which weights (Definition 4.1)."""
+    """The communication graph and the consensus matrix on it (Definition 4.1)."""
 
     graph: Literal["ring", "complete", "star", "grid", "exponential", "random", "explicit"] = "ring"
+    """explicit: the graph of `edges`."""
     edges: list[Annotated[list[NonNegativeInt], Field(min_length=2, max_length=2)]] | None = None
     """Pairs of agents, for graph explicit."""
     edge_probability: Fraction = 0.5
-    """For graph random; drawn again until connected."""
+    """For graph random, which is drawn again until it is connected."""
     matrix: Literal["metropolis_hastings", "sinkhorn", "uniform", "given"] = "metropolis_hastings"
+    """How the consensus weights follow from the graph; given: they are in `weights`."""
     weights: list[list[float]] | None = None
     """The consensus matrix itself, for matrix given."""
     laziness: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -188,48 +196,48 @@ class TopologyConfig(Section):
 
 
 class CriticConfig(Section):
-    """Algorithm 2 on the network of Eq. (5). Q or V critic follows from actor.signal."""
+    """Algorithm 2 on the network of Eq. (5). actor.signal determines whether it is a Q or a V critic."""
 
     width: Annotated[int, Field(gt=0, le=8192)] = 256
     """m of Eq. (5)."""
     depth: Annotated[int, Field(gt=0, le=32)] = 3
     """D of Eq. (5)."""
     token_features: Annotated[int, Field(gt=0, le=1024)] = 16
-    """Dimension of the fixed random map of each token's embedding, the first factor of H."""
+    """Output dimension of the fixed random map of each token's embedding, the first factor of H."""
     output_scale: PositiveFloat = 1.0
-    """Multiplies b of Eq. (5). As printed (1.0) initial values spread like N(0, 2m), far above rewards near 1."""
+    """Multiplies b of Eq. (5). The paper's 1.0 spreads initial values like N(0, 2m), far above rewards near 1."""
     initial_value: Literal["zero", "network"] = "zero"
-    """zero: the initial network is subtracted, so that values start at 0; network: as printed."""
+    """zero: the initial network is subtracted, so that values start at 0; network: not subtracted, as in the paper."""
     optimizer: Literal["sgd", "adam"] = "adam"
     step_size: PositiveFloat = 1e-4
     """β of Algorithm 2."""
     steps: PositiveInt = 1
-    """K: TD steps per update, over the update's turns in order, again from the first when there are fewer."""
+    """K: TD steps per update. Step k uses the update's k-th turn; after the last turn the first one follows."""
     radius: PositiveFloat | None = 10.0
     """B: Frobenius radius of each layer's ball around its initial weights; null = no projection."""
     start: Literal["warm", "restart"] = "warm"
-    """warm: from the last gossiped weights; restart: from W(0) at each call, as printed."""
+    """warm: start from the last gossiped weights; restart: start every update from W(0), as in the paper."""
     average: bool = True
-    """Line 9's running average over the K steps."""
+    """Gossip line 9's running average over the K steps; false: the last iterate."""
 
 
 class ActorConfig(Section):
     """Algorithm 1's actor step."""
 
     signal: SignalName = "td_v"
-    """What weighs the score function; see docs/algorithm.md."""
+    """The weight of the score function; see docs/algorithm.md."""
     credit: CreditName = "local"
-    """local: own immediate reward and the consensual future; consensus: the gossiped TD error alone."""
+    """local: the own immediate reward and gossiped values; consensus: only the gossiped TD error."""
     baseline: Literal["none", "leave_one_out"] = "leave_one_out"
     """leave_one_out: subtract the mean signal of the other parallel dialogues."""
     objective: ObjectiveName = "policy_gradient"
-    """policy_gradient: the signal weighs every token's score function; ppo_clip: times the clipped probability ratio
-    to the policy that sampled."""
+    """policy_gradient: the signal weights every token's score function; ppo_clip: PPO's clipped objective, with the
+    signal as advantage."""
     clip_range: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """ε of ppo_clip."""
     optimizer: Literal["scaled_adam", "adam", "normalised"] = "scaled_adam"
-    """scaled_adam: Adam's step, shorter for an agent whose signal is smaller than the team's; normalised: the step of
-    line 17, of length step_size."""
+    """scaled_adam: Adam, with shorter steps for an agent whose signal is smaller than the team's; normalised: line 17's
+    step, of length step_size."""
     step_size: PositiveFloat = 1e-4
     """α of Algorithm 1."""
     turns_per_update: PositiveInt = 1
@@ -237,9 +245,9 @@ class ActorConfig(Section):
     kl_coefficient: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the base model, summed over a response's tokens."""
     turn_weights: Literal["equal", "discounted"] = "equal"
-    """discounted: turn k weighs γ^k, as in the gradient of Eq. (1); equal: every turn weighs 1."""
+    """discounted: turn k has weight γ^k, as in the gradient of Eq. (1); equal: every turn has weight 1."""
     max_gradient_norm: PositiveFloat | None = None
-    """Each agent's gradient is clipped to this norm (not for normalised); null = not."""
+    """Each agent's gradient is clipped to this norm (except for optimizer normalised); null = no clipping."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.
@@ -263,10 +271,11 @@ class Config(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     iterations: PositiveInt
-    """Each iteration plays `dialogues` dialogues and makes turns / turns_per_update updates."""
+    """Each iteration plays `dialogues` dialogues and makes turns / actor.turns_per_update updates."""
     dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Dialogues played in parallel."""
     turns: Annotated[int, Field(gt=0, le=1000)] = 3
+    """Turns of each dialogue."""
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """γ."""
     terminal: Literal["zero", "restart"] = "zero"
@@ -288,13 +297,14 @@ class Config(Section):
     checkpoint_every: PositiveInt = 5
     """Iterations between checkpoints; the last one is always kept."""
     keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints that are kept; when one turns out damaged, --resume takes the one before."""
+    """How many of the newest checkpoints are kept. If the newest is damaged, --resume uses the one before."""
     best_metric: Literal["reward_scaled", "reward_raw"] = "reward_scaled"
-    """The checkpoint with the highest mean of this metric, over agents and the iterations since the checkpoint before,
-    is kept too; its adapters are in best/."""
+    """The checkpoint with the highest mean of this metric, over agents and the iterations since the previous one, is
+    kept too; its adapters are in best/."""
     stop_after_skipped: PositiveInt = 10
-    """Updates in a row in which some step was not finite and was skipped, before the run stops (resumable)."""
+    """The run stops (resumable) after so many updates in a row with a skipped, non-finite step."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
+    """Also send the metrics to this tracker."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Pydantic's errors as readable one-line messages."""
+"""Turn pydantic's errors into readable one-line messages."""
 
 import difflib
 import re
@@ -21,9 +21,9 @@ def _address(text: str) -> str:
     except ValueError:
         usable = False
     if not usable or " " in text:
-        raise ValueError("no address; it must be http://host[:port][/path] or https://...")
+        raise ValueError("not a valid address; it must be http://host[:port][/path] or https://...")
     if "@" in parts.netloc:
-        raise ValueError("a user name or password in an address would be kept in files; give a key with api_key_env")
+        raise ValueError("an address must not contain a user name or password; use a key with api_key_env")
     return text
 
 

@@ -27,8 +27,8 @@ class Merged:
     Attributes:
         aggregate: the team's answer.
         next_prompt: the prompt of the next turn, or None after the last turn.
-        fallback: the model wrote nothing usable for one of the two, so the first non-empty response or the last prompt
-            was used instead.
+        fallback: the controller gave no usable output for one of the two, so the first non-empty response or the last
+            prompt was used instead.
     """
 
     aggregate: str
@@ -138,9 +138,9 @@ class ScriptedController:
 class CallableController:
     """A Python function as controller, for custom protocols.
 
-    Called per dialogue as function(messages, responses, turn=k, last=bool); messages end with the prompt. It returns
-    the team's answer and the next prompt, both strings. An empty one triggers the fallback, as with a model. After the
-    last turn the next prompt is ignored.
+    Called for each dialogue in every turn as function(messages, responses, turn=k, last=bool); messages end with the
+    prompt. It returns the team's answer and the next prompt, both strings. An empty string triggers the fallback, as
+    with a model. In the last turn the next prompt is ignored.
     """
 
     def __init__(self, function: Callable[..., tuple[str, str | None]], where: str) -> None:
@@ -170,7 +170,7 @@ class CallableController:
 
 
 def _stand_in(responses: Sequence[str]) -> str:
-    """The team's answer where the controller gave none: the first non-empty response."""
+    """The fallback for the team's answer: the first non-empty response."""
     return next((text for text in responses if text), "...")
 
 

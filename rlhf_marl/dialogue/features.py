@@ -26,7 +26,7 @@ class CriticFeatures:
         width: int,
         generator: torch.Generator,
     ) -> None:
-        """Args: embeddings (vocabulary, e); part_lengths: tokens kept of each part (state, then responses)."""
+        """embeddings: (vocabulary, e). part_lengths: tokens kept of each part (the state, then responses)."""
         self.part_lengths = tuple(part_lengths)
         vocabulary, e = embeddings.shape
         # Var = 1/p keeps the norm in expectation, so that H's product has entries of variance 2 on unit inputs.

@@ -24,7 +24,7 @@ class Dialogue:
     """One episode in progress; its messages are the global state s_k.
 
     Attributes:
-        number: within the run (or the evaluation), from 0.
+        number: number within the run (or the evaluation), from 0.
         question: index of its first question in the prompt source.
         messages: alternating user prompts and aggregated answers; the last one is the prompt to answer.
         turns: number of turns to play.
@@ -63,7 +63,7 @@ class Turn:
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
-        value: what each agent's critic expects of the turn, likewise; None for a team without critics.
+        value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -149,12 +149,12 @@ class Player:
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 
     def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
-        """Token ids cut to the budget, and their number before the cut."""
+        """Token ids truncated to the budget, and their number before truncation."""
         whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
         return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
-        """The controller's output. It is asked for a next prompt only if none is predefined."""
+        """The controller's output. The controller writes a next prompt only if none is predefined."""
         merged: dict[int, Merged] = {}
         writes = [turn + 1 < d.turns and turn >= len(d.follow_ups) for d in dialogues]
         for asked in (False, True):

@@ -3,8 +3,8 @@
 questions.py    the held-out questions         statistics.py   paired bootstrap intervals
 collect.py      dialogues, base and trained    verdict.py      one sentence per agent, from the intervals
 judges.py       held-out and pairwise judges   summary.py      rows of dialogues -> evaluation.json
-metrics.py      numbers of one response        evaluate.py     one run directory, start to end
-refusal.py      is it a refusal?               compare.py      runs side by side
+metrics.py      text metrics of responses      evaluate.py     evaluates one run directory
+refusal.py      detects refusals               compare.py      runs side by side
 labels.py       names of the metrics           trained_run.py  a run's agents, cards and training questions
 schema.py       the content of evaluation.json files.py        reading it back
 

@@ -1,4 +1,4 @@
-"""Dialogues on the held-out questions, by the base model and by the trained agents, from the same random numbers."""
+"""Dialogues on the held-out questions, by the base model and by the trained agents, with the same random numbers."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ def collect(
 ) -> Iterator[Row]:
     """Play every question with the base model and with the trained agents: rows, base first, without scores.
 
-    Both draw token t of agent i in dialogue b, turn k with the same random number.
+    Both sample token t of agent i in dialogue b, turn k with the same random number.
 
     Args:
         turns: of questions without follow-ups; the controller writes the prompts after the first.
@@ -124,8 +124,8 @@ def score(rows: Sequence[Row], scorer: Scorer) -> None:
 def compare_pairs(rows: Sequence[Row], judge: PairwiseJudge) -> None:
     """Add the pairwise judge's preference between base and trained answers to the trained rows.
 
-    Both answers are judged as answers to the trained dialogue's prompt; where the controller wrote different prompts,
-    the pair is left out of the judging as a tie that says nothing about consistency.
+    Only turns with the same prompt in both dialogues are judged. Where the controller wrote different prompts, the
+    trained row gets no preference.
     """
     base = {(row["question"], row["turn"]): row for row in rows if row["policy"] == "base"}
     trained = [row for row in rows if row["policy"] == "trained"]

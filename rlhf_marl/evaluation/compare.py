@@ -11,7 +11,7 @@ _POLICIES = ("base", "trained")
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
-    """Metrics whose base is the first run's trained agents, per agent and for the team.
+    """Metrics per agent and for the team, with the first run's trained agents as base.
 
     Returns:
         {"agents": [{judge or metric: METRIC}], "team": {...}, "warnings": [texts]}. Only judges with the same card in
@@ -25,10 +25,10 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     cards = first.numbers["settings"]["judges"].items() & second.numbers["settings"]["judges"].items()
     names = [name for name in first.numbers["settings"]["judges"] if name in dict(cards)]
     if not names:
-        warnings.append("the runs were judged by different reward models; only texts are compared")
+        warnings.append("the runs were judged by different reward models; only text metrics are compared")
     rows = _paired_rows(first.rows, second.rows)
     if not rows:
-        return {"agents": [], "team": {}, "warnings": [*warnings, "the runs answered no question in common"]}
+        return {"agents": [], "team": {}, "warnings": [*warnings, "the runs have no questions in common"]}
 
     def speaker_metrics(speaker: int) -> dict[str, Any]:
         return {name: metric(rows, score_of(name, speaker)) for name in names} | text_metrics(rows, speaker)

@@ -62,22 +62,22 @@ _Count = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Options(BaseModel):
-    """What to evaluate on."""
+    """Options of an evaluation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     questions: _File = SHIPPED
     """JSON Lines; see questions.py."""
     turns: _Count = 1
-    """Of questions without follow-ups."""
+    """Turns of questions without follow-ups."""
     max_new_tokens: _Count | None = None
-    """The longest answer; as in training if None."""
+    """Token limit of an answer; as in training if None."""
     judges: list[_File] | None = None
     """Held-out cards; the shipped ones if None."""
     judge: _File | None = None
-    """Card of a chat judge for win rates, in place of the held-out reward models."""
+    """Card of a chat judge for win rates, instead of the held-out reward models."""
     seed: Annotated[int, Field(ge=0, strict=True)] = 1
-    """Of the sampled answers."""
+    """Seed of the sampled answers."""
     limit: _Count | None = None
     """Number of questions, spread evenly over the kinds; all if None."""
 
@@ -94,10 +94,10 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     """Evaluate one run and write the two files into it; an earlier evaluation with the same settings is reused.
 
     Args:
-        progress: receives what is being done, how much of it is done, and how much there is.
+        progress: receives (stage, steps done, steps in all).
 
     Raises:
-        UsageError: no run, unusable questions or judges; OnlyRecorded: no agents.
+        UsageError: not a run, or unusable questions or judges; OnlyRecorded: no agents.
         RunStopped: a reward model or the controller failed.
     """
     began = time.monotonic()
@@ -160,10 +160,10 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
 
 
 def check_run(path: Path) -> tuple[RunDirectory, Config]:
-    """The run and its config, if it can be evaluated as far as its files' names tell.
+    """Open the run and its config. Only checks which files exist, not their content, so it is fast.
 
     Raises:
-        UsageError: no run, or not to be written to; OnlyRecorded: there is nothing to evaluate.
+        UsageError: not a run, or not writable; OnlyRecorded: there is nothing to evaluate.
     """
     run, config = open_run(path)
     check_agents(run)
@@ -175,14 +175,14 @@ def check_run(path: Path) -> tuple[RunDirectory, Config]:
 def _questions(options: Options, trained: list[str], notes: list[str]) -> list[Question]:
     path = find_data(options.questions, "--questions")
     kept, left_out = without_trained(load_questions(path), trained)
-    notes += [f"question {name} is one of the training's and was left out" for name in left_out]
+    notes += [f"question {name} was used in training and is excluded" for name in left_out]
     if not kept:
-        raise UsageError(f"{path}: all questions are the training's own; an evaluation needs others")
+        raise UsageError(f"{path}: all questions were used in training; an evaluation needs others")
     return spread(kept, options.limit)
 
 
 def _settings(config: Config, options: Options, questions: list[Question], cards: Sequence[Card]) -> dict[str, Any]:
-    """What was asked; two evaluations of the same agents that agree here would give the same numbers."""
+    """The evaluation's settings. Evaluations of the same agents with equal settings give the same numbers."""
     judges = options.judges if options.judges is not None else HELD_OUT_CARDS
     asked = [(judge, "--judges") for judge in judges] + ([(options.judge, "--judge")] if options.judge else [])
     return {
@@ -205,7 +205,7 @@ def _settings(config: Config, options: Options, questions: list[Question], cards
 
 
 def _sampling(config: Config, options: Options, questions: Sequence[Question], chat_model: ChatModel) -> Sampling:
-    """With room for whole dialogues: questions, answers and follow-ups, up to the model's context."""
+    """Sampling with a prompt budget for complete dialogues, up to the model's context length."""
     new_tokens = options.max_new_tokens or config.generation.max_new_tokens
     longest = max(
         len(chat_tokens(chat_model.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
@@ -214,26 +214,29 @@ def _sampling(config: Config, options: Options, questions: Sequence[Question], c
     room = chat_model.context_length - new_tokens
     if longest > room:
         context = chat_model.context_length
-        raise UsageError(f"--questions: the longest is {longest} tokens; {config.model.name} takes {context} in all")
+        raise UsageError(
+            f"--questions: the longest question has {longest} tokens; with an answer it exceeds {config.model.name}'s "
+            f"context of {context} tokens"
+        )
     return Sampling(options.seed, new_tokens, room, config.generation.temperature)
 
 
 def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[str]) -> None:
-    """Say where dialogues were longer than those of the training, or than the model's context."""
+    """Note if dialogues were longer than training allowed, or than the model's context."""
     trained = config.generation.max_prompt_tokens
     lengths = [row["prompt_tokens"] for row in rows]
     if max(lengths) > trained:
         notes.append(
             f"max_prompt_tokens was {trained} in training; here dialogues of up to {min(max(lengths), room)} tokens "
-            "were read whole"
+            "were not truncated"
         )
     cut = sum(length > room for length in lengths)
     if cut:
-        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model; its newest part was read")
+        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model and was cut from the left")
 
 
 def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:
-    """evaluation.json last: where it stands, the dialogues beside it belong to it."""
+    """Write both files; evaluation.json last, so that it never exists without its dialogues."""
     (path / NUMBERS).unlink(missing_ok=True)
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     write_text(path / DIALOGUES, "".join(lines))

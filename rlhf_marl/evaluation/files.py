@@ -21,7 +21,7 @@ NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """numbers: evaluation.json; rows: evaluation_dialogues.jsonl; reused: both were there already."""
+    """numbers: evaluation.json; rows: evaluation_dialogues.jsonl; reused: both existed already."""
 
     numbers: dict[str, Any]
     rows: list[dict[str, Any]]
@@ -39,7 +39,7 @@ def read_numbers(file: Path) -> tuple[Numbers, dict[str, Any]]:
         content = json.loads(file.read_text("utf-8"))
         version = content.get("version") if isinstance(content, dict) else None
         if isinstance(version, int) and version != VERSION:
-            raise UsageError(f"{file}: is of version {version}; this rlhf-marl reads version {VERSION}")
+            raise UsageError(f"{file}: has version {version}; this rlhf-marl reads version {VERSION}")
         return Numbers.model_validate(content), content
     except ValidationError as error:
         raise UsageError(explain(error, str(file), content).splitlines()[0]) from None
@@ -66,9 +66,9 @@ def agents_fingerprint(path: Path) -> dict[str, str | None]:
 
 
 def is_current(settings: Mapping[str, Any], path: Path) -> bool:
-    """Whether an evaluation with these settings is of the run's present agents.
+    """Whether an evaluation with these settings belongs to the run's current agents.
 
-    Checkpoints may have been removed since: a finished run does not need them.
+    Checkpoints may have been removed since, because a finished run does not need them.
     """
     now = agents_fingerprint(path)
     return settings.get("adapters_sha256") == now["adapters_sha256"] and (

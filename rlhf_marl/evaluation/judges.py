@@ -22,7 +22,7 @@ from rlhf_marl.rewards import (
 from rlhf_marl.rewards.judge import build_grader
 from rlhf_marl.sanitise import neutralise
 
-# Shipped cards that score without a download. Those that trained an agent of the run are left out.
+# Shipped cards that score without a download. Those that trained an agent of the run are excluded.
 HELD_OUT = ("harmless", "helpful", "courteous", "clean_language")
 HELD_OUT_CARDS = tuple(f"reward_models/{name}.yaml" for name in HELD_OUT)
 PAIRWISE = "prompts/pairwise.yaml"
@@ -42,7 +42,7 @@ class Scorer:
 
 
 def own_scorers(cards: Sequence[Card], models: Sequence[RewardModel]) -> list[Scorer]:
-    """The agents' reward models, each once; different ones of the same name get the agent's number behind it."""
+    """The agents' distinct reward models; the agent's number is appended to a name that is already taken."""
     scorers: list[Scorer] = []
     for agent, (card, model) in enumerate(zip(cards, models, strict=True)):
         same = next((scorer for scorer in scorers if scorer.card == card), None)
@@ -77,13 +77,13 @@ def held_out_scorers(
                 card = card.finished()
             if _names(card) & trained or _contents(card) & contents:
                 if references is not None:
-                    warnings.append(f"judge {card.name} is no held-out judge: it trained an agent of this run")
+                    warnings.append(f"judge {card.name} is not held out: it trained an agent of this run")
                 continue
             judges.append(Scorer(card.name, card, build_reward_model(card, base), []))
         except UsageError as error:
             if references is not None:
                 raise
-            warnings.append(f"held-out judge {card.name} left out: {error}")
+            warnings.append(f"held-out judge {card.name} is excluded: {error}")
     return judges, warnings
 
 
@@ -93,13 +93,13 @@ def _names(card: Card) -> set[str]:
 
 
 def _contents(card: Card) -> set[str]:
-    """What the card scores by, and what an ensemble's members do: under another name or scale it is the same."""
+    """What determines the ranking by a card or an ensemble's members, independent of name and scale."""
     content = {card.model_dump_json(exclude=_NOT_CONTENT)} if not isinstance(card, EnsembleCard) else set()
     return content.union(*(_contents(member.finished()) for member in card.member_cards()))
 
 
 def card_digest(card: Card) -> str:
-    """Of a card, of the files that it names and of an ensemble's members: the same for the same scores."""
+    """Hash of a card, of the files that it names and of an ensemble's members."""
     digest = hashlib.sha256(card.model_dump_json().encode())
     function = getattr(card, "function", "").rpartition(":")[0]
     for name in (function, getattr(card, "data", ""), getattr(card, "rubric", "")):
@@ -113,7 +113,7 @@ def card_digest(card: Card) -> str:
 
 @final
 class PairwiseJudge:
-    """A chat model that says which of two responses is better, asked twice with the places swapped."""
+    """A chat model that says which of two responses is better, asked twice with the order swapped."""
 
     def __init__(self, card: JudgeCard, base: Sampler) -> None:
         self.name = card.name

@@ -34,13 +34,13 @@ def load_questions(path: Path) -> list[Question]:
     """Read a question file: JSON Lines with id, kind, prompt and, for multi_turn, follow_ups.
 
     Raises:
-        UsageError: the first line that is no question, or two questions of one id.
+        UsageError: a line is not a question, or two questions have the same id.
     """
     questions: dict[str, Question] = {}
     for number, row in read_rows(path):
         question = _question(row, f"{path}: line {number}")
         if question.id in questions:
-            raise UsageError(f"{path}: line {number}: id {question.id!r} was given to an earlier question")
+            raise UsageError(f"{path}: line {number}: id {question.id!r} is already the id of an earlier question")
         questions[question.id] = question
     if not questions:
         raise UsageError(f"{path}: holds no questions")
@@ -66,7 +66,7 @@ def _question(row: dict[str, Any], where: str) -> Question:
 
 
 def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
-    """`limit` questions, as many of each kind as possible, in file order; all without a limit."""
+    """`limit` questions, spread evenly over the kinds, in file order; all without a limit."""
     if limit is None or limit >= len(questions):
         return list(questions)
     place = dict.fromkeys(KINDS, 0)

@@ -1,4 +1,4 @@
-"""Detect refusals by a list of phrases; docs/evaluation.md measures its limits."""
+"""Detect refusals by a list of phrases; docs/evaluation.md measures its errors."""
 
 import re
 

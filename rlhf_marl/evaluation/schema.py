@@ -50,7 +50,7 @@ class Mean(_Part):
 
 
 class Speaker(_Part):
-    """What agents and the team have in common."""
+    """Metrics of an agent or the team."""
 
     verdict: str
     own_reward: Metric
@@ -59,7 +59,7 @@ class Speaker(_Part):
     """Mean of the held-out judges, each in standard deviations of its scores of base answers."""
     win_rate: WinRate | None
     length: Metric
-    """Tokens an answer."""
+    """Tokens per answer."""
     distinct_1: Metric
     distinct_2: Metric
     self_repetition: Metric
@@ -71,9 +71,9 @@ class Agent(Speaker):
     agent: int
     reward_model: str
     kl_to_base: Mean
-    """Nats a token."""
+    """Nats per token."""
     entropy: Metric
-    """Nats a token."""
+    """Nats per token."""
     truncated: Metric
     """Share of answers cut at the token limit."""
 
@@ -90,15 +90,15 @@ class Team(Speaker):
 
 
 class Settings(_Part):
-    """What was evaluated, and on what."""
+    """What was evaluated, and how."""
 
     questions: str
-    """The question file, as it was given."""
+    """The question file, as given."""
     questions_sha256: str
     n_questions: int
     n_dialogues: int
     turns: int
-    """Of questions without follow-ups."""
+    """Turns of questions without follow-ups."""
     seed: int
     max_new_tokens: int
     temperature: Number
@@ -111,22 +111,22 @@ class Settings(_Part):
     judges: dict[str, str]
     """Digest of each scorer's card, by name."""
     cards: dict[str, Any]
-    """Digests of the agents' own cards, and of each card asked for."""
+    """Digests of the agents' own cards, and of each requested card."""
     adapters: str
-    """Where the adapters are from: `adapters`, or a checkpoint."""
+    """Source of the adapters: `adapters`, or a checkpoint."""
     adapters_sha256: str | None
     checkpoint_sha256: str | None
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    """Of all intervals."""
+    """Level of all intervals."""
     resamples: int
-    """Of the bootstrap."""
+    """Bootstrap resamples."""
     seconds: Number
 
 
 class Judge(_Part):
     name: str
     trained_agents: list[int]
-    """Agents that were trained with it; empty if it is held out."""
+    """Agents trained with it; empty if it is held out."""
 
 
 class CrossRewards(_Part):
@@ -164,12 +164,12 @@ class Summary(_Part):
     agents: list[Agent]
     team: Team
     held_out_judges: list[str]
-    """Those in held_out_reward; without judges that score all base answers alike."""
+    """The judges in held_out_reward, which excludes judges that score all base answers alike."""
     cross_rewards: CrossRewards
     agreement: Metric | None
     """Overlap of the agents' words; null for one agent."""
     controller_fallbacks: Metric
-    """Share of turns in which the controller wrote nothing usable."""
+    """Share of turns in which the controller gave no usable output."""
     by_kind: dict[str, OneKind]
     """Kinds of questions: see questions.py."""
 

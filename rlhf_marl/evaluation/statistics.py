@@ -30,7 +30,7 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int 
     wide = 2 * stats.norm.cdf(stats.t.ppf((1 + confidence) / 2, n - 1) * math.sqrt(n / (n - 1))) - 1
     for method in ("BCa", "percentile"):
         with warnings.catch_warnings():
-            # Few, mostly equal values leave BCa's correction undefined, which it says by a warning and nan.
+            # With few, mostly equal values BCa is undefined: scipy warns and returns nan.
             warnings.simplefilter("ignore")
             found = stats.bootstrap(
                 (sample,),

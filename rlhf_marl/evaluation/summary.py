@@ -25,13 +25,13 @@ _OF_TEAM = {
 
 
 def summarise(rows: Sequence[Row], own: Sequence[str], judges: Sequence[dict[str, Any]], pairwise: str | None) -> Row:
-    """The measured part of evaluation.json; see schema.Summary.
+    """The measurements in evaluation.json; see schema.Summary.
 
     Args:
         rows: of both policies.
         own: name of each agent's own reward model among the judges.
         judges: {"name", "trained_agents"} in the order of the matrix.
-        pairwise: name of the chat judge that compared pairs, or None: the held-out judges decide the win rate.
+        pairwise: name of the chat judge that compared pairs; None if the held-out judges decide the win rate.
     """
     n_agents = len(own)
     scales = {judge["name"]: _scale(rows, judge["name"]) for judge in judges if not judge["trained_agents"]}
@@ -76,7 +76,7 @@ def metric(rows: Sequence[Row], value: Value, kinds: Sequence[str] = KINDS) -> M
 
 
 def per_question(rows: Sequence[Row], policy: str, value: Value, kinds: Sequence[str] = KINDS) -> dict[str, float]:
-    """Mean over its turns of each question, for one policy."""
+    """Mean over the turns of each question, for one policy."""
     values: dict[str, list[float]] = {}
     for row in rows:
         if row["policy"] == policy and row["kind"] in kinds:
@@ -109,7 +109,7 @@ def _scale(rows: Sequence[Row], judge: str) -> tuple[float, float]:
 def standardised(scales: Mapping[str, tuple[float, float]]) -> Callable[[Row, int], float] | None:
     """Ensemble of judges: the mean of their scores, each standardised by its scores of base answers.
 
-    Judges that score all base answers alike are left out; None if no judge is left.
+    Judges that score all base answers alike are excluded; None if no judge is left.
     """
     used = [(name, mean, deviation) for name, (mean, deviation) in scales.items() if deviation > 0]
     if not used:
@@ -151,7 +151,7 @@ def _of_speaker(
 
 
 def text_metrics(rows: Sequence[Row], speaker: int) -> dict[str, Any]:
-    """The metrics of a speaker's texts that also compare two runs."""
+    """The metrics of a speaker's texts that are also used to compare two runs."""
     refused = value_of("refused", speaker)
     return {
         "length": metric(rows, value_of("tokens", speaker)),

@@ -1,6 +1,6 @@
 """Load what evaluation needs from a run: agents, reward models, training questions; with fallbacks.
 
-Each function returns what it found, and adds a line to `notes` if that differs from a finished run.
+Each function returns what it found, and adds a line to `notes` for every deviation from a finished, intact run.
 """
 
 import json
@@ -25,7 +25,7 @@ from rlhf_marl.runs.directory import RunDirectory
 
 
 class OnlyRecorded(UsageError):
-    """The run cannot be evaluated; what training recorded can still be shown."""
+    """The run cannot be evaluated, but the metrics recorded in training can still be shown."""
 
 
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
@@ -34,7 +34,7 @@ _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError
 def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, notes: list[str]) -> str:
     """Load the trained adapters; returns their source.
 
-    They are those of adapters/, or of the newest checkpoint where adapters/ cannot be used or the run has trained on
+    They come from adapters/, or from the newest checkpoint if adapters/ cannot be used or the run has trained further
     since it wrote them.
 
     Raises:
@@ -56,9 +56,9 @@ def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, no
             return "adapters"
         newest = newest_checkpoint(run.path)
         if newest is not None and newest.name != iteration_name(values["iteration"]):
-            notes.append(f"checkpoint {newest.name} is damaged: whether adapters/ is as new as it is not known")
+            notes.append(f"checkpoint {newest.name} is damaged: adapters/ may be older than it")
             return "adapters"
-        reason = "the run has trained on since it wrote them"
+        reason = "the run has trained further since it wrote them"
     if not fits:
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
     parameters.copy_(trained)
@@ -78,7 +78,7 @@ def newest_state(run: RunDirectory) -> State | None:
 
 
 def _load_adapters(adapters: StackedAdapters, run: RunDirectory) -> str | None:
-    """Load adapters/; returns why not, if it cannot."""
+    """Load adapters/; returns the reason if that fails."""
     try:
         for agent in range(adapters.n_agents):
             adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
@@ -88,20 +88,20 @@ def _load_adapters(adapters: StackedAdapters, run: RunDirectory) -> str | None:
 
 
 def check_agents(run: RunDirectory) -> None:
-    """Raise OnlyRecorded if there is no file to load an agent from, before minutes of loading."""
+    """Raise OnlyRecorded if there is no file to load an agent from. Called before minutes of loading."""
     if not any(run.adapters.glob("*/*")) and not any(run.path.glob("checkpoints/*/*")):
         raise OnlyRecorded(_nothing_trained(run, "there are none"))
 
 
 def _nothing_trained(run: RunDirectory, reason: str) -> str:
     return (
-        f"evaluate: {run.path} has no whole adapters ({reason}) and no whole checkpoint: there are no agents to "
-        "evaluate; train on with --resume"
+        f"evaluate: {run.path} has no intact adapters ({reason}) and no intact checkpoint, so there are no agents to "
+        "evaluate; continue training with --resume"
     )
 
 
 def recorded(run: RunDirectory) -> list[dict[str, Any]]:
-    """The run's metrics as far as they are whole: a row per update and agent, without damaged lines."""
+    """The run's intact metrics: a row per update and agent, without damaged lines."""
     try:
         content = complete_lines(run.metrics.read_bytes())
     except OSError:
@@ -120,15 +120,15 @@ def recorded(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def open_run(path: Path) -> tuple[RunDirectory, Config]:
-    """The run and its config; raises UsageError, which says what can still be read if the config cannot."""
+    """The run and its config; raises UsageError, or OnlyRecorded if only the config is unreadable."""
     try:
         return RunDirectory.open(path, "evaluate")
     except UsageError as error:
         if not (path / "dialogues.jsonl").is_file():
             raise
         raise OnlyRecorded(
-            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version understands; "
-            f"`rlhf-marl report {path}` shows what it recorded"
+            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version can read; "
+            f"`rlhf-marl report {path}` shows what was recorded"
         ) from None
 
 
@@ -145,11 +145,11 @@ def reward_cards(run: RunDirectory, config: Config, notes: list[str]) -> Sequenc
         for card in cards:
             model = getattr(card, "model", None)
             if isinstance(model, str) and Path(model).is_absolute() and not Path(model).exists():
-                raise UsageError(f"reward model {card.name}: {model} is gone")
+                raise UsageError(f"reward model {card.name}: {model} no longer exists")
         return cards
     except UsageError as error:
         notes.append(
-            f"{error}; the reward models were built anew from config.yaml, and may differ from those of the training"
+            f"{error}; the reward models were rebuilt from config.yaml and may differ from those used in training"
         )
     return [
         load_card(agent.reward_model, f"{run.path}/config.yaml: agents.{i}.reward_model")
@@ -158,16 +158,16 @@ def reward_cards(run: RunDirectory, config: Config, notes: list[str]) -> Sequenc
 
 
 def trained_questions(config: Config, run: RunDirectory, notes: list[str]) -> list[str]:
-    """The questions that training asked."""
+    """The questions used in training."""
     try:
         return load_questions(config.prompts, config.seed, f"{run.path}/config.yaml").texts
     except UsageError as error:
-        notes.append(f"whether a question was trained on is not known: {error}")
+        notes.append(f"training questions may be among the evaluation's, because they cannot be read: {error}")
         return []
 
 
 def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
-    """Note what the run's files say about it: unfinished, damaged, or of another version."""
+    """Note if the run is unfinished, damaged, or from another version."""
     try:
         rows = read_jsonl(run.metrics)
         iterations = max((row["iteration"] for row in rows), default=-1) + 1
@@ -179,6 +179,6 @@ def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
         version = json.loads((run.path / "environment.json").read_text("utf-8"))["packages"]["rlhf-marl"]
         here = metadata.version("rlhf-marl")
         if version != here:
-            notes.append(f"the run was made by rlhf-marl {version}, this is {here}")
+            notes.append(f"the run was made by rlhf-marl {version}; this is version {here}")
     except (OSError, ValueError, KeyError, TypeError, metadata.PackageNotFoundError) as error:
-        notes.append(f"the version that made the run is not known: environment.json: {error}")
+        notes.append(f"the version that made the run is unknown: environment.json: {error}")

@@ -50,7 +50,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 @contextmanager
 def writing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `path` when the block ends; an error in the block leaves `path` unchanged."""
-    temporary = path.with_name(f".{path.name}.tmp")  # hidden: beside an export, `name.tmp` may be the user's
+    temporary = path.with_name(f".{path.name}.tmp")  # hidden: `name.tmp` next to an export may be the user's
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -83,7 +83,7 @@ def locked(folder: Path, where: str) -> Iterator[None]:
 
 
 @contextmanager
-def or_stop(path: Path, then: str = "go on with --resume") -> Iterator[None]:
+def or_stop(path: Path, then: str = "continue with --resume") -> Iterator[None]:
     """Context in which a failed write of `path` stops the run: raises RunStopped."""
     try:
         yield
@@ -91,7 +91,7 @@ def or_stop(path: Path, then: str = "go on with --resume") -> Iterator[None]:
         raise unwritable(path, error, then) from None
 
 
-def unwritable(path: Path, error: Exception, then: str = "go on with --resume") -> RunStopped:
+def unwritable(path: Path, error: Exception, then: str = "continue with --resume") -> RunStopped:
     """The error to raise after a failed write."""
     reason = getattr(error, "strerror", None) or error
-    return RunStopped(f"{path} cannot be written: {reason}; make room and {then}")
+    return RunStopped(f"{path} cannot be written: {reason}; free some space and {then}")

@@ -14,7 +14,7 @@ from rlhf_marl.sanitise import first_line
 
 
 def load_function(reference: str, where: str) -> Callable[..., Any]:
-    """Import the function. Raises UsageError, which begins with `where`, if that fails for any reason."""
+    """Import the function. Raises UsageError, whose message begins with `where`, if that fails for any reason."""
     home, _, name = reference.rpartition(":")
     try:
         function = getattr(_file(home) if home.endswith(".py") else _module(home), name)

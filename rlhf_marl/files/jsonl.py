@@ -28,7 +28,7 @@ def parse_jsonl(content: bytes, *, nan_as_none: bool = False) -> Iterator[tuple[
     lines = content.split(b"\n")
     for number, line in enumerate(lines if lines[-1] else lines[:-1], 1):
         row: Any = None
-        problem = "is no JSON object"
+        problem = "is not a JSON object"
         try:
             row = json.loads(line.decode("utf-8"), parse_constant=(lambda constant: None) if nan_as_none else None)
         except (ValueError, RecursionError):
@@ -42,10 +42,10 @@ def complete_lines(content: bytes) -> bytes:
 
 
 def read_jsonl(file: Path) -> list[Row]:
-    """Read a log of the toolkit; a torn last line is skipped.
+    """Read one of the toolkit's logs; a torn last line is skipped.
 
     Raises:
-        UsageError: another line is damaged; the error names the first.
+        UsageError: any other line is damaged; the error names the first one.
     """
     rows = []
     for number, row in parse_jsonl(complete_lines(file.read_bytes())):

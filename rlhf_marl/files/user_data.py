@@ -1,4 +1,4 @@
-"""Readers of user data: JSON Lines and `datasets` sources. Each error is one line that names the place."""
+"""Readers of user data: JSON Lines and `datasets` sources. Each error is one line that says where it is."""
 
 import gzip
 from collections.abc import Iterator
@@ -53,5 +53,5 @@ def text_at(row: dict[str, Any], key: str, where: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError(f"{where}: {key} holds half a character (a lone surrogate)") from None
+        raise UsageError(f"{where}: {key} contains a lone surrogate (half a character)") from None
     return text

@@ -65,5 +65,5 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         raise UsageError(f"{path}: not valid YAML: {first_line(error)}") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{path}: holds {type(content).__name__}; a mapping of keys to values is needed")
+        raise UsageError(f"{path}: contains {type(content).__name__}; a mapping of keys to values is needed")
     return content

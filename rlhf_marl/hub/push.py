@@ -1,4 +1,4 @@
-"""Upload an exported folder to the Hugging Face hub, and say in one line what went wrong."""
+"""Upload an exported folder to the Hugging Face Hub, with one-line errors."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.hub.export_folder import MARKER
 
-# Names of the files that an export writes, of either kind and over any base model.
+# Names of all files that an export can write, of either kind and for any base model.
 _EXPORTED: tuple[str, ...] = ("adapter_model.safetensors", "adapter_config.json", "adapter/adapter_*", "config.json")
 _EXPORTED += ("generation_config.json", "model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 _EXPORTED += ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
@@ -21,10 +21,10 @@ def check_push(repo_id: str) -> str:
     """The token to push with, from HF_TOKEN or `hf auth login`.
 
     Raises:
-        UsageError: not OWNER/NAME, the hub is switched off, or no token. Asks nobody: no request is made.
+        UsageError: not OWNER/NAME, the hub client is offline, or there is no token. No request is made.
     """
     if not _REPO_ID.fullmatch(repo_id) or ".." in repo_id or "--" in repo_id or repo_id.endswith((".git", ".")):
-        raise UsageError(f"--push: {repo_id!r} is no name of a repository; give OWNER/NAME, such as me/polite-agent")
+        raise UsageError(f"--push: {repo_id!r} is not a repository name; give OWNER/NAME, such as me/polite-agent")
     if constants.is_offline_mode():
         raise UsageError("--push: HF_HUB_OFFLINE is set, so nothing is sent; unset it, or export without --push")
     token = get_token()
@@ -34,15 +34,16 @@ def check_push(repo_id: str) -> str:
 
 
 def push(folder: Path, repo_id: str, token: str, *, public: bool, message: str) -> str:
-    """Create the repository if it is not there, and upload the folder in one commit. Returns the repository's address.
+    """Create the repository unless it exists, and upload the folder in one commit. Returns the repository's address.
 
-    Files of an earlier export that this one lacks are removed: beside a merged model's config.json an
+    Files of an earlier export that this one lacks are removed: next to a merged model's config.json, an
     adapter_config.json would make transformers add the adapter a second time. Other files stay.
 
-    A new repository is private unless `public`. One that exists stays as it is; if it is public, `public` is needed.
+    A new repository is private unless `public`. An existing one keeps its visibility; if it is public, `public` is
+    required.
 
     Raises:
-        UsageError: the hub refused (token, rights, name, content), or the repository is public.
+        UsageError: the hub refused (token, permissions, name, content), or the repository is public.
         RlhfMarlError: the hub cannot be reached or fails.
     """
     api = HfApi(token=token, library_name="rlhf-marl")
@@ -68,7 +69,7 @@ def _problem(error: BaseException, repo_id: str, token: str) -> RlhfMarlError:
     owner = repo_id.partition("/")[0]
     status = None
     cause: BaseException | None = error
-    while status is None and cause is not None:  # an upload's own error hides the hub's answer
+    while status is None and cause is not None:  # an upload error may wrap the Hub's response
         status = getattr(getattr(cause, "response", None), "status_code", None)
         cause = cause.__cause__
     match status:
@@ -77,7 +78,7 @@ def _problem(error: BaseException, repo_id: str, token: str) -> RlhfMarlError:
         case 403:
             return UsageError(f"--push: the token may not write to {repo_id} (403): it needs write access to {owner}")
         case 404:
-            return UsageError(f"--push: the hub knows no {repo_id} (404): is there a user or organisation {owner}?")
+            return UsageError(f"--push: the hub has no {repo_id} (404): does the user or organisation {owner} exist?")
         case 429:
             return RlhfMarlError("--push: too many requests (429): the hub asks you to wait; try again later")
     if isinstance(error, OfflineModeIsEnabled):

@@ -33,12 +33,12 @@ def load_evaluation(path: Path) -> Numbers | None:
     except UsageError as error:
         raise UsageError(f"{error}; {hint}") from None
     if not is_current(content["settings"], path):
-        raise UsageError(f"{file}: is of another state of the agents than the run has now; {hint}")
+        raise UsageError(f"{file}: belongs to other adapters or checkpoints than the run has now; {hint}")
     return found
 
 
 def measured(evaluation: Agent) -> Iterator[tuple[str, Metric]]:
-    """(label, metric) of all paired metrics that were measured, in the order of the card."""
+    """(label, metric) of all measured paired metrics, in the card's order."""
     for key, label in LABELS.items():
         if isinstance(metric := getattr(evaluation, key), Metric):
             yield label.long, metric
@@ -60,7 +60,7 @@ def hub_results(evaluation: Numbers, agent: Agent) -> list[EvalResult]:
         EvalResult(
             task_type="text-generation",
             task_name="Dialogue",
-            dataset_type="rlhf-marl-questions",  # no dataset of the hub's
+            dataset_type="rlhf-marl-questions",  # not a dataset on the Hub
             dataset_name=Path(settings.questions).name or "questions",
             metric_type=kind,
             metric_name=name,
@@ -89,7 +89,7 @@ class TrainingRewards:
 
 
 def training_rewards(rows: Sequence[dict[str, Any]], agent: int) -> TrainingRewards | None:
-    """Rewards at the start and end of training; the other numbers are those of the last fifth.
+    """Rewards at the start and end of training; the other numbers are means over the last fifth.
 
     None if a row of this agent is damaged.
     """

@@ -13,7 +13,7 @@ STAGES = ("generate", "score", "controller", "critic", "gossip", "update", "othe
 
 @final
 class Stopwatch:
-    """Wall time per stage since construction. Time in a nested stage counts only for the inner one.
+    """Wall time per stage since construction. Time in a nested stage counts only for the inner stage.
 
     Attributes:
         total: seconds of every stage up to the last lap.

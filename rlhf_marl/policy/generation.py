@@ -108,7 +108,7 @@ def generate(
         token, log_probabilities[rows, step] = sample(logits, drawn, temperature)
         sampled[rows, step] = token
         ended = ended | torch.isin(token, ends)
-        most = int((~ended).view(n_policies, -1).sum(-1).max())  # unfinished rows of the policy that has most
+        most = int((~ended).view(n_policies, -1).sum(-1).max())  # the largest number of unfinished rows of any policy
         if most == 0 or step + 1 == max_new_tokens:
             break
         if most <= _WORTH_LEAVING * len(rows) / n_policies:

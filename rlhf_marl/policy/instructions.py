@@ -58,7 +58,7 @@ def load_instructions(path: Path, kind: type[T]) -> T:
 
 
 def render(template: str, where: str, **variables: object) -> str:
-    """Render a sandboxed Jinja2 template. Raises UsageError, which names `where`, if the template is wrong."""
+    """Render a sandboxed Jinja2 template. Raises UsageError, which names `where`, if rendering fails."""
     try:
         return _JINJA.from_string(template).render(**variables)
     except Exception as error:  # an expression in a template can raise anything

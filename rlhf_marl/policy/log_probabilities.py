@@ -20,7 +20,7 @@ from rlhf_marl.policy.prefix_cache import PrefixCache, extend, prefill, shared_t
 # Gradients are accumulated over the microbatches.
 TOKENS_PER_MICROBATCH = 512
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # see algorithm/objectives.py
-POSITIONS = 64  # per chunk: how many distributions over the vocabulary are held beside the logits
+POSITIONS = 64  # per chunk, so that few distributions over the vocabulary are in memory in addition to the logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,8 @@ def evaluate_responses(
     With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t is added
     to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1, line 16, before division
     by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal of token t, which is the
-    given one minus β Σ_{l > t} KL_l: token t decides the prefixes of the later ones. Without that part the direction
-    would not be the gradient of the response's KL divergence, only of the KL at fixed prefixes.
+    given one minus β Σ_{l > t} KL_l, because token t determines the prefixes of the later tokens. Without that term the
+    direction would only be the gradient of the KL at fixed prefixes, not of the response's KL divergence.
 
     Args:
         agents: whose adapters gave the responses; None: the base model, whose KL is 0.

@@ -18,7 +18,7 @@ _PACKED_FOR = 128  # rows that the weight is packed for; used for 1 to MOST_ROWS
 
 @final
 class MklLinear(nn.Linear):
-    """A frozen linear layer with the weight of `linear`, and a packed copy used for up to MOST_ROWS rows."""
+    """A frozen linear layer with the weight of `linear`, and a packed copy that is used for up to MOST_ROWS rows."""
 
     def __init__(self, linear: nn.Linear) -> None:
         nn.Module.__init__(self)

@@ -122,7 +122,7 @@ def with_room(cache: DynamicCache, repeats: int, room: int) -> DynamicCache:
 
 @final
 class _RoomyLayer(DynamicLayer):
-    """A copy of one layer's keys and values with spare capacity: new tokens are written in place, nothing is moved."""
+    """A copy of one layer's keys and values with spare capacity: new tokens are written in place, without copies."""
 
     def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
         super().__init__()

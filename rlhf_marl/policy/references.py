@@ -40,7 +40,7 @@ def resolve_model(reference: str, where: str) -> str:
     except OSError as error:
         raise UsageError(f"{where}: {reference[:80]!r} cannot be read: {error.strerror}") from None
     if not _HUB_ID.fullmatch(reference):
-        raise UsageError(f"{where}: {reference!r} is no folder and no hub id (org/name)")
+        raise UsageError(f"{where}: {reference!r} is neither a folder nor a hub id (org/name)")
     return reference
 
 

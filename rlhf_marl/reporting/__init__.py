@@ -4,6 +4,6 @@ run_record.py   files of a run -> RunRecord               tables.py             
 topology.py     the graph and its weights as SVG shapes   page.py                run records -> the page
 terminal.py     live output of training                   evaluation_tables.py   evaluations in the terminal
 
-report.html.j2 (static parts), report.css and report.js (charts by plotly.js, dialogue browser) are inlined. What
-models, cards and configs wrote is text everywhere: Jinja's autoescape in the static part, textContent in the script.
+report.html.j2 (static parts), report.css and report.js (charts by plotly.js, dialogue browser) are inlined. Text from
+models, cards and configs is never markup: Jinja escapes it in the static part, and the script uses textContent.
 """

@@ -35,7 +35,7 @@ def show(result: dict[str, Any], console: Console | None = None) -> None:
     against = "one answer of the base model → trained team"
     for words, metric in {
         "agreement between agents": result["agreement"],
-        "controller fell back": result["controller_fallbacks"],
+        "controller fell back (share of turns)": result["controller_fallbacks"],
         f"own reward, {against}": result["team"]["against_single"]["own_reward"],
         f"held-out judges, {against}": result["team"]["against_single"]["held_out_reward"],
     }.items():
@@ -60,8 +60,8 @@ def _say(console: Console, line: str, style: str = "") -> None:
 
 
 def _cross_rewards(cross: dict[str, Any]) -> Table:
-    """Every reward model on every agent's answers; green where it rose, red where it fell, both beyond the interval."""
-    title = "every reward model on every agent: difference; * trained this agent"
+    """Every reward model on every agent's answers; green or red where the interval is above or below zero."""
+    title = "every agent scored by every reward model: difference; * trained this agent"
     table = _table(title, "reward model", *cross["rows"])
     for j, judge in enumerate(cross["judges"]):
         cells = []
@@ -81,7 +81,7 @@ def show_side_by_side(
     compared: dict[str, Any],
     console: Console | None = None,
 ) -> None:
-    """Print several runs: each against its own base model, then every other one against the first."""
+    """Print several runs: each against its own base model, then the others against the first."""
     console = console or Console(highlight=False)
     table = _table("trained against base: difference [95% interval]", "", "", *names)
     n_agents = max(len(result["agents"]) for result in results)
@@ -135,7 +135,7 @@ def show_recorded(rows: Sequence[dict[str, Any]], console: Console | None = None
 
 
 def _cell(metric: dict[str, Any] | None, *, difference: bool = False, between: str = "\n") -> str:
-    """A metric's value and its interval, if that has a width."""
+    """A metric's value, and its interval unless that has no width."""
     return between.join(filter(None, formatted(metric, difference=difference)))
 
 

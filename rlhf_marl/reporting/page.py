@@ -28,9 +28,9 @@ _log = logging.getLogger("rlhf_marl")
 _DIALOGUE_BYTES = 10_000_000  # in the page, of all runs together: keeps the page under 15 MB
 _WINDOW = 5  # Figure 4
 _MAX_POINTS = 400  # single rewards drawn per agent; the moving average is drawn in full
-# An empty <style> is what plotly.js makes to add its rules through the CSSOM, which the policy does not restrict.
+# plotly.js creates an empty <style> and fills it through the CSSOM, which the policy does not restrict.
 _EMPTY = ""
-# Of the map library inside plotly.js: where an element with this id stands already, it adds no style sheet.
+# Some libraries inside plotly.js add a style sheet unless an element with this id exists.
 _OWN_STYLE = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
 
 
@@ -38,10 +38,10 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     """Write the report of one run, or of several side by side; returns the file.
 
     Args:
-        out: default report.html, in the run or, for several runs, in the working folder.
+        out: by default report.html, in the run or, for several runs, in the working folder.
 
     Raises:
-        UsageError: a folder is no run directory, is named twice, or the file cannot be written.
+        UsageError: a folder is not a run directory or is named twice, or the file cannot be written.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("report: a run directory is named twice")
@@ -117,10 +117,10 @@ def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float
 
 
 def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Comparisons of the other runs with the first, for those that are evaluated."""
+    """Comparisons of the evaluated runs with the first one."""
     if len(runs) < 2 or runs[0].evaluation is None:
         return []
-    from rlhf_marl.evaluation.compare import compare  # with scipy, which one run does not need
+    from rlhf_marl.evaluation.compare import compare  # imports scipy, which a single run does not need
 
     found = []
     first = runs[0]
@@ -131,7 +131,7 @@ def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str,
             comparison = compare(_evaluation(first), _evaluation(run))
             found.append({"name": name, "reference": names[0], **compared(comparison)})
         except MALFORMED:
-            run.notes.append("evaluation_dialogues.jsonl is not whole: the runs' answers are not compared")
+            run.notes.append("evaluation_dialogues.jsonl is incomplete: the runs' answers are not compared")
     return found
 
 
@@ -177,8 +177,8 @@ def _described(topology: Any) -> str:
 
 
 def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, Any], list[tuple[int, int]]]:
-    """The data for report.js, and per run how many training and evaluated dialogues it contains."""
-    # Evaluated dialogues are usually few: they come first, training dialogues get the rest of the budget.
+    """The data for report.js, and per run the numbers of training and evaluated dialogues in it."""
+    # Evaluated dialogues are usually few, so they come first; training dialogues get the rest of the budget.
     share = _DIALOGUE_BYTES // len(runs)
     held = []
     for run in runs:
@@ -203,7 +203,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
 
 
 def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
-    """(every k-th dialogue, their bytes in the page), with the smallest k that fits into `budget` bytes."""
+    """(every k-th dialogue, their bytes in the page), with the smallest k that fits `budget` bytes."""
     sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
     step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
     while (size := sum(sizes[::step])) > budget and step < len(sizes):
@@ -230,7 +230,7 @@ def _heat(cross: dict[str, Any]) -> dict[str, Any]:
 
 
 def _json(data: Any) -> str:
-    """JSON that is safe inside a <script> element, with hidden characters written out."""
+    """JSON that is safe inside a <script> element, with hidden characters as code points."""
     text = json.dumps(_visible(data), ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -252,7 +252,7 @@ def _part(name: str) -> str:
 def _plotly() -> str:
     """plotly.js's bundle of cartesian charts, without `</script` and carriage returns.
 
-    From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The whole library is three times as large, and
+    From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The full library is three times as large and
     starts more slowly.
     """
     return (

@@ -1,4 +1,4 @@
-// Charts and dialogue browsers. What models wrote reaches the page through textContent only, and plotly.js never.
+// Charts and dialogue browsers. Model text reaches the page only through textContent, and never reaches plotly.js.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -17,7 +17,7 @@ function colour(agent) {
   return palette[agent % palette.length];
 }
 
-// plotly.js reads <b>, <a> and entities in text; names of cards come from files, so those characters are replaced.
+// plotly.js interprets <b>, <a> and entities; card names come from files, so those characters are replaced.
 function label(text) {
   return text.replace(/</g, "‹").replace(/>/g, "›").replace(/&/g, "＆").replace(/[${}%]/g, "_").slice(0, 60);
 }
@@ -117,7 +117,7 @@ const seen = new IntersectionObserver((entries) => {
     draw(entry.target);
   }
 }, { rootMargin: "200px" });
-// plotly.js lies in the page as text and runs once the page is painted: it takes longer to start than all the rest.
+// plotly.js is embedded as text and starts after the first paint: it takes longer to start than everything else.
 addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
   const plotly = document.createElement("script");
   plotly.textContent = document.getElementById("plotly").textContent;
@@ -235,7 +235,7 @@ class Browser {
     disable("turn", 1, !dialogue || this.turn >= dialogue.turns.length - 1);
     if (!dialogue) {
       this.box.querySelector(".where").textContent = "";
-      place.replaceChildren(element("p", "empty", "No dialogue fits; widen the search or the score."));
+      place.replaceChildren(element("p", "empty", "No dialogue matches; widen the search or the score range."));
       return;
     }
     this.box.querySelector(".where").textContent =

@@ -30,8 +30,8 @@ class RunRecord:
     """The content of one run directory, ready for the report.
 
     agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
-    [agent][update]}. dialogues and evaluated: for the browser, see report.js. answers: the rows of
-    evaluation_dialogues.jsonl. health: sentences. critics: how well they foretell the returns, a sentence.
+    [agent][update]}. dialogues and evaluated: for the dialogue browser, see report.js. answers: the rows of
+    evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how well values predict returns.
     """
 
     path: Path
@@ -101,7 +101,7 @@ def _evaluation(path: Path, notes: list[str]) -> dict[str, Any] | None:
         notes.append(f"evaluation.json is not shown: {reason}; evaluate again")
         return None
     if not is_current(found["settings"], path):
-        notes.append("evaluation.json is of another state of the agents than the run has now; evaluate again")
+        notes.append("evaluation.json belongs to other adapters or checkpoints than the run has now; evaluate again")
     return found
 
 
@@ -111,13 +111,13 @@ def _config(path: Path, notes: list[str]) -> tuple[dict[str, Any], str, Config |
         text = file.read_text("utf-8", errors="replace")
         content = load_yaml(file)
     except (OSError, UsageError) as error:
-        notes.append(f"config.yaml cannot be read ({error}); what the run recorded is shown")
+        notes.append(f"config.yaml cannot be read ({error}); only recorded data is shown")
         return {}, "", None
     try:
         return content, text, check_config(content, "config.yaml")
     except UsageError as error:
         reason = str(error).splitlines()[0]
-        notes.append(f"{reason}: the run is of another version of rlhf-marl; what can be understood is shown")
+        notes.append(f"{reason}: the config is probably from another version of rlhf-marl; what can be read is shown")
         return content if isinstance(content, dict) else {}, text, None
 
 
@@ -152,7 +152,7 @@ def _lines(file: Path, understand: Callable[[Row], T], notes: list[str]) -> list
     rows, damaged = [], []
     whole = complete_lines(content)
     if len(whole) < len(content):
-        notes.append(f"{file.name}: its last line is torn and left out")
+        notes.append(f"{file.name}: the last line is incomplete and was skipped")
     for number, row in parse_jsonl(whole, nan_as_none=True):
         try:
             if isinstance(row, BadLine):
@@ -161,7 +161,7 @@ def _lines(file: Path, understand: Callable[[Row], T], notes: list[str]) -> list
         except MALFORMED:
             damaged.append(number)
     if damaged:
-        notes.append(f"{file.name}: {len(damaged)} lines cannot be read and are left out; the first is {damaged[0]}")
+        notes.append(f"{file.name}: {len(damaged)} damaged lines were skipped; the first is line {damaged[0]}")
     return rows
 
 
@@ -209,7 +209,7 @@ def _dialogues(turns: list[Row]) -> list[Row]:
 
 
 def _questions(turns: list[Row]) -> list[Row]:
-    """Group evaluated turns by question, base beside trained."""
+    """Group evaluated turns by question; each turn has base and trained."""
     found: dict[str, dict[int, Row]] = {}
     kinds: dict[str, str] = {}
     for turn in turns:
@@ -233,7 +233,7 @@ def _agents(metrics: list[Row], cards: list[Any], turns: list[Row]) -> list[str]
 
 
 def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
-    """Each symptom of rlhf_marl.training.health once per agent, with how often; and answers cut at the limit."""
+    """Each symptom of rlhf_marl.training.health once per agent, with its frequency; and answers cut at the limit."""
     seen: dict[tuple[int, str], list[tuple[int, str]]] = {}
     for row in rows:
         if config is None:
@@ -244,14 +244,14 @@ def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
         except MALFORMED:
             continue
     for (agent, _), found in sorted(seen.items()):
-        often = f"in {len(found)} of its updates, first in {found[0][0]}, last in {found[-1][0]}"
+        often = f"in {len(found)} updates, first in update {found[0][0]}, last in update {found[-1][0]}"
         yield f"Agent {agent}: {found[-1][1]} ({often})."
     for agent in sorted({row["agent"] for row in rows}):
         cut = [row["truncated"] for row in rows if row["agent"] == agent and _number(row.get("truncated")) is not None]
         if cut and (share := first_and_last_fifth(cut)[1]) > _MUCH_TRUNCATION:
             yield (
                 f"Agent {agent}: {share:.0%} of its answers in the last fifth of training were cut at the token "
-                "limit; rewards judge unfinished sentences; raise generation.max_new_tokens."
+                "limit, so rewards judge unfinished sentences; raise generation.max_new_tokens."
             )
 
 
@@ -267,9 +267,9 @@ def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
     done = max((row["iteration"] for row in metrics), default=-1) + 1
     asked = run.config.get("iterations")
     if isinstance(asked, int) and done < asked:
-        run.notes.append(f"The run is not finished: {done} of {asked} iterations are recorded; train on with --resume")
+        run.notes.append(f"The run is not finished: {done} of {asked} iterations are recorded; continue with --resume")
     if not any(run.path.glob("adapters/agent_*/adapter_model.safetensors")):
-        run.notes.append("The run has no adapters yet: it can be reported, not loaded")
+        run.notes.append("The run has no adapters yet, so its agents cannot be loaded")
 
 
 def _number(value: Any) -> float | None:

@@ -9,7 +9,7 @@ Cell = dict[str, str]
 
 
 def held_out(evaluation: dict[str, Any]) -> dict[str, Any]:
-    """{heads, rows: [(label, cells)], verdicts, ...} of a whole evaluation."""
+    """{heads, rows: [(label, cells)], verdicts, ...} of an evaluation."""
     team, agents = evaluation["team"], evaluation["agents"]
     return {
         "heads": [(f"agent {a['agent']}", a["reward_model"]) for a in agents] + [("team", "aggregated answer")],
@@ -63,9 +63,9 @@ def compared(comparison: dict[str, Any]) -> dict[str, Any]:
 
 
 def cell(metric: dict[str, Any] | None, more_is_better: bool = False, *, difference: bool = False) -> Cell:
-    """{value, interval, tone: "up", "down", "clear" or ""}; value and interval as of `formatted`.
+    """{value, interval, tone: "up", "down", "clear" or ""}; for value and interval see `formatted`.
 
-    A difference whose interval excludes zero is up or down where that is good or bad, else clear.
+    A difference whose interval excludes zero is up or down if more is better, else clear.
     """
     value, interval = formatted(metric, difference=difference, sign="+")
     tone = ""
@@ -79,7 +79,7 @@ def formatted(metric: dict[str, Any] | None, *, difference: bool = False, sign: 
     """("base → trained" or a mean, "[low, high]" or "" for an interval without width) of a metric.
 
     Args:
-        difference: give trained - base in place of both.
+        difference: return trained - base instead of both values.
         sign: "+" writes the sign of a difference's interval.
     """
     if metric is None:

@@ -44,11 +44,11 @@ class Display:
 
     def loading(self) -> None:
         self._print(
-            f"{len(self._config.agents)} agents over {self._config.model.name}; writing to {self._path}; loading"
+            f"{len(self._config.agents)} agents over {self._config.model.name}; output in {self._path}; loading"
         )
 
     def stopping(self) -> None:
-        self._print("stopping: this iteration is finished and saved first (Ctrl-C again to stop at once)")
+        self._print("stopping after this iteration is finished and saved (press Ctrl-C again to stop at once)")
 
     def __enter__(self) -> "Display":
         self._progress.start()
@@ -74,7 +74,7 @@ class Display:
                     self._print(f"warning: agent {row['agent']}: {words}", "yellow")
 
     def summary(self, rows: list[Row], turns: list[Row], iterations: int) -> None:
-        """First against last fifth of the updates, per agent, how well the critics foretell, and where everything is.
+        """Print rewards in the first and last fifth of the updates, the critics' quality, warnings and output paths.
 
         rows, turns: of metrics.jsonl and dialogues.jsonl.
         """
@@ -86,15 +86,15 @@ class Display:
             table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
-        if (foretold := value_correlation(turns, self._config.discount)) is not None:
-            self._print(VALUE_CORRELATION.format(*foretold))
+        if (correlation := value_correlation(turns, self._config.discount)) is not None:
+            self._print(VALUE_CORRELATION.format(*correlation))
         symptoms: dict[tuple[int, str], list[str]] = {}
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 symptoms.setdefault((row["agent"], kind), []).append(words)
         for (agent, _), found in sorted(symptoms.items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of its {updates} updates)", "yellow")
+            self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             checkpoint = json.loads(best.read_text("utf-8"))
@@ -102,7 +102,7 @@ class Display:
             self._print(f"best checkpoint: {checkpoint['folder']} ({metric}); its adapters: {self._path / 'best'}")
         self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
-            self._print(f"report, for a browser: {self._path / 'report.html'}")
+            self._print(f"HTML report: {self._path / 'report.html'}")
 
     def profile(self, seconds: dict[str, float]) -> None:
         """Print the wall time of each stage."""
@@ -114,9 +114,7 @@ class Display:
             table.add_row(name, f"{value / max(1, self._iterations):.3f}", f"{value / wall:.1%}")
         self._print(table)
         generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
-        self._print(
-            f"tokens of the agents per second: {generating:.0f} while generating, {self._tokens / wall:.0f} in all"
-        )
+        self._print(f"agent tokens per second: {generating:.0f} while generating, {self._tokens / wall:.0f} overall")
 
 
 def safe_text(words: str, style: str = "") -> Text:

@@ -11,7 +11,7 @@ def drawing(topology: dict[str, Any] | None) -> dict[str, Any] | None:
     """{nodes: [{x, y, label, weight}], edges: [{x1, y1, x2, y2, width, x, y, weight}]}; None without usable weights.
 
     Args:
-        topology: {"matrix": A (N, N)}, as the run recorded it; a_ij is what agent i gives agent j's parameters. The
+        topology: {"matrix": A (N, N)}, as recorded by the run; a_ij is agent i's weight for agent j's parameters. The
             width of an edge grows with its weight.
     """
     try:

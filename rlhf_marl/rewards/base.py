@@ -32,7 +32,7 @@ class CardBase(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True)
     file_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys that may name a file or folder; one that stands beside the card wins over the working folder."""
+    """Keys that may name a file or folder; one next to the card takes precedence over the working folder."""
     if TYPE_CHECKING:
         kind: str
 
@@ -140,7 +140,7 @@ def score_all(
         except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise RunStopped(f"{who} returned {_shown(score)}, no finite number, for the text {_shown(text)}")
+            raise RunStopped(f"{who} returned {_shown(score)}, not a finite number, for the text {_shown(text)}")
         if max(abs(number), abs(card.scaled(number))) > _LARGEST:
             raise RunStopped(f"{who} returned {_shown(score)}, too large for float32, for the text {_shown(text)}")
         numbers.append(number)

@@ -156,13 +156,13 @@ def _grade_tokens(card: JudgeCard, tokenizer: "PreTrainedTokenizerBase") -> tupl
     following = [tuple(row[shared : shared + 1]) for row in rows]
     if () in following or len(set(following)) < len(following):
         raise UsageError(
-            f"card {card.name}: grades: one of {card.grades} begins like another to this model's tokenizer"
+            f"card {card.name}: grades: two of {card.grades} begin with the same token in this model's tokenizer"
         )
     return rows[0][:shared], [token for (token,) in following]
 
 
 def _missing(card: JudgeCard) -> NoReturn:
-    raise UsageError(f"card {card.name}: model: not given; outside a run there is no agents' base model to take")
+    raise UsageError(f"card {card.name}: model: missing; outside a run there is no agents' base model to use instead")
 
 
 def _endpoint_grader(card: JudgeCard, journal: Journal) -> Grader:

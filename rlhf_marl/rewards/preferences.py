@@ -41,7 +41,7 @@ def load_pairs(source: str, where: str, split: str = "train") -> list[Pair]:
             pairs.append(_pair(row))
         except (KeyError, TypeError, ValueError, IndexError) as error:
             reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
-            raise UsageError(f"{name} {number} is no preference pair: {reason}") from None
+            raise UsageError(f"{name} {number} is not a preference pair: {reason}") from None
     if not pairs:
         raise UsageError(f"{source}: holds no preference pairs")
     return pairs

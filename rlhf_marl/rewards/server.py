@@ -22,7 +22,7 @@ class ServerCard(CardBase):
     timeout: Seconds = 60.0
     """Seconds one request may take."""
     max_retries: Retries = 5
-    """Retries with exponential backoff after connection errors, timeouts, 429 and 5xx."""
+    """Retries with exponential backoff after connection errors, timeouts, 408, 425, 429, 5xx and invalid answers."""
     batch_size: PositiveInt = 32
 
     def build(self, base: Any, journal: Journal) -> RewardModel:
@@ -43,8 +43,8 @@ class _Scores(BaseModel):
 class Server:
     """POST {"prompts": [...], "responses": [...]}, at most batch_size of each; the answer is {"scores": [...]}.
 
-    Connection errors, timeouts, torn or invalid answers, 408, 425, 429 and 5xx are retried with exponential backoff and
-    jitter; Retry-After is respected. After the last retry, `score` raises RunStopped.
+    Connection errors, timeouts, truncated or invalid answers, 408, 425, 429 and 5xx are retried with exponential
+    backoff and jitter; Retry-After is respected. After the last retry, `score` raises RunStopped.
     """
 
     def __init__(self, card: ServerCard, journal: Journal = UNRECORDED) -> None:

@@ -31,7 +31,7 @@ class TrainedCard(CardBase):
     batch_size: PositiveInt = 16
     max_tokens: PositiveInt = 256
     opening_words: PositiveInt | None = None
-    """Train also on the first so many words of each response: for agents whose answers a token limit cuts."""
+    """Also train on the first so many words of each response, for agents whose answers are cut by a token limit."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     file_keys = ("base", "data")
@@ -44,7 +44,7 @@ class TrainedCard(CardBase):
         where = f"card {self.name}"
         folder = cached_folder(self, where)
         if not (folder / "card.yaml").is_file():
-            _log.warning("reward model %s: first use: trained from %s now, and kept for later", self.name, self.data)
+            _log.warning("reward model %s: first use: training it from %s and caching it", self.name, self.data)
             train_reward_model(self, folder, where)
         return load_card(str(folder / "card.yaml"), where)
 

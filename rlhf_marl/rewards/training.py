@@ -66,7 +66,9 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     pairs = load_pairs(card.data, f"{where}: data", card.split)
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
     if min(len(train), len(held_out)) < 2:
-        raise UsageError(f"{where}: data: {len(pairs)} pairs are too few to train on and to hold {card.held_out} out")
+        raise UsageError(
+            f"{where}: data: {len(pairs)} pairs are too few to train on with a share of {card.held_out} held out"
+        )
     with or_stop(folder, "start again"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):

@@ -1,1 +1,1 @@
-"""The run directory: directory.py its files, checkpoints.py its checkpoints."""
+"""directory.py: the files of a run directory. checkpoints.py: its checkpoints."""

@@ -1,9 +1,9 @@
-"""Checkpoints: written atomically, verified by hash when read; a damaged one falls back to the one before.
+"""Checkpoints: written atomically, verified by hash when read. If one is damaged, the previous one is used.
 
 checkpoints/iteration_00010/state.safetensors   what training changes
 checkpoints/iteration_00010/state.json          version, iteration, config, score, counters
 checkpoints/iteration_00010/manifest.json       size and SHA-256 of both
-checkpoints/best.json                           which one has the best score
+checkpoints/best.json                           name and score of the best one
 """
 
 import json
@@ -23,9 +23,9 @@ from rlhf_marl.files.atomic import or_stop, write_text, writing_folder
 from rlhf_marl.files.hashing import sha256_of
 from rlhf_marl.files.iterations import checkpoint_folders, iteration_name
 
-VERSION = 4  # raised when a checkpoint means something else than before
+VERSION = 4  # increment when the meaning of a checkpoint changes
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
-_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors may be temporary: no damage
+_ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors may be temporary
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 _log = logging.getLogger("rlhf_marl")
 
@@ -48,12 +48,12 @@ class Checkpoints:
         score: float | None,
         keep: int,
     ) -> int:
-        """Write the state after `iteration` finished iterations; keep the newest `keep` and the one of highest score.
+        """Write the state after `iteration` finished iterations; keep the newest `keep` and the best-scoring one.
 
         Returns the iteration of the oldest among the newest `keep`.
 
         Raises:
-            RunStopped: the disk refuses; earlier checkpoints are unchanged.
+            RunStopped: writing failed; earlier checkpoints are unchanged.
         """
         folder = self._folder / iteration_name(iteration)
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
@@ -68,10 +68,10 @@ class Checkpoints:
     def load(self) -> State | None:
         """Tensors and values of the newest undamaged checkpoint, or None if there is none yet.
 
-        Damaged ones are skipped with a warning that says which and why.
+        Damaged ones are skipped with a warning that gives the reason.
 
         Raises:
-            UsageError: all checkpoints are damaged, or one is of another version or cannot be read at the moment.
+            UsageError: all checkpoints are damaged, or one has another version or cannot be read at the moment.
         """
         try:
             finished = checkpoint_folders(self._folder)
@@ -85,7 +85,7 @@ class Checkpoints:
         return None
 
     def best(self) -> State | None:
-        """The undamaged checkpoint of highest score (the earliest of equals), or None."""
+        """The undamaged checkpoint with the highest score (the earliest of ties), or None."""
         scored = _scored(checkpoint_folders(self._folder))
         while scored:
             folder = max(scored, key=scored.__getitem__)
@@ -134,7 +134,7 @@ def _score(folder: Path) -> float | None:
 
 
 def _read_unless_damaged(folder: Path, instead: str) -> State | None:
-    """One checkpoint, or None and a warning that says what is done instead."""
+    """One checkpoint; None if it is damaged, with a warning that ends with `instead`."""
     try:
         return _read(folder)
     except _DAMAGED as error:
@@ -146,23 +146,23 @@ def _read_unless_damaged(folder: Path, instead: str) -> State | None:
 
 def _unreadable(folder: Path, error: OSError) -> UsageError:
     return UsageError(
-        f"--resume: {folder} cannot be read now: {error.strerror}; nothing is changed: try again when it can be"
+        f"--resume: {folder} cannot be read at the moment: {error.strerror}; nothing was changed; try again later"
     )
 
 
 def _read(folder: Path) -> State:
-    """Check and load one checkpoint; raises UsageError for another version, one of _DAMAGED for damage."""
+    """Check and load one checkpoint; raises UsageError for another version, and one of _DAMAGED for damage."""
     values = json.loads((folder / _VALUES).read_text("utf-8"))
     manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
     if manifest.keys() != {_TENSORS, _VALUES}:
         raise ValueError(f"{_MANIFEST} does not name its files")
     for name, written in manifest.items():
         if _fingerprint(folder / name) != written:
-            raise ValueError(f"{name} is not what was written")
+            raise ValueError(f"{name} does not match {_MANIFEST}")
     if values["version"] != VERSION:
         raise UsageError(
-            f"--resume: checkpoint {folder} is of version {values['version']}, this rlhf-marl reads version {VERSION}: "
-            "go on with the rlhf-marl that wrote it (see environment.json), or use a new run"
+            f"--resume: checkpoint {folder} has version {values['version']}, this rlhf-marl reads version {VERSION}: "
+            "continue with the rlhf-marl that wrote it (see environment.json), or start a new run"
         )
     return load_file(folder / _TENSORS), values
 

@@ -5,7 +5,7 @@ metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per t
 checkpoints/       the newest and the best; see checkpoints.py
 answers/           service answers since the oldest kept checkpoint; see journal.py
 adapters/agent_0/  PEFT format                   critics.safetensors
-best/              adapters of the best checkpoint, likewise
+best/agent_0/      the same, of the best checkpoint
 topology.json      the consensus matrix          report.html        written at the end
 """
 
@@ -33,7 +33,13 @@ from rlhf_marl.runs.checkpoints import Checkpoints, State
 from rlhf_marl.sanitise import first_line
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
-_OF_A_SERVICE = {"url", "base_url", "timeout", "max_retries", "api_key_env"}  # it may move, or need more patience
+_OF_A_SERVICE = {
+    "url",
+    "base_url",
+    "timeout",
+    "max_retries",
+    "api_key_env",
+}  # a service may move or slow down
 _MEMBER = re.compile(r"(?<=\.)members\.\d+\.card\.")  # in the key of a member's card
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
 _MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
@@ -61,7 +67,7 @@ class RunDirectory:
         """Start a new run.
 
         Raises:
-            UsageError: something is already there, or nothing may be written there. RunStopped: the disk is full.
+            UsageError: the path is taken or cannot be created. RunStopped: the disk is full.
         """
         cls.check_free(path)
         run = cls(path)
@@ -93,11 +99,11 @@ class RunDirectory:
         if path.is_dir() and {p.name for p in path.iterdir()} <= _BEGINNING:
             return
         if path.exists():
-            raise UsageError(f"--run-dir: {str(path)!r} already exists; add --resume to go on, or choose another name")
+            raise UsageError(f"--run-dir: {str(path)!r} already exists; add --resume to continue it, or choose another")
 
     @classmethod
     def open(cls, path: Path, where: str = "run directory") -> tuple["RunDirectory", Config]:
-        """An existing run and its config; raises UsageError if it is none."""
+        """An existing run and its config; raises UsageError if it is not a run or its config is invalid."""
         if not (path / "config.yaml").is_file():
             raise UsageError(f"{where}: {str(path)!r} is not a run directory: it has no config.yaml")
         return cls(path), check_config(load_yaml(path / "config.yaml"), str(path / "config.yaml"))
@@ -107,7 +113,7 @@ class RunDirectory:
         """An existing run, if its config agrees with this one.
 
         Raises:
-            UsageError: no run there, another process works on it, or the config differs in more than its length; names
+            UsageError: not a run, locked by another process, or the config differs in a key that may not change; names
                 the first difference.
         """
         run, before = cls.open(path, "--resume")
@@ -120,7 +126,7 @@ class RunDirectory:
         """Persist settings changed on resume. Call with the lock held, after all checks.
 
         Raises:
-            RunStopped: the disk refuses.
+            RunStopped: writing failed.
         """
         with or_stop(self.path):
             if RunDirectory.open(self.path)[1] != config:
@@ -134,11 +140,14 @@ class RunDirectory:
             before = json.loads(self._environment.read_text("utf-8"))
             differences = list(_differences(before, _environment(config)))
         except (OSError, ValueError, RecursionError) as error:
-            _log.warning("%s cannot be read (%s): is this the same software and machine?", self._environment, error)
+            _log.warning(
+                "%s cannot be read (%s), so it is unknown whether software and machine are the same",
+                *(self._environment, error),
+            )
             return
         for key, was, now in differences:
             if key.split(".")[0] in ("python", "packages", "device", "threads"):
-                _log.warning("the run began with %s %s, now it is %s: expect other last digits", key, was, now)
+                _log.warning("the run began with %s %s, now it is %s: the last digits will differ", key, was, now)
 
     def cards(self) -> list[Card]:
         """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
@@ -147,18 +156,20 @@ class RunDirectory:
         except (OSError, ValueError, RecursionError) as error:
             raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
         if not isinstance(content, list):
-            raise UsageError(f"{self._reward_models}: is no list of cards")
+            raise UsageError(f"{self._reward_models}: not a list of cards")
         return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
 
     def check_cards(self, cards: Sequence[Card]) -> None:
         """Raise UsageError if a reward card has changed since the run began; addresses of services may change."""
         if not self._reward_models.exists():
-            _log.warning("%s is missing: are these the reward models that the run began with?", self._reward_models)
+            _log.warning("%s is missing: the reward models may differ from the run's earlier ones", self._reward_models)
             return
         try:
             before = json.loads(_dump_cards(self.cards()))
         except UsageError as error:
-            raise UsageError(f"--resume: {error}; restore the file, or remove it to go on with today's cards") from None
+            raise UsageError(
+                f"--resume: {error}; restore the file, or remove it to continue with the current cards"
+            ) from None
         for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
             if _MEMBER.sub("", key).partition(".")[2] not in _OF_A_SERVICE:
                 raise UsageError(
@@ -171,7 +182,7 @@ class RunDirectory:
         return locked(self.path, "--run-dir")
 
     def append(self, file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to a JSON Lines file, flushed; raises RunStopped if the disk refuses."""
+        """Append lines to a JSON Lines file; raises RunStopped if writing fails."""
         with or_stop(file), file.open("a", encoding="utf-8") as stream:
             stream.write(_lines(rows))
 
@@ -180,10 +191,10 @@ class RunDirectory:
     ) -> None:
         """Drop log lines from this iteration on, and a torn last line; they will be written again.
 
-        check: receives the rows of metrics and dialogues that stay, before anything is changed.
+        check: called with the remaining rows of metrics and dialogues before anything is changed.
 
         Raises:
-            UsageError: a damaged line; and what `check` raises. RunStopped: the disk refuses.
+            UsageError: a damaged line; and what `check` raises. RunStopped: writing failed.
         """
         logs = (self.metrics, self.dialogues)
         kept = [[row for row in _rows_of_iterations(log) if row["iteration"] < iteration] for log in logs]
@@ -203,7 +214,7 @@ class RunDirectory:
     ) -> int:
         """Write the state after `iteration` finished iterations, as Checkpoints.save does.
 
-        The logs are flushed first: a checkpoint must not survive log lines that it counts as written.
+        The logs are flushed first, so that a checkpoint never counts lines that are not on disk.
         """
         for log in (self.metrics, self.dialogues):
             with or_stop(log):
@@ -237,14 +248,14 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _rows_of_iterations(log: Path) -> Rows:
-    """The rows of a log; raises UsageError for one without its iteration."""
+    """The rows of a log; raises UsageError for a row without an iteration."""
     try:
         rows = read_jsonl(log)
     except FileNotFoundError:
         return []
     for number, row in enumerate(rows, 1):
         if not isinstance(row.get("iteration"), int):
-            raise UsageError(f"{log}: line {number} is damaged: it names no iteration; restore or remove it")
+            raise UsageError(f"{log}: line {number} is damaged: it has no iteration; restore or remove it")
     return rows
 
 

@@ -16,12 +16,12 @@ def first_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
 
 
 def value_correlation(turns: Sequence[Mapping[str, Any]], discount: float) -> tuple[float, float, float] | None:
-    """How well the critics foretell the team's return: the correlation, with the ends of its 95% interval.
+    """Correlation of the critics' values with the team's returns, and its 95% interval: (correlation, low, high).
 
-    Over the turns of the run's second half. A turn's value is the mean over agents of what the critics expected before
-    they learned from it; its return is Σ_l γ^l of the team's mean scaled reward from this turn on. The mean of each
-    turn number is subtracted, since later turns have fewer rewards to come. None if there are too few turns, or either
-    does not vary.
+    Over the turns of the run's second half. A turn's value is the mean over agents of the critics' values before they
+    learned from it; its return is Σ_l γ^l of the team's mean scaled reward from this turn on. The mean of each turn
+    number is subtracted, since later turns have fewer rewards to come. None if there are too few turns, or if values
+    or returns do not vary.
 
     turns: rows of dialogues.jsonl.
     """

@@ -83,7 +83,7 @@ class Endpoint:
         try:
             return [Choice.model_validate(choice) if choice is not None else None for choice in kept]
         except ValidationError:
-            raise self._service.stopped("has a kept answer that is none: remove the run's answers/") from None
+            raise self._service.stopped("has an invalid recorded answer: remove the run's answers/") from None
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any] | None:
         """The first choice as plain data."""
@@ -95,7 +95,8 @@ def _completion(content: bytes) -> Completion:
     try:
         return Completion.model_validate_json(content)
     except ValidationError:
-        raise Unusable(f"answered {content[:80].decode(errors='replace')!r}, no chat completion") from None
+        answer = content[:80].decode(errors="replace")
+        raise Unusable(f"answered {answer!r}, which is not a chat completion") from None
 
 
 def text_of(choice: Choice | None) -> str:

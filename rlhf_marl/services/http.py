@@ -16,7 +16,7 @@ from urllib3.util import Retry
 
 from rlhf_marl.errors import RunStopped, UsageError
 
-RETRIED = frozenset({408, 425, 429})  # HTTP statuses worth a retry, besides 5xx
+RETRIED = frozenset({408, 425, 429})  # HTTP statuses that are retried, in addition to 5xx
 _BACKOFF = 0.5  # seconds: no wait before the first retry, then 1, 2, 4, ... plus jitter of up to _BACKOFF
 _LONGEST_WAIT = 120  # seconds, even if a server's Retry-After asks for more
 _LARGEST_ANSWER = 64 * 2**20  # bytes
@@ -28,7 +28,7 @@ Answer = TypeVar("Answer")
 
 
 class Unusable(Exception):
-    """A failed attempt that is worth a retry. headers: those of the response, for Retry-After."""
+    """A failed attempt that should be retried. headers: those of the response, for Retry-After."""
 
     def __init__(self, reason: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason)
@@ -51,17 +51,17 @@ class Service:
             self._session.auth = _Bearer(key)
 
     def ask(self, body: Any, parse: Callable[[bytes], Answer]) -> Answer:
-        """POST a JSON body, with retries, and parse the answer; `parse` raises Unusable for what is worth a retry.
+        """POST a JSON body, with retries, and parse the response; `parse` raises Unusable if it should be retried.
 
         Raises:
-            RunStopped: it still fails after the last retry, or the service refuses.
+            RunStopped: the request still fails after the last retry, or the service refuses it.
         """
         try:
             return _persistently(lambda: parse(self.post(body)), self._retries)
         except Unusable as problem:
             raise self.stopped(f"failed after {self._retries} retries: {problem}") from None
         except Refused as problem:
-            raise self.stopped(f"refuses: {problem}") from None
+            raise self.stopped(f"refused the request: {problem}") from None
 
     def stopped(self, reason: str) -> RunStopped:
         """The error that stops a run, without the key."""
@@ -104,7 +104,7 @@ class Service:
                 if answer.status_code in RETRIED or answer.status_code >= 500:
                     raise Unusable(reason, answer.headers)
                 if (place := answer.headers.get("Location")) is not None:
-                    raise Refused(f"{reason}: it sends to {self.hide(place)[:_SHOWN]!r}; give that address instead")
+                    raise Refused(f"{reason}: it redirects to {self.hide(place)[:_SHOWN]!r}; use that address instead")
                 said = " ".join(self._read(answer, deadline, _LARGEST_REFUSAL).decode(errors="replace").split())
                 raise Refused(f"{reason}: {said[:_SHOWN]!r}" if said else reason)
         except requests.Timeout:
@@ -125,7 +125,7 @@ class Service:
         return self._without_key(bytes(content))
 
     def _late(self) -> Unusable:
-        return Unusable(f"no whole answer in {self._timeout:g} s")
+        return Unusable(f"no complete answer within {self._timeout:g} s")
 
     def _without_key(self, content: bytes) -> bytes:
         """The content without the key. Call before parsing or truncating, so that no part of the key survives."""
@@ -157,8 +157,8 @@ def key_from(variable: str, where: str) -> str:
         raise UsageError(f"{where}: api_key_env: the environment variable {variable} is not set")
     if not (key.isascii() and key.isprintable()) or key != key.strip():
         raise UsageError(
-            f"{where}: api_key_env: what the environment variable {variable} holds is no key: it has spaces around it, "
-            "line ends or characters outside ASCII"
+            f"{where}: api_key_env: the environment variable {variable} does not hold a valid key: it has surrounding "
+            "spaces, line ends or non-ASCII characters"
         )
     return key
 

@@ -91,7 +91,7 @@ def _check(ticket: Any, answer: Any) -> str:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """Recorded answers by ticket. Warns of damaged lines; truncates the file before a torn last line."""
+    """Recorded answers by ticket. Warns of damaged lines; cuts a torn last line off the file."""
     content = file.read_bytes()
     whole = complete_lines(content)
     if len(whole) < len(content):
@@ -100,7 +100,7 @@ def _read(file: Path) -> dict[str, Any]:
     answers = {}
     for number, row in parse_jsonl(whole):
         if isinstance(row, BadLine) or row.get("check") != _check(row.get("ticket"), row.get("answer")):
-            _log.warning("%s: line %d is damaged; what it answered is asked again", file, number)
+            _log.warning("%s: line %d is damaged; its request is sent again", file, number)
         else:
             answers[row["ticket"]] = row["answer"]
     return answers

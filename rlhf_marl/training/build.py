@@ -88,9 +88,9 @@ def build(
     Args:
         where: the config's name in error messages, usually its path.
         journal: records the answers of reward servers and endpoints.
-        sampler: makes the agents' sampler from the base model and its adapters.
-        mixer: makes the mixer from the consensus matrix and the number of gossip rounds.
-        team: makes the team; takes the arguments of LocalTeam.
+        sampler: builds the agents' sampler from the base model and its adapters.
+        mixer: builds the mixer from the consensus matrix and the number of gossip rounds.
+        team: builds the team; takes the arguments of LocalTeam.
 
     Raises:
         UsageError: one line: file, key, what was given, what is allowed.
@@ -144,7 +144,7 @@ def build_agents(
     start: bool = True,
     sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
 ) -> Agents:
-    """Load the base model and add every agent's adapter: a fresh one, or with `start` the one it starts from.
+    """Load the base model and add every agent's adapter: a new one, or with `start` the one that the config names.
 
     Raises:
         UsageError: no such model, or adapters that do not match it.
@@ -228,7 +228,7 @@ def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
 
 @final
 class _Timed:
-    """A mixer whose time counts for the stage `gossip`."""
+    """Wraps a mixer and times it as stage `gossip`."""
 
     def __init__(self, mixer: Mixer) -> None:
         self._mixer = mixer
@@ -247,7 +247,7 @@ def _warn_of_idle_rounds(matrix: Tensor, rounds: int, where: str) -> None:
     if enough < rounds and len(matrix) > 1:
         _log.warning(
             "%s: topology.gossip_rounds: %d of the %d rounds are enough: they give the same matrix within 1e-6; "
-            "fewer rounds send less, and on a sparser graph more rounds matter",
+            "fewer rounds would send less; more rounds matter only on a sparser graph",
             *(where, enough, rounds),
         )
 

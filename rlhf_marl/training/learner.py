@@ -32,13 +32,13 @@ class Learner:
     """Learner of all agents in one process: stacked adapters over one base model, and one critic per agent.
 
     Attributes:
-        optimizer: of the adapters; None for the normalised step of line 17, which has no state.
-        scale: of Adam's steps; None for Adam's own.
+        optimizer: for the adapters; None for the normalised step of line 17, which has no state.
+        scale: multiplies Adam's step sizes; None for plain Adam.
         critic_steps: K of Algorithm 2.
         learned_rewards: all agents' rewards (N, B) to those that they learn from.
         turn_weights: weight of turn k, as a function of k.
         temperature: sampling temperature; log-probabilities are trained at the same temperature.
-        prefixes: prefix cache of the base model's states.
+        prefixes: prefix cache of the base model, for the states.
     """
 
     actor: ActorConfig
@@ -113,7 +113,7 @@ class Learner:
         return self.critic.value(self._features(turn)).cpu()
 
     def gossiped(self, turns: Sequence[Turn]) -> int:
-        """How many numbers an agent sends to each neighbour in a round: critic, TD errors, and its step's scale."""
+        """How many numbers an agent sends to each neighbour per round: critic, TD errors, and the signal's scale."""
         signal = SIGNALS[self.actor.signal]
         critic = 0 if signal.critic == "none" else self.critic.gossiped
         td_errors = sum(len(turn.states) for turn in turns) if signal.has_reward else 0
@@ -184,7 +184,7 @@ class Learner:
         An agent whose direction is not finite keeps its weights and optimizer state.
 
         Returns:
-            (N,) gradient norms before clipping, who skipped the step, and the factor of its length.
+            (N,) each: gradient norm before clipping, whether the step was skipped, and the scale of its length.
         """
         parameters, gradient = self.adapters.parameters, self.adapters.parameters.grad
         assert gradient is not None

@@ -42,8 +42,8 @@ def run_training(
         The number of finished iterations.
 
     Raises:
-        RunStopped: a reward model or the controller failed, the disk is full, or nothing finite was learned for
-            `stop_after_skipped` updates in a row.
+        RunStopped: a reward model or the controller failed, the disk is full, or `stop_after_skipped` updates in a row
+            had a skipped step.
     """
     config = experiment.config
     done = restore(experiment, run)
@@ -54,7 +54,7 @@ def run_training(
     while done.iterations < config.iterations:
         experiment.journal.begin(done.iterations)
         before = None
-        if done.iterations > saved:  # weights change turn by turn: keep the state to save if this fails
+        if done.iterations > saved:  # weights change within an iteration: keep the state to save if it fails
             before = experiment.team.state_dict()
         try:
             turns, rows = run_iteration(experiment, done.iterations, done.updates, watch)
@@ -74,8 +74,8 @@ def run_training(
         if done.skipped >= config.stop_after_skipped:
             raise RunStopped(
                 f"iteration {done.iterations}: the last {done.skipped} updates had steps that were not finite and were "
-                "skipped; see actor_skipped and critic_skipped in metrics.jsonl, and start again with smaller steps or "
-                "rewards"
+                "skipped; see actor_skipped and critic_skipped in metrics.jsonl, and start again with smaller step "
+                "sizes or rewards"
             )
         if stopped:
             break
@@ -206,12 +206,12 @@ def restore(experiment: Experiment, run: RunDirectory) -> Done:
     checkpoint = run.load_checkpoint()
     if checkpoint is None:
         if run.metrics.is_file() and run.metrics.stat().st_size > 0:
-            _log.warning("%s has no checkpoint yet: training starts at the beginning", run.path)
+            _log.warning("%s has no checkpoint yet: training starts from the beginning", run.path)
         return Done()
     try:
         return _restored(experiment, *checkpoint)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UsageError(f"--resume: the newest checkpoint of {run.path} is no run's: {first_line(error)}") from None
+        raise UsageError(f"--resume: the newest checkpoint of {run.path} is invalid: {first_line(error)}") from None
 
 
 def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
@@ -224,7 +224,7 @@ def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Map
         or done.updates != done.iterations * (config.turns // config.actor.turns_per_update)
         or not all(isinstance(score, float) for score in done.recent)
     ):
-        raise ValueError("its counters do not fit together")
+        raise ValueError("its counters are inconsistent")
     experiment.team.load_state_dict(tensors)
     return done
 

@@ -72,10 +72,10 @@ def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
 
 
 def check_earlier(metrics: Sequence[Row], dialogues: Sequence[Row], *, config: Config, iterations: int) -> None:
-    """Check that these are the rows of a run's first iterations. Warns how many are missing.
+    """Check that these are the rows of the run's first iterations. Warns of missing ones.
 
     Raises:
-        UsageError: a row does not belong, is duplicated, or lacks what the summary and the report need.
+        UsageError: a row is from another run, is duplicated, or lacks a key that the summary or the report needs.
     """
     n_agents, updates = len(config.agents), config.turns // config.actor.turns_per_update
     wanted = {(u, u // updates, agent) for u in range(iterations * updates) for agent in range(n_agents)}
@@ -98,18 +98,18 @@ def _check_places(
             missing.remove(place(row))
         except (KeyError, TypeError, ValueError, ArithmeticError):
             raise UsageError(
-                f"--resume: {name}: row {number} is damaged, there twice or another run's: {json.dumps(row)[:60]!r}; "
-                "restore the file, or remove the line to go on without it"
+                f"--resume: {name}: row {number} is damaged, duplicated or from another run: "
+                f"{json.dumps(row)[:60]!r}; restore the file, or remove the line to continue without it"
             ) from None
     if missing:
         _log.warning(
-            "%s: %d of the %d lines of finished iterations are missing; the run goes on without them",
+            "%s: %d of the %d lines of finished iterations are missing; the run continues without them",
             *(name, len(missing), len(wanted)),
         )
 
 
 def _metrics_place(row: Row, config: Config) -> tuple[int, int, int]:
-    """Where the row belongs. Raises one of the errors of damage if the row cannot be displayed."""
+    """(update, iteration, agent) of a row. Raises if the row lacks what the summary or the report needs."""
     str.encode(row["reward_model"])
     row["reward_scaled"] + 0.0
     list(warnings_of(row, config))

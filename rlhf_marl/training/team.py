@@ -1,7 +1,7 @@
-"""The team: the agents, wherever they live.
+"""The Team protocol, through which the training loop uses the agents, and LocalTeam, which runs them in this process.
 
-The training loop uses agents only through this protocol. LocalTeam stacks all of them on one base model in this
-process. Agents share only the public dialogue and, through the mixer, critic weights and TD errors.
+Agents share only the public dialogue and, through the mixer, their critics (weights and Adam's second moments), TD
+errors and signal scales.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 class Team(Protocol):
-    """N agents that answer, score their own answers and learn."""
+    """N agents that answer, score their own answers and learn, in this or other processes."""
 
     @property
     def reward_models(self) -> Sequence[str]:
@@ -33,13 +33,13 @@ class Team(Protocol):
         ...
 
     def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
-        """All agents answer all states: [agent][dialogue]. dialogues: their numbers within the run."""
+        """All agents answer all states: [agent][dialogue]. dialogues: the dialogues' numbers within the run."""
         ...
 
     def score(self, turn: Turn) -> Turn:
-        """The turn with each agent's rewards, and its critic's value before it learns.
+        """The turn with each agent's rewards, and its critic's value before the update.
 
-        The controller has merged the responses: rewards may be those of the team's answer.
+        The controller has merged the responses, so a reward may score the team's answer.
         """
         ...
 
@@ -62,7 +62,7 @@ class Team(Protocol):
 
 @final
 class LocalTeam:
-    """All agents in this process."""
+    """All agents in this process, stacked on one base model."""
 
     def __init__(
         self,

@@ -27,7 +27,7 @@ def test_normalised_step_has_length_alpha_and_the_right_direction():
 
 
 def test_a_tiny_direction_takes_a_whole_step():
-    """Its squares are 0 in floating point; ties of scale change nothing."""
+    """The squares of the direction underflow to 0; scaling the direction changes nothing."""
     direction = torch.tensor([[3e-30, 4e-30], [3e30, 4e30]])
     moved = normalised_step(torch.zeros(2, 2), direction, 0.5)
     torch.testing.assert_close(moved, torch.tensor([[0.3, 0.4], [0.3, 0.4]]))

@@ -160,7 +160,7 @@ def test_adam_equals_torch_on_each_agent_alone():
         torch.testing.assert_close(learner.weights[agent], weights[0].detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_a_bad_reward_stops_its_own_agent_alone():
+def test_a_non_finite_reward_stops_only_its_own_agent():
     for optimizer in ("sgd", "adam"):
         net, step = network(), transition()
         healthy = critic(net, optimizer=optimizer)
@@ -174,7 +174,7 @@ def test_a_bad_reward_stops_its_own_agent_alone():
 
 
 def test_weights_that_would_overflow_stay_where_they_are():
-    """A finite gradient, but the step leads beyond the largest number: for agent 1, who has the large rewards."""
+    """The gradient is finite, but the step overflows for agent 1, which has the large rewards."""
     step = transition()
     step.reward[1] *= 1000
     learner = critic(network(), step_size=1e37, radius=None)
@@ -235,7 +235,7 @@ def test_gossip_with_adam_finds_the_value_of_the_mean_reward_however_it_is_split
     torch.testing.assert_close(value, torch.stack([CHAIN, CHAIN]), atol=0.001, rtol=0)
 
 
-def test_gossip_with_adam_finds_it_also_where_a_round_leaves_most_of_the_disagreement():
+def test_gossip_with_adam_finds_it_also_on_a_slowly_mixing_graph():
     """The critics stay apart by the step size, around the value of the mean reward."""
     value = two_state_chain("adam", 0.0005, 3000, mixer=UNFINISHED)
     torch.testing.assert_close(value.mean(0), CHAIN, atol=0.01, rtol=0)

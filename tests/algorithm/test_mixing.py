@@ -79,8 +79,8 @@ def test_a_mixer_by_hand():
     assert mixer.mix(torch.tensor([[8.0, 0.0], [0.0, 16.0]])).tolist() == [[5.0, 6.0], [3.0, 10.0]]
 
 
-def test_the_own_share_is_that_of_the_mean_however_far_gossip_went():
-    """A star of three: after one round the hub keeps 1/3 of its value and the leaves 2/3, but all are paid 1/3."""
+def test_the_own_share_is_that_of_the_mean_after_any_number_of_rounds():
+    """A star of three: after one round the hub keeps 1/3 and the leaves 2/3 of their value; own_share is 1/3."""
     star = consensus_matrix("metropolis_hastings", adjacency("star", 3))
     assert MatrixMixer(star, 1).own_share == MatrixMixer(star, 100).own_share == pytest.approx(1 / 3)
     assert MatrixMixer(star, 0).own_share == 1.0
@@ -95,7 +95,7 @@ def test_sufficient_rounds_by_hand():
 
 
 def test_the_spectral_gap_bounds_a_round_also_where_the_matrix_is_not_symmetric():
-    """Eigenvalues 1, 0, 0 would promise consensus in one round; (1, 1, -2) becomes (1, -1, 0): √2 / √6 of it stays."""
+    """Eigenvalues 1, 0, 0 suggest consensus in one round, but (1, 1, -2) becomes (1, -1, 0): √2 / √6 of it stays."""
     matrix = torch.tensor([[3.0, 3.0, 0.0], [1.0, 1.0, 4.0], [2.0, 2.0, 2.0]], dtype=torch.float64) / 6
     values = torch.tensor([[1.0], [1.0], [-2.0]], dtype=torch.float64)
     torch.testing.assert_close(MatrixMixer(matrix, 1).mix(values), torch.tensor([[1.0], [-1.0], [0.0]]).double())

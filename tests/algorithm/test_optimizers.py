@@ -1,4 +1,4 @@
-"""Adam per agent: torch's own, row by row and bit for bit."""
+"""Adam per agent equals torch's Adam, row by row and bit for bit."""
 
 import pytest
 import torch
@@ -107,7 +107,7 @@ def test_a_scale_multiplies_the_step():
 
 
 def test_the_signals_scale_by_hand():
-    """Mean squares 0.125, 0 and 4: the team's is 1.375. The third agent's is larger, and counts as 1."""
+    """Mean squares 0.125, 0 and 4: the team's is 1.375. The third agent's is larger, so its scale is 1."""
     scale, everyone = SignalScale(3, MatrixMixer(torch.full((3, 3), 1 / 3), 1)), torch.tensor([True, True, True])
     first = scale.update(torch.tensor([[0.3, -0.4], [0.0, 0.0], [2.0, -2.0]]), everyone)
     torch.testing.assert_close(first, torch.tensor([(0.125 / 1.375) ** 0.5, 0.0, 1.0]))

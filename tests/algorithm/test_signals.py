@@ -145,7 +145,7 @@ def test_leaving_one_out_keeps_the_expected_direction(signal, credit):
 
 
 def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
-    """E[δ | s, a] = 0 for every (s, a): the better the critic, the less the paper's signal says."""
+    """E[δ | s, a] = 0 for every (s, a): the better the critic, the less information the paper's signal carries."""
     signal = signal_of("td_q", "consensus")[0]
     s, a, _, _, probability = samples()
     for state, action in itertools.product(range(S), range(len(JOINT))):
@@ -156,7 +156,7 @@ def test_the_td_error_of_an_exact_q_critic_is_no_advantage():
 
 
 @pytest.mark.parametrize("self_weight", [1 / N, 0.7, 0.95])
-def test_local_credit_is_the_policy_gradient_of_the_mean_however_far_gossip_went(self_weight):
+def test_local_credit_is_the_policy_gradient_of_the_mean_after_any_number_of_rounds(self_weight):
     """The own reward weighs 1/N, not (A^t)_ii; consensus credit is right only where gossip averages."""
     others = (1 - self_weight) / (N - 1)
     mixer = MatrixMixer(torch.full((N, N), others, dtype=torch.float64).fill_diagonal_(self_weight), 1)
@@ -167,18 +167,18 @@ def test_local_credit_is_the_policy_gradient_of_the_mean_however_far_gossip_went
 
 
 def test_without_gossip_local_credit_is_an_independent_actor_critic():
-    """r^i + γ V(s') - V(s), as consensus credit without gossip: the own reward in full."""
+    """r^i + γ V(s') - V(s), as with consensus credit without gossip: the own reward has full weight."""
     alone = MatrixMixer(torch.eye(N, dtype=torch.float64), 0)
     torch.testing.assert_close(signal_of("td_v", "local", alone), signal_of("td_v", "consensus", alone))
 
 
-def test_the_sign_of_the_letter():
+def test_the_literal_signal_has_the_opposite_sign():
     for credit in ("consensus", "local"):
         torch.testing.assert_close(signal_of("td_q_literal", credit), -signal_of("td_q", credit))
 
 
 def test_local_credit_has_lower_variance_given_the_state():
-    """The variance around the mean of each state: what a state-dependent baseline cannot remove."""
+    """The variance around each state's mean, which a state-dependent baseline cannot remove."""
     s, _, _, _, probability = samples()
     variance = {}
     for credit in ("local", "consensus"):

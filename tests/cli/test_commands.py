@@ -1,4 +1,4 @@
-"""The command line: messages and exit codes, and Ctrl-C in a process of its own."""
+"""The command line: messages and exit codes, and Ctrl-C in a subprocess."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def test_train_resume_and_the_summary(run, config_file, tmp_path):
     assert "run directory: out" in errors
     code, _, errors = run("train", str(config_file), "--run-dir", "out")
     assert code == 2
-    assert errors == "error: --run-dir: 'out' already exists; add --resume to go on, or choose another name\n"
+    assert errors == "error: --run-dir: 'out' already exists; add --resume to continue it, or choose another\n"
     code, _, errors = run("train", "out/config.yaml", "--run-dir", "out", "--resume", "--iterations", "2")
     assert code == 0, errors
     assert {row["iteration"] for row in read_jsonl(tmp_path / "out" / "metrics.jsonl")} == {0, 1}
@@ -111,7 +111,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "this iteration is finished and saved first" in errors
+    assert "stopping after this iteration is finished and saved" in errors
     assert (tmp_path / "out" / "report.html").is_file()
     done = len({row["iteration"] for row in read_jsonl(metrics)})
     code, _, errors = run("train", str(config_file), "--run-dir", "out", "--resume", "--iterations", str(done + 1))
@@ -120,7 +120,7 @@ def test_ctrl_c_saves_and_the_run_can_go_on(run, config_file, tmp_path):
 
 
 def test_a_gated_model_says_what_to_do(config_file, tmp_path):
-    """Against a hub of our own that guards every file, as the real one answers."""
+    """A fake Hub answers every request like the real one for a gated model."""
 
     headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model org/gated is restricted."}
     with serving(lambda request: Reply(403, headers=headers)) as hub:

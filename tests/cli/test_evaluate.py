@@ -1,4 +1,4 @@
-"""`rlhf-marl evaluate`: what is printed and written; tests/evaluation/test_evaluate.py runs whole evaluations."""
+"""`rlhf-marl evaluate`: printed and written results; tests/evaluation/test_evaluate.py runs complete evaluations."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_what_is_printed_is_written_too(tmp_path, monkeypatch, capsys):
     command.evaluate(paths, {"limit": None}, tmp_path / "all.json", tmp_path / "all.md")
     printed = capsys.readouterr()
     assert "trained against base: difference" in printed.out
-    assert "evaluation.json answers this already" in printed.err
+    assert "reusing evaluation.json" in printed.err
     found = json.loads((tmp_path / "all.json").read_text())
     assert found["reference"] == str(paths[0])
     assert list(found["compared_with_reference"]) == [str(paths[1])]

@@ -83,7 +83,7 @@ def test_bad_scores_and_equal_names_are_one_line(run, length, tmp_path):
     broken = str(write_card(tmp_path, "broken", "tests.cli.test_reward:nothing"))
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
     code, _, errors = run("agreement", broken, "--pairs", "pairs.jsonl")
-    assert (code, errors[:60]) == (3, "error: reward model 'broken' returned nan, no finite number,")
+    assert (code, errors[:63]) == (3, "error: reward model 'broken' returned nan, not a finite number,")
     code, _, errors = run("agreement", length, length, "--pairs", "pairs.jsonl")
     assert (code, errors) == (
         2,
@@ -109,4 +109,4 @@ def test_rescore_gives_the_runs_own_rewards_again(run, tiny_config, tmp_path):
 def test_training_another_kind_is_refused(run, length):
     code, _, errors = run("train", length)
     assert code == 2
-    assert "is a card of kind callable; only kind trained is trained here" in errors
+    assert "is a card of kind callable; only cards of kind trained can be trained" in errors

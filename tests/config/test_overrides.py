@@ -16,7 +16,7 @@ QUICKSTART = "configs/quickstart.yaml"
         ("[[[" * 2000, "[[[" * 2000),
     ],
 )
-def test_texts_stay_what_was_typed(text, value):
+def test_texts_are_kept_as_typed(text, value):
     assert load_config(QUICKSTART, ["--prompts.question", text]).prompts.question == value
 
 
@@ -51,7 +51,7 @@ def test_values_are_yaml_where_they_look_like_it(text, value):
     assert apply_overrides({}, ["--a", text]) == apply_overrides({}, [f"--a={text}"]) == {"a": value}
 
 
-def test_what_is_not_named_stays():
+def test_other_keys_stay_unchanged():
     content = {"a": {"x": 1, "y": 2}, "b": [{"z": 1}, {"z": 2}]}
     assert apply_overrides(content, ["--a.y", "3", "--b.1.z", "4"]) == {
         "a": {"x": 1, "y": 3},

@@ -8,7 +8,7 @@ from rlhf_marl.config import Config, load_config
 from rlhf_marl.config.schema import ActorConfig, TopologyConfig
 
 
-def test_paper_yaml_is_the_papers_letter():
+def test_paper_yaml_has_the_papers_settings():
     """Section 6.2 and appendix D.2."""
     c = load_config("configs/paper.yaml")
     assert len(c.agents) == 3

@@ -77,7 +77,7 @@ def test_each_mistake_is_one_clear_line(overrides, line):
     assert "\n" not in str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once():
+def test_all_mistakes_are_reported_at_once():
     with pytest.raises(UsageError) as caught:
         check_config({"iterations": 0, "agents": [{}], "model": {"name": "m"}}, "c.yaml")
     assert str(caught.value).splitlines() == [
@@ -108,7 +108,7 @@ def test_lines_by_hand():
     assert "\x1b" not in line
 
 
-def test_what_may_be_a_secret_is_not_repeated():
+def test_possible_secrets_are_not_repeated():
     (line,) = lines({"size": 1, "token": "sk-secret"})
     assert line.startswith("here: token: a value given; ")
 

@@ -1,4 +1,4 @@
-"""Each kind of controller that a config can ask for."""
+"""Each kind of controller that a config can choose."""
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_callables_function_is_imported_before_any_model_loads():
 
 
 class FakeSampler:
-    """Writes its prompts' lengths; has what LocalChat needs."""
+    """A sampler for LocalChat that answers with the prompts' lengths."""
 
     tokenizer, context_length = tiny_sampler().tokenizer, 512
 
@@ -119,7 +119,7 @@ def test_a_missing_template_file_names_the_key():
 @pytest.mark.parametrize(
     "change", [{"aggregate": "{{ responses[2] }}"}, {"next_prompts": ["fine", "{{ aggregate }}"]}, {"aggregate": "{%"}]
 )
-def test_mistakes_in_a_script_are_told_before_the_run(change):
+def test_mistakes_in_a_script_are_reported_before_the_run(change):
     """With as many responses as there are agents: two."""
     config = ScriptedController(**{"kind": "scripted", "next_prompts": ["-"]} | change)
     with pytest.raises(UsageError, match=r"^c: controller: template error: ") as caught:

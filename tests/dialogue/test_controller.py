@@ -1,4 +1,4 @@
-"""Merging: templates, fallbacks and untrusted text."""
+"""Controllers: templates, fallbacks and untrusted text."""
 
 import pytest
 
@@ -138,7 +138,7 @@ def test_a_function_as_controller_reads_messages_and_responses():
     assert seen[2] == (message, ["first", "second"], 3, True)
 
 
-def test_what_a_function_writes_is_neutralised_and_what_it_does_to_its_arguments_stays_outside():
+def test_a_functions_text_is_neutralised_and_its_arguments_are_copies():
     def function(messages, responses, *, turn, last):
         messages.clear()
         responses.clear()
@@ -171,7 +171,7 @@ def test_without_a_next_prompt_a_dialogue_cannot_go_on():
         CallableController(lambda *_, **__: ("a", None), "c").merge([EXCHANGE], turn=0, last=False)
 
 
-def test_what_a_bad_function_returns_is_told_in_one_short_line():
+def test_a_bad_return_value_is_shown_in_one_short_line():
     with pytest.raises(RunStopped) as caught:
         CallableController(lambda *_, **__: ["\x1b[2J\n" * 100], "c").merge([EXCHANGE], turn=0, last=False)
     assert str(caught.value).isprintable()
@@ -186,7 +186,7 @@ def test_a_function_that_raises_stops_the_run_in_one_line():
         CallableController(function, "c: controller").merge([EXCHANGE], turn=0, last=False)
 
 
-def test_a_functions_own_line_of_ours_is_kept():
+def test_a_toolkit_error_raised_by_the_function_is_kept():
     def function(messages, responses, *, turn, last):
         raise UsageError("mine")
 
@@ -194,13 +194,13 @@ def test_a_functions_own_line_of_ours_is_kept():
         CallableController(function, "c").merge([EXCHANGE], turn=0, last=False)
 
 
-def test_a_function_with_other_parameters_is_told_so():
+def test_a_function_with_other_parameters_stops_the_run():
     with pytest.raises(RunStopped, match=r"^c: raised TypeError: .*unexpected keyword argument"):
         CallableController(lambda messages, responses: ("a", "b"), "c").merge([EXCHANGE], turn=0, last=False)
 
 
 def test_an_endpoint_chats_in_texts():
-    """What it says by its first choices; without a choice, nothing."""
+    """The texts of the first choices; empty without a choice."""
     asked = []
 
     class Fixed:

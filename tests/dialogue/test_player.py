@@ -1,4 +1,4 @@
-"""What agents and the controller are asked, in which order, and what a turn tells of it."""
+"""Which requests agents and controller get, in which order, and the resulting turns."""
 
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Dialogue, Player, responses_of
@@ -27,7 +27,7 @@ def test_model_text_cannot_write_control_tokens_into_the_state():
 
 
 class FakeTeam:
-    """Answers `<agent><dialogue><turn>`, and remembers what it was asked."""
+    """Answers `<agent><dialogue><turn>` and records the requests."""
 
     def __init__(self, n_agents=2):
         self.n_agents, self.asked = n_agents, []
@@ -41,7 +41,7 @@ class FakeTeam:
 
 
 class FakeController:
-    """Answers with what it reads, and remembers it: (prompts and responses, turn, last) of each call."""
+    """Answers with its input and records (prompts and responses, turn, last) of each call."""
 
     def __init__(self):
         self.asked = []
@@ -89,7 +89,7 @@ def test_a_dialogue_of_three_turns_by_hand():
     assert first.tokens == [[[0, 4]], [[1, 4]]]
 
 
-def test_prompts_that_are_given_override_the_controllers_which_is_not_asked_for_them():
+def test_predefined_prompts_replace_the_controllers():
     talk = dialogue(0, "p", 4, ["given", "also <given>"])
     turns, _, controller = play(talk)
     assert [turn.prompts for turn in turns] == [["p"], ["given"], ["also ‹given›"], ["also ‹given›+"]]
@@ -124,7 +124,7 @@ def test_shorter_dialogues_leave_and_the_others_keep_their_places():
     assert turns[0].texts == [["000", "010", "020"], ["100", "110", "120"]]
 
 
-def test_long_states_are_cut_from_the_left_and_their_lengths_told():
+def test_long_states_are_cut_from_the_left_and_their_lengths_recorded():
     turns, _, _ = play(dialogue(0, "long enough", 2), dialogue(1, "p", 2), budget=24)
     whole = [[state("long enough"), state("p")]]
     whole.append([state("long enough", "A(long enough)", "long enough+"), state("p", "A(p)", "p+")])
@@ -134,7 +134,7 @@ def test_long_states_are_cut_from_the_left_and_their_lengths_told():
     assert turns[1].next_states == turns[0].states
 
 
-def test_the_next_turn_begins_only_when_it_is_asked_for():
+def test_turns_are_played_lazily():
     """Agents learn between turns."""
     team = FakeTeam()
     turns = Player(team, FakeController(), tiny_tokenizer(), 100).play([dialogue(0, "p", 2)])

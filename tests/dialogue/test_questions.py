@@ -51,9 +51,9 @@ def test_datasets_source(tmp_path):
         ([{"text": "a"}], "line 1 has no column 'prompt'; it has text"),
         ([{"prompt": "a"}, {"prompt": " "}], "prompt 2 is ' '; every prompt must be non-empty text"),
         ([{"prompt": 3}], "line 1: prompt is '3'; it must be text"),
-        (["[1]"], "line 1 is no JSON object"),
+        (["[1]"], "line 1 is not a JSON object"),
         (["", {"text": "a"}], "line 2 has no column"),
-        (['{"prompt": "\\ud800"}'], "line 1: prompt holds half a character"),
+        (['{"prompt": "\\ud800"}'], "line 1: prompt contains a lone surrogate"),
         ([""], "holds no prompts"),
     ],
 )
@@ -70,7 +70,7 @@ def test_questions_are_stripped_and_may_stand_in_any_column(tmp_path):
 @settings(max_examples=30, deadline=None)
 @given(n=st.integers(1, 9), seed=st.integers(0, 2**40), epoch=st.integers(0, 3))
 def test_a_question_depends_on_seed_and_number_alone(n, seed, epoch):
-    """Whatever was asked for before, and every pass asks each question once."""
+    """Independent of earlier calls, and every pass has each question once."""
     texts = [str(i) for i in range(n)]
     forwards = [Questions(texts, seed).index(d) for d in range(n * epoch, n * (epoch + 1))]
     again = Questions(texts, seed)

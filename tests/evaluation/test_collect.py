@@ -58,7 +58,7 @@ def test_follow_ups_replace_the_controllers_prompts(agents):
 
 
 class Recorder:
-    """Prefers the trained answer always, and keeps what it was asked."""
+    """Always prefers the trained answer, and records the requests."""
 
     def __init__(self):
         self.asked = []

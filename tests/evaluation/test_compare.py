@@ -24,11 +24,11 @@ def test_trained_agents_are_compared_on_the_questions_of_both():
     assert found["agents"][0]["refusal_harmful"] is None  # the harmful question is the first run's alone
 
 
-def test_what_differs_is_said():
+def test_differences_between_the_evaluations_are_warnings():
     found = compare(evaluation(ROWS), evaluation(ROWS, seed=2, judges={"own": "3"}))
     assert found["warnings"] == [
         "seed differs: 1 and 2",
-        "the runs were judged by different reward models; only texts are compared",
+        "the runs were judged by different reward models; only text metrics are compared",
     ]
     assert "own" not in found["agents"][0]
 
@@ -36,4 +36,4 @@ def test_what_differs_is_said():
 @pytest.mark.parametrize("rows", [[], [row for row in ROWS if row["policy"] == "base"]])
 def test_without_a_common_question_nothing_is_compared(rows):
     found = compare(evaluation(ROWS), evaluation(rows))
-    assert found == {"agents": [], "team": {}, "warnings": ["the runs answered no question in common"]}
+    assert found == {"agents": [], "team": {}, "warnings": ["the runs have no questions in common"]}

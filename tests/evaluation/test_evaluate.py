@@ -1,4 +1,4 @@
-"""`rlhf-marl evaluate` on tiny runs, whole and broken ones."""
+"""`rlhf-marl evaluate` on tiny runs, intact and broken."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def trained(tmp_path_factory, tiny_model_folder) -> Path:
 
 @pytest.fixture
 def folder(trained, tmp_path) -> Path:
-    """A copy of the run in the working folder, with questions and a judge that trained nobody."""
+    """A copy of the run in the working folder, with questions and a held-out judge."""
     shutil.copytree(trained, tmp_path / "run")
     (tmp_path / "questions.jsonl").write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
     write_card(tmp_path, "letters", "tests.evaluation.test_evaluate:letters")
@@ -72,14 +72,14 @@ def test_end_to_end(folder, run):
     assert len({line.count("|") for line in table[2:-3]}) == 1
     result = json.loads((folder / "run" / "evaluation.json").read_text())
     assert result["settings"]["n_questions"] == 4
-    assert result["warnings"][0] == "question e is one of the training's and was left out"
+    assert result["warnings"][0] == "question e was used in training and is excluded"
     assert result["settings"]["adapters"] == "adapters"
-    assert "question e is one of the training's" in printed
+    assert "question e was used in training" in printed
     rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
     assert len(rows) == 2 * (3 + 3)  # two policies; three questions of one turn and one of three
     longest = max(row["prompt_tokens"] for row in rows)
     assert result["warnings"][1:] == [
-        f"max_prompt_tokens was 64 in training; here dialogues of up to {longest} tokens were read whole"
+        f"max_prompt_tokens was 64 in training; here dialogues of up to {longest} tokens were not truncated"
     ]
     dialogue = [row for row in rows if row["question"] == "d" and row["policy"] == "trained"]
     assert [row["prompt"] for row in dialogue] == ["I am sad.", "Since Monday.", "What helps?"]
@@ -149,16 +149,16 @@ def test_an_evaluation_that_answers_the_same_is_reused_and_no_other(folder, run)
     written = numbers.stat().st_mtime_ns
     code, printed, error = run("evaluate", "run", *ARGUMENTS, "--limit", "2")
     assert code == 0
-    assert "answers this already" in " ".join(error.split())
+    assert "reusing evaluation.json" in " ".join(error.split())
     assert "2 questions" in printed
     assert numbers.stat().st_mtime_ns == written
     _, _, error = run("evaluate", "run", *ARGUMENTS)
-    assert "answers this already" not in " ".join(error.split())
+    assert "reusing evaluation.json" not in " ".join(error.split())
     assert json.loads(numbers.read_text())["settings"]["n_questions"] == 4
     adapter = next((folder / "run" / "adapters" / "agent_0").glob("*.safetensors"))
     adapter.write_bytes((folder / "run" / "adapters" / "agent_1" / adapter.name).read_bytes())
     _, _, error = run("evaluate", "run", *ARGUMENTS)
-    assert "answers this already" not in " ".join(error.split())
+    assert "reusing evaluation.json" not in " ".join(error.split())
 
 
 def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
@@ -171,7 +171,7 @@ def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
 
 
 def train_on(path: Path) -> None:
-    """As after a finished run that was resumed for longer, and killed: a checkpoint that adapters/ does not know."""
+    """Like a finished run that was resumed for longer and killed: a checkpoint newer than adapters/."""
     run = RunDirectory(path)
     tensors, values = run.load_checkpoint()
     for agent in range(2):
@@ -185,8 +185,10 @@ def test_adapters_older_than_the_newest_checkpoint_are_not_evaluated(folder, run
     train_on(folder / "run")
     code, printed, error = run("evaluate", "run", *ARGUMENTS)
     assert code == 0
-    assert "answers this already" not in error
-    assert "trained on since it wrote them): evaluated the newest checkpoint, after 3 of 2" in " ".join(printed.split())
+    assert "reusing evaluation.json" not in error
+    assert "trained further since it wrote them): evaluated the newest checkpoint, after 3 of 2" in " ".join(
+        printed.split()
+    )
     after = json.loads((folder / "run" / "evaluation.json").read_text())
     assert after["settings"]["adapters"] == "checkpoint of iteration 3"
     assert after["agents"][0]["kl_to_base"]["mean"] > before["agents"][0]["kl_to_base"]["mean"]
@@ -196,7 +198,7 @@ def test_a_damaged_newest_checkpoint_leaves_the_adapters(folder, run):
     newest = folder / "run" / "checkpoints" / "iteration_00002" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-1])
     _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
-    assert "iteration_00002 is damaged: whether adapters/ is as new as it is not known" in " ".join(printed.split())
+    assert "iteration_00002 is damaged: adapters/ may be older than it" in " ".join(printed.split())
     assert json.loads((folder / "run" / "evaluation.json").read_text())["settings"]["adapters"] == "adapters"
 
 
@@ -214,8 +216,8 @@ def test_an_evaluation_is_of_the_agents_of_its_time(folder, run):
     assert not is_current(settings, folder / "run")
 
 
-def test_whole_dialogues_are_read(folder, run):
-    """The training's 64 tokens would leave nothing of the first question in the third turn."""
+def test_dialogues_are_not_truncated(folder, run):
+    """With training's 64 tokens, the first question would be cut off in the third turn."""
     run("evaluate", "run", *ARGUMENTS)
     rows = read_jsonl(folder / "run" / "evaluation_dialogues.jsonl")
     lengths = [row["prompt_tokens"] for row in rows if row["question"] == "d" and row["policy"] == "base"]
@@ -226,12 +228,12 @@ def test_whole_dialogues_are_read(folder, run):
 @pytest.mark.parametrize(
     ("old", "new"), [("tests.evaluation.test_evaluate:letters", "tests.conftest:length"), ("scale: 1.0", "scale: 3.0")]
 )
-def test_another_judge_of_the_same_name_is_asked_anew(folder, run, old, new):
+def test_an_edited_judge_card_repeats_the_evaluation(folder, run, old, new):
     run("evaluate", "run", *ARGUMENTS, "--limit", "1")
     card = folder / "letters.yaml"
     card.write_text(card.read_text().replace(old, new))
     _, _, error = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
-    assert "answers this already" not in " ".join(error.split())
+    assert "reusing evaluation.json" not in " ".join(error.split())
 
 
 def test_a_damaged_evaluation_is_not_shown_again(folder, run):
@@ -246,7 +248,7 @@ def test_a_damaged_evaluation_is_not_shown_again(folder, run):
     assert json.loads(file.read_text())["agreement"] == numbers["agreement"]
 
 
-def test_what_a_file_says_does_not_act_in_the_terminal(folder, run):
+def test_file_content_is_escaped_in_the_terminal(folder, run):
     run("evaluate", "run", *ARGUMENTS, "--limit", "1")
     file = folder / "run" / "evaluation.json"
     numbers = json.loads(file.read_text())
@@ -256,7 +258,7 @@ def test_what_a_file_says_does_not_act_in_the_terminal(folder, run):
     numbers["cross_rewards"]["judges"][0]["name"] = numbers["team"]["win_rate"]["judge"] = "\x1b[31m"
     file.write_text(json.dumps(numbers))
     _, printed, error = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
-    assert "answers this already" in " ".join(error.split())
+    assert "reusing evaluation.json" in " ".join(error.split())
     assert "\\x1b[2J" in printed
     assert not {"\x1b", "\x07", "\u202e"} & set(printed)
     metrics = folder / "run" / "metrics.jsonl"
@@ -269,7 +271,7 @@ def test_what_a_file_says_does_not_act_in_the_terminal(folder, run):
 
 
 def test_a_run_that_fails_leaves_the_others_shown(folder, run):
-    """What is wrong is told before the work where it can be; else after what was done is shown and written."""
+    """Errors are raised before the work if possible, else after finished results are shown and written."""
     shutil.copytree(folder / "run", folder / "late")
     (folder / "late" / "reward_models.json").write_text("[]")
     config = yaml.safe_load((folder / "late" / "config.yaml").read_text())
@@ -290,12 +292,12 @@ def test_fewer_reward_models_than_agents(folder, run):
     file = folder / "run" / "reward_models.json"
     file.write_text(json.dumps(json.loads(file.read_text())[:1]))
     _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
-    assert "reward_models.json has 1 cards for 2 agents; the reward models were built anew" in " ".join(printed.split())
+    assert "reward_models.json has 1 cards for 2 agents; the reward models were rebuilt" in " ".join(printed.split())
     assert len(json.loads((folder / "run" / "evaluation.json").read_text())["agents"]) == 2
 
 
 def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
-    """A torn adapter and a damaged newest checkpoint leave the one before; other files may be torn, older or gone."""
+    """A torn adapter, a damaged newest checkpoint: the previous one is used. Other files may be torn or missing."""
     adapter = folder / "run" / "adapters" / "agent_1" / "adapter_model.safetensors"
     adapter.write_bytes(adapter.read_bytes()[:100])
     newest = folder / "run" / "checkpoints" / "iteration_00002" / "state.safetensors"
@@ -310,7 +312,7 @@ def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
     assert code == 0
     assert "evaluated the newest checkpoint, after 1 of 2 iterations" in words
     assert "the run was made by rlhf-marl 9" in words
-    assert "the reward models were built anew from config.yaml" in words
+    assert "the reward models were rebuilt from config.yaml" in words
 
 
 def test_an_interrupted_run_says_how_far_it_came(folder, run):
@@ -337,7 +339,7 @@ def test_a_config_of_another_version_leaves_the_recorded_files(folder, run):
     assert code == 2
     assert [line[:6] for line in error.splitlines()] == ["error:", "error:"]
     assert "config.yaml: warp: unknown key" in error
-    assert "`rlhf-marl report run` shows what it recorded" in error
+    assert "`rlhf-marl report run` shows what was recorded" in error
     assert "recorded in training: mean scaled reward" in printed
 
 
@@ -385,7 +387,7 @@ def test_from_python(folder, monkeypatch):
         ({"questions": None}, "questions: None given; input should be a valid string"),
     ],
 )
-def test_an_option_that_cannot_be_meant_is_one_line(options, line):
+def test_an_invalid_option_is_one_error_line(options, line):
     with pytest.raises(UsageError) as error:
         rlhf_marl.evaluate("run", **options)
     assert str(error.value).startswith(f"evaluate: {line}")
@@ -398,7 +400,7 @@ def test_an_option_that_cannot_be_meant_is_one_line(options, line):
         (
             lambda f: [shutil.rmtree(f / "run" / name) for name in ("adapters", "checkpoints")],
             (),
-            "evaluate: run has no whole adapters (there are none) and no whole checkpoint: there are no agents",
+            "evaluate: run has no intact adapters (there are none) and no intact checkpoint, so there are no agents",
         ),
         (lambda f: None, ("--judges", "letters.yaml") * 2, "--judges: two cards are named 'letters'"),
         (lambda f: None, ("--judges", "gone.yaml"), "--judges: 'gone.yaml' does not exist"),
@@ -410,7 +412,7 @@ def test_an_option_that_cannot_be_meant_is_one_line(options, line):
         (lambda f: None, ("--questions", "none.jsonl"), "--questions: 'none.jsonl' does not exist"),
     ],
 )
-def test_what_is_not_possible_is_one_line(folder, run, break_it, arguments, message):
+def test_impossible_requests_are_one_error_line(folder, run, break_it, arguments, message):
     break_it(folder)
     code, _, error = run("evaluate", "run", *ARGUMENTS[:2], *arguments)
     assert code == 2

@@ -1,4 +1,4 @@
-"""Which reward models judge, and pairs in both orders."""
+"""The choice of held-out judges, and pairwise judging in both orders."""
 
 from types import SimpleNamespace
 
@@ -31,13 +31,13 @@ def test_each_own_reward_model_judges_once(cards):
     ]
 
 
-def test_what_trained_an_agent_is_no_held_out_judge(cards, tmp_path):
+def test_a_card_that_trained_an_agent_is_not_a_held_out_judge(cards, tmp_path):
     both = tmp_path / "both.yaml"
     both.write_text("name: both\nkind: ensemble\nmembers: [{card: vowels.yaml}, {card: length.yaml}]\n")
     own = own_scorers([load_card(str(both), "test")], [SimpleNamespace()])
     judges, warnings = held_out_scorers(own, (str(tmp_path / "vowels.yaml"),), NO_BASE)
     assert judges == []
-    assert warnings == ["judge vowels is no held-out judge: it trained an agent of this run"]
+    assert warnings == ["judge vowels is not held out: it trained an agent of this run"]
 
 
 def test_a_copy_under_another_name_and_scale_is_no_held_out_judge(cards, tmp_path):
@@ -50,7 +50,7 @@ def test_a_copy_under_another_name_and_scale_is_no_held_out_judge(cards, tmp_pat
     )
     assert judges == []
     assert warnings == [
-        f"judge {name} is no held-out judge: it trained an agent of this run" for name in ("independent", "panel")
+        f"judge {name} is not held out: it trained an agent of this run" for name in ("independent", "panel")
     ]
     assert [
         j.name for j in held_out_scorers(own_scorers(cards[1:], [SimpleNamespace()]), (str(copy),), NO_BASE)[0]
@@ -70,7 +70,7 @@ def test_a_card_is_known_by_its_text_its_files_and_its_members(tmp_path):
 
 
 @pytest.mark.real_model
-def test_shipped_judges_are_there_but_for_the_one_that_trained(cards):
+def test_shipped_judges_are_used_except_the_one_that_trained(cards):
     courteous = load_card("reward_models/courteous.yaml", "test")
     judges, warnings = held_out_scorers(own_scorers([courteous], [SimpleNamespace()]), None, NO_BASE)
     assert [judge.name.replace("-", "_") for judge in judges] == [name for name in HELD_OUT if name != "courteous"]
@@ -90,14 +90,14 @@ def judge(prefer) -> PairwiseJudge:
     return made
 
 
-def test_a_judge_that_reads_decides_alike_in_both_orders():
+def test_a_consistent_judge_decides_alike_in_both_orders():
     longer = judge(lambda first, second: [float(len(first)), float(len(second))])
     preferred, consistent = longer.compare(["p"] * 3, ["aa", "a", "aa"], ["a", "aa", "bb"])
     assert preferred == [0.0, 1.0, 0.5]
     assert consistent == [True, True, False]
 
 
-def test_a_judge_that_likes_the_first_place_gives_ties():
+def test_a_judge_that_prefers_the_first_position_gives_ties():
     preferred, consistent = judge(lambda first, second: [0.9, 0.1]).compare(["p"] * 2, ["a", "b"], ["c", "d"])
     assert preferred == [0.5, 0.5]
     assert consistent == [False, False]

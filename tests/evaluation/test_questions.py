@@ -1,4 +1,4 @@
-"""The shipped questions are held out and varied; a file that is wrong says where."""
+"""The shipped questions are held out and varied; errors in a question file name the line."""
 
 import json
 from collections import Counter
@@ -101,7 +101,10 @@ def test_fingerprint_sees_every_part_of_a_question():
             {"id": "a", "kind": "multi_turn", "prompt": "Why?", "follow_ups": "And?"},
             "line 2: follow_ups must be a list",
         ),
-        ({"id": "first", "kind": "ordinary", "prompt": "Why?"}, "line 2: id 'first' was given to an earlier question"),
+        (
+            {"id": "first", "kind": "ordinary", "prompt": "Why?"},
+            "line 2: id 'first' is already the id of an earlier question",
+        ),
     ],
 )
 def test_a_wrong_row_is_one_line_with_its_place(tmp_path, row, message):

@@ -1,4 +1,4 @@
-"""Refusals and what only resembles them."""
+"""Refusals, and texts that only resemble them."""
 
 import pytest
 

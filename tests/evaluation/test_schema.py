@@ -1,4 +1,4 @@
-"""What is measured fits the schema of evaluation.json, and damage does not."""
+"""Summaries fit the schema of evaluation.json; damaged ones do not."""
 
 import json
 import math

@@ -22,7 +22,7 @@ def test_paired_gives_means_and_the_difference_by_hand():
     assert metric["low"] <= 1.0 <= metric["high"]
 
 
-def test_pairing_removes_what_the_questions_share():
+def test_pairing_removes_differences_between_questions():
     """Base and trained differ by exactly 0.1 on questions whose rewards spread over ±10."""
     base = np.random.default_rng(0).uniform(-10, 10, size=40)
     metric = paired(base, base + 0.1)
@@ -40,7 +40,7 @@ def test_samples_without_variance_or_size(values, expected):
 
 @pytest.mark.parametrize("rest", [[1.0], [-1.0], [0.5, 0.5], [1e-9]])
 def test_nearly_equal_values_give_a_finite_interval_around_the_mean(rest):
-    """Refusals of a model that refuses once in 30 questions; a warning would fail the test."""
+    """A model that refuses one of 30 questions; a warning would fail the test."""
     values = [0.0] * 29 + rest
     low, high = interval(values)
     assert np.isfinite([low, high]).all()

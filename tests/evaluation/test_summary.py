@@ -90,7 +90,7 @@ def test_a_pairwise_judge_replaces_the_held_out_ones():
     }  # fmt: skip
 
 
-def test_refusals_are_told_apart_by_kind(summary):
+def test_refusals_are_split_by_kind(summary):
     harmful, harmless = (summary["agents"][0][f"refusal_{kind}"] for kind in ("harmful", "harmless"))
     assert (harmful["trained"], harmful["n"]) == (1.0, 1)
     assert (harmless["trained"], harmless["n"]) == (0.0, 2)
@@ -110,7 +110,7 @@ def test_cross_rewards_have_a_row_per_speaker_and_a_column_per_judge(summary):
     assert cross["difference"][0][0] == pytest.approx(2 - 1 / 3)
 
 
-def test_the_rest(summary):
+def test_kl_truncation_length_and_fallbacks(summary):
     assert summary["agents"][1]["kl_to_base"]["mean"] == 0.25
     assert summary["agents"][0]["truncated"]["base"] == 1.0
     assert summary["team"]["length"]["trained"] == 3
@@ -121,7 +121,7 @@ def test_the_rest(summary):
     assert "kl_to_base" not in summary["team"]
 
 
-def test_the_team_stands_against_one_answer_of_the_base_model():
+def test_the_team_is_compared_with_one_answer_of_the_base_model():
     """By the own model: base answers 0 and 2 of two agents are 1 on average; the trained team's answer has 5."""
     rows = [row("base", "a", 0, (0, 2, 9), (1, 2, 3)), row("trained", "a", 0, (7, 7, 5), (1, 2, 3))]
     found = summarise(rows, ["own", "own"], JUDGES, None)["team"]["against_single"]

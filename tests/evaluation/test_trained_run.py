@@ -1,4 +1,4 @@
-"""What is read of a run that may be damaged."""
+"""Reading a run that may be damaged."""
 
 import json
 
@@ -28,5 +28,5 @@ def test_a_run_without_agents_or_config_leaves_what_was_recorded(tmp_path):
     with pytest.raises(OnlyRecorded, match="there are no agents to evaluate"):
         check_agents(RunDirectory(tmp_path))
     (tmp_path / "dialogues.jsonl").touch()
-    with pytest.raises(OnlyRecorded, match=r"`rlhf-marl report .*` shows what it recorded"):
+    with pytest.raises(OnlyRecorded, match=r"`rlhf-marl report .*` shows what was recorded"):
         open_run(tmp_path)

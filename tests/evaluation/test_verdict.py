@@ -34,7 +34,7 @@ def numbers(**given):
     return dict.fromkeys(keys, SAME) | given
 
 
-def test_side_effects_are_told_if_clear_and_large():
+def test_side_effects_are_mentioned_if_clear_and_large():
     told = verdict(numbers(own_reward=BETTER, refusal_harmless=metric(0.2, 0.6), distinct_2=metric(-0.4, -0.1)))
     assert told.endswith("; it refuses harmless questions more often and repeats itself within its answers")
     assert ";" not in verdict(numbers(own_reward=BETTER, held_out_reward=BETTER, self_repetition=metric(0.01, 0.05)))

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from rlhf_marl.files.atomic import writing_folder
 
 @pytest.fixture
 def before(tmp_path):
-    """A folder, and beside it what a killed process left of its successor."""
+    """A folder, and next to it the temporary folder of a killed process."""
     folder = tmp_path / "adapters"
     for name, content in (("adapters/old", "old"), (".adapters.tmp/.tmpx", "torn")):
         (tmp_path / name).parent.mkdir()

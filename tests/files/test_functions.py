@@ -1,4 +1,4 @@
-"""Functions of users: from modules and files, and every way that they are not there."""
+"""Users' functions from modules and files, and every way that importing them fails."""
 
 import sys
 
@@ -10,7 +10,7 @@ from rlhf_marl.files.functions import load_function
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The working folder, and sys.path as it was afterwards."""
+    """The working folder; sys.path is restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
     return tmp_path
@@ -30,7 +30,7 @@ def test_from_a_module_of_the_working_folder(folder, monkeypatch):
     assert sys.path.count(str(folder)) == 1
 
 
-def test_from_a_file_anew_each_time(folder):
+def test_a_file_is_imported_again_each_time(folder):
     path = folder / "mine.py"
     path.write_text("def f():\n    return 1\n")
     assert load_function(f"{path}:f", "c")() == load_function("mine.py:f", "c")() == 1
@@ -39,7 +39,7 @@ def test_from_a_file_anew_each_time(folder):
     assert load_function("mine.py:f", "c")() == "changed"
 
 
-def test_anything_callable_will_do(folder):
+def test_any_callable_is_accepted(folder):
     (folder / "mine.py").write_text("class F:\n    def __call__(self):\n        return 2\n\nf = F()\n")
     assert load_function("mine.py:f", "c")() == 2
 
@@ -65,6 +65,6 @@ def test_what_cannot_be_imported_is_one_line(folder, reference, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_function_is_told():
+def test_a_non_callable_is_refused():
     with pytest.raises(UsageError, match=r"^c: key: 'math:pi' is not a function$"):
         load_function("math:pi", "c: key")

@@ -1,4 +1,4 @@
-"""Names of what is kept per iteration."""
+"""Names of per-iteration files."""
 
 from rlhf_marl.files.iterations import checkpoint_folders, iteration_name, iteration_paths, newest_checkpoint
 

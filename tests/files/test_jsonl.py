@@ -1,4 +1,4 @@
-"""JSON Lines: whole, torn and damaged."""
+"""JSON Lines: intact, torn and damaged."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def test_each_line_is_an_object_or_a_problem():
     found = dict(parse_jsonl(content))
     assert (found[1], found[7]) == ({"a": 1}, {"b": 2})
     assert found[2] == BadLine("is not JSON", "")
-    assert found[3] == BadLine("is no JSON object", "[1]")
+    assert found[3] == BadLine("is not a JSON object", "[1]")
     assert found[4] == BadLine("is not JSON", "{")
     assert found[5] == BadLine("is not JSON", "\ufffd")
     assert found[6].problem == "is not JSON"

@@ -1,4 +1,4 @@
-"""Users' JSON Lines: each mistake is one line that names the place."""
+"""Users' JSON Lines: each mistake is one error line that says where it is."""
 
 import gzip
 
@@ -20,7 +20,7 @@ def test_rows_are_numbered_by_line_and_blank_lines_skipped(tmp_path):
     ("content", "line"),
     [
         (b'{"a": 1}\n{', "line 2 is not JSON: '{'"),
-        (b"[1]", "line 1 is no JSON object: '[1]'"),
+        (b"[1]", "line 1 is not a JSON object: '[1]'"),
         (b"{}\n\xff", "not UTF-8 text (invalid start byte at byte 3)"),
     ],
 )
@@ -48,7 +48,7 @@ def test_texts_of_a_row():
     for row, line in (
         ({"b\x1b": 1}, r"x has no column 'a'; it has b\x1b"),
         ({"a": 3}, "x: a is '3'; it must be text"),
-        ({"a": "\ud800"}, "x: a holds half a character (a lone surrogate)"),
+        ({"a": "\ud800"}, "x: a contains a lone surrogate (half a character)"),
     ):
         with pytest.raises(UsageError) as caught:
             text_at(row, "a", "x")

@@ -19,7 +19,7 @@ def test_floats_without_a_dot_are_numbers():
         ("a: &x 1\nb: *x", "line 2: not valid YAML: aliases"),
         ("[1]: 2", "line 1: not valid YAML: a key must be a plain name"),
         ("a: " + "[" * 60, "nested more than 50 deep"),
-        ("- 1", "holds list; a mapping of keys to values is needed"),
+        ("- 1", "contains list; a mapping of keys to values is needed"),
         ("#" * 1_000_001, "1,000,001 bytes; at most 1,000,000 are allowed"),
     ],
 )
@@ -36,7 +36,7 @@ def test_what_is_refused_is_one_line(tmp_path, text, words):
     [
         ("a: 1\na: 2\n", "line 2: not valid YAML: 'a' is given twice"),
         ("a: [1\n", "not valid YAML"),
-        ("- 1\n", "holds list; a mapping"),
+        ("- 1\n", "contains list; a mapping"),
         ("a: &x 1\nb: *x\n", "aliases"),
         ("a: !!python/object:os.system 1\n", "not valid YAML"),
         ("x" * 1_000_001, "at most 1,000,000"),

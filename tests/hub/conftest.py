@@ -1,4 +1,4 @@
-"""A finished run of tiny agents, and a hub of our own."""
+"""Fixtures: a finished run of tiny agents, and a fake Hub."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def finished(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def trained(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it to change."""
+    """A copy of the run that a test may change."""
     return Path(shutil.copytree(finished, tmp_path / "trained"))
 
 

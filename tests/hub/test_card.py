@@ -1,4 +1,4 @@
-"""What the card says of reward models, prompts and controllers: nothing that is this machine's own."""
+"""The card's text on reward models, prompts and controllers has no local paths or addresses."""
 
 import json
 from pathlib import Path
@@ -110,7 +110,7 @@ def test_an_agent_that_began_from_an_adapter_says_so(trained, tmp_path):
     agents = yaml.safe_load((trained / "config.yaml").read_text())["agents"]
     agents[1]["adapter"] = "/home/me/runs/before/adapters/agent_0"
     change(trained, agents=agents)
-    assert "| began from | an adapter named agent\\_0 |" in card_of(trained, tmp_path / "one", agent=1).text
+    assert "| started from | an adapter named agent\\_0 |" in card_of(trained, tmp_path / "one", agent=1).text
     assert "began from" not in card_of(trained, tmp_path / "other", agent=0).text
 
 
@@ -120,5 +120,5 @@ def test_signs_of_reward_hacking_are_among_the_limits(trained, tmp_path):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     file.write_text("".join(json.dumps(row | {"kl": 3.0 * row["response_tokens"]}) + "\n" for row in rows))
     text = card_of(trained, tmp_path / "after").text
-    assert "KL to the base model was 3.000 nats a token" in text
+    assert "KL to the base model was 3.000 nats per token" in text
     assert "reward hacking is likely" in text

@@ -1,4 +1,4 @@
-"""A run's agent as a folder for others: its files, what it says, what it refuses, and that it computes the same."""
+"""Exported agents: files, model card, refusals, and equal outputs."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def texts(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("merge", [False, True])
-def test_the_folder_holds_all_that_a_stranger_needs_and_no_path_of_ours(finished, tiny_model_folder, tmp_path, merge):
+def test_the_folder_is_complete_and_has_no_local_path(finished, tiny_model_folder, tmp_path, merge):
     assert rlhf_marl.export(finished, agent=1, to=tmp_path / "out", merge=merge) == str(tmp_path / "out")
     adapter = {"adapter_config.json", "adapter_model.safetensors"}
     model = {f"adapter/{name}" for name in adapter} | {"model.safetensors", "config.json", "generation_config.json"}
@@ -87,7 +87,7 @@ def test_merged_weights_are_the_paper_formula(finished, tiny_model_folder, tmp_p
     torch.testing.assert_close(after, before + 4.0 / 2 * b @ a)
 
 
-def test_the_adapter_of_a_local_base_leads_to_no_stranger_on_the_hub(finished, tmp_path):
+def test_the_adapter_of_a_local_base_names_no_hub_model(finished, tmp_path):
     rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
     with pytest.raises((OSError, TypeError, ValueError, AttributeError)):
@@ -112,7 +112,7 @@ def test_the_card_is_the_hubs_and_says_what_was_measured(finished, tmp_path):
     rewards = [row["reward_scaled"] for row in rows if row["agent"] == 1]
     assert len(rewards) == 6
     assert f"| own reward (scaled) | {rewards[0]:.3f} | {rewards[-1]:.3f} | {rewards[-1] - rewards[0]:+.3f} |" in text
-    assert "licence is unknown here: look at the base model's own page" in text
+    assert "licence could not be determined: check the base model's own page" in text
 
 
 def test_what_people_wrote_is_shown_and_does_nothing(finished, tmp_path):
@@ -141,7 +141,7 @@ def test_an_earlier_export_is_replaced_unless_it_was_changed(finished, tmp_path)
     assert (out / "README.md").read_text() != first
     for name in ("notes.txt", "README.md"):  # one that is new, one that was ours
         (out / name).write_text("mine")
-        with pytest.raises(UsageError, match="was changed since it was exported"):
+        with pytest.raises(UsageError, match="has changed since it was exported"):
             rlhf_marl.export(finished, agent=0, to=out)
         assert (out / name).read_text() == "mine"
         (out / "notes.txt").unlink(missing_ok=True)
@@ -159,7 +159,7 @@ def test_other_folders_are_refused(finished, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     for target in (tmp_path / "mine", tmp_path / "mine" / "thesis.tex", finished):
         before = sorted(names(target)) if target.is_dir() else target.read_text()
-        with pytest.raises(UsageError, match="already exists, and is not an export"):
+        with pytest.raises(UsageError, match="already exists and is not an rlhf-marl export"):
             rlhf_marl.export(finished, agent=0, to=target)
         assert (sorted(names(target)) if target.is_dir() else target.read_text()) == before
 
@@ -196,13 +196,15 @@ def test_a_run_without_adapters_says_how_to_get_them(run, trained, tmp_path):
 
 
 def test_adapters_older_than_the_newest_checkpoint_are_refused(trained, tmp_path):
-    """As after a finished run that was resumed for longer, and killed."""
+    """Like a finished run that was resumed for longer and killed."""
     checkpoint = RunDirectory(trained).load_checkpoint()
     assert checkpoint is not None
     tensors, values = checkpoint
     tensors["agent_0.adapter"][5] += 1.0
     RunDirectory(trained).save_checkpoint(values.pop("iteration") + 1, tensors, values)
-    with pytest.raises(UsageError, match=r"has trained on since it wrote its adapters \(4 of 3 iterations are saved\)"):
+    with pytest.raises(
+        UsageError, match=r"has trained further since it wrote its adapters \(4 of 3 iterations are saved\)"
+    ):
         rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
     rlhf_marl.export(trained, agent=1, to=tmp_path / "out")  # whose numbers did not change
 
@@ -220,7 +222,7 @@ def test_a_run_of_another_version(trained, tmp_path):
     content = yaml.safe_load((trained / "config.yaml").read_text()) | {"gossip": "old key"}
     (trained / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(
-        UsageError, match=r"was written by rlhf-marl 0\.0\.7, this is .*: export it with 0\.0\.7.*gossip"
+        UsageError, match=r"was written by rlhf-marl 0\.0\.7; this is version .*: export it with 0\.0\.7.*gossip"
     ):
         rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
 
@@ -240,7 +242,7 @@ def without_kind(file: Path) -> None:
     [
         ("reward_models.json", torn, "trained/reward_models.json: cannot be read: "),
         ("reward_models.json", without_kind, "trained/reward_models.json: 0.kind: missing; it is required"),
-        ("reward_models.json", lambda f: f.write_text("{}"), "trained/reward_models.json: is no list of cards"),
+        ("reward_models.json", lambda f: f.write_text("{}"), "trained/reward_models.json: not a list of cards"),
         ("reward_models.json", lambda f: f.write_text("[]"), "trained/reward_models.json: 0 cards; config.yaml has 2"),
         (
             "adapters/agent_0/adapter_config.json",
@@ -275,7 +277,7 @@ def test_a_damaged_file_that_is_not_needed_does_not_matter(trained, tmp_path, na
     damage(trained / name)
     rlhf_marl.export(trained, agent=0, to=tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text()
-    assert ("what its training recorded cannot be read" in text) == (name == "metrics.jsonl")
+    assert ("its training metrics cannot be read" in text) == (name == "metrics.jsonl")
     assert "3 iterations of 2 dialogues" in text
 
 
@@ -290,7 +292,7 @@ def test_a_damaged_line_does_not_hide_the_others(trained, tmp_path):
 def test_a_torn_marker_is_a_changed_export(finished, tmp_path):
     rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
     torn(tmp_path / "out" / MARKER)
-    with pytest.raises(UsageError, match="was changed since it was exported"):
+    with pytest.raises(UsageError, match="has changed since it was exported"):
         rlhf_marl.export(finished, agent=0, to=tmp_path / "out")
 
 
@@ -310,7 +312,7 @@ def test_a_damaged_adapter_is_not_passed_on(trained, tmp_path):
         (["--agent", "-1"], "--agent: -1 given; trained has 2 agents"),
         (["--agent", "0", "--public"], "--public: only with --push"),
         (["--agent", "0", "--push", "me/x"], "--push: HF_HUB_OFFLINE is set, so nothing is sent"),
-        (["--agent", "0", "--push", "x"], "--push: 'x' is no name of a repository; give OWNER/NAME"),
+        (["--agent", "0", "--push", "x"], "--push: 'x' is not a repository name; give OWNER/NAME"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(run, trained, tmp_path, options, line):

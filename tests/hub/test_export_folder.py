@@ -27,10 +27,10 @@ def test_an_unchanged_export_may_be_replaced_and_a_changed_one_not(target):
     check_target(target)
     check_target(target.parent / "new")
     (target / "model.safetensors").write_bytes(b"abd")
-    with pytest.raises(UsageError, match="was changed since it was exported"):
+    with pytest.raises(UsageError, match="has changed since it was exported"):
         check_target(target)
     (target / MARKER).unlink()
-    with pytest.raises(UsageError, match="is not an export of rlhf-marl"):
+    with pytest.raises(UsageError, match="is not an rlhf-marl export"):
         check_target(target)
 
 
@@ -43,5 +43,5 @@ def test_a_failure_leaves_the_export_before(target):
 
 def test_an_object_is_needed(tmp_path):
     (tmp_path / "a.json").write_text("[]")
-    with pytest.raises(UsageError, match=r"a.json: holds list; an object is needed"):
+    with pytest.raises(UsageError, match=r"a.json: contains a list, not a JSON object"):
         read_object(tmp_path / "a.json")

@@ -1,4 +1,4 @@
-"""Uploads, against a hub of our own. In processes of their own: huggingface_hub reads its settings when imported."""
+"""Uploads to a fake Hub, in subprocesses, because huggingface_hub reads its settings when imported."""
 
 import os
 import subprocess
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def pushed(folder: Path, *names: str, public: bool = False, **settings: str) -> list[str]:
-    """A line for each name to push to: the repository's address, or what was wrong."""
+    """A line for each repository name: the repository's address or the error."""
     command = [sys.executable, "-c", PUSH, str(folder), "public" if public else "private", *names]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     assert TOKEN not in answer.stdout + answer.stderr
@@ -72,7 +72,7 @@ def test_a_folder_arrives_whole_in_a_new_private_repository(folder, tmp_path, fa
 
 @pytest.mark.parametrize("xet", ["off", "on"])
 def test_what_an_earlier_export_left_there_goes_in_the_same_commit(folder, tmp_path, fake_hub, xet):
-    """Beside a merged model's config.json an adapter_config.json would add the adapter a second time."""
+    """An adapter_config.json next to a merged model's config.json would add the adapter a second time."""
     fake_hub.lfs = xet == "off"
     settings = environment(fake_hub, tmp_path, HF_HUB_DISABLE_XET=str(int(xet == "off")))
     (folder / "adapter_config.json").write_text("{}")
@@ -111,7 +111,7 @@ def test_a_refusal_is_one_line_without_the_token(folder, tmp_path, fake_hub):
     refusals = [
         (("create", 401), "UsageError: --push: the hub does not accept the token (401): set HF_TOKEN, or `hf auth"),
         (("create", 403), "UsageError: --push: the token may not write to me/x (403): it needs write access to me"),
-        (("create", 404), "UsageError: --push: the hub knows no me/x (404): is there a user or organisation me?"),
+        (("create", 404), "UsageError: --push: the hub has no me/x (404): does the user or organisation me exist?"),
         (("create", 400), "UsageError: --push: the hub refused me/x (400): "),
         (("batch", 403), "UsageError: --push: the token may not write to me/x (403)"),
         (("create", 429), "RlhfMarlError: --push: too many requests (429): the hub asks you to wait; try again later"),
@@ -125,7 +125,7 @@ def test_a_refusal_is_one_line_without_the_token(folder, tmp_path, fake_hub):
     assert "you sent Bearer ***" in lines[3]
 
 
-def test_a_hub_that_is_down(folder, tmp_path):
+def test_an_unreachable_hub_is_one_error_line(folder, tmp_path):
     (line,) = pushed(folder, "me/x", **environment(None, tmp_path))
     assert line.startswith("RlhfMarlError: --push: the hub at http://127.0.0.1:9 cannot be reached: ")
 
@@ -137,9 +137,9 @@ def test_a_hub_that_is_down(folder, tmp_path):
         ({"HF_TOKEN": ""}, "no token for the hub: set HF_TOKEN, or log in once with `hf auth login`"),
     ],
 )
-def test_nothing_is_sent_that_cannot_succeed(folder, tmp_path, fake_hub, settings, line):
+def test_hopeless_uploads_send_no_request(folder, tmp_path, fake_hub, settings, line):
     polite, dots, good = pushed(folder, "polite", "me/../x", "me/x", **environment(fake_hub, tmp_path, **settings))
-    assert polite == "UsageError: --push: 'polite' is no name of a repository; give OWNER/NAME, such as me/polite-agent"
-    assert dots.startswith("UsageError: --push: 'me/../x' is no name of a repository")
+    assert polite == "UsageError: --push: 'polite' is not a repository name; give OWNER/NAME, such as me/polite-agent"
+    assert dots.startswith("UsageError: --push: 'me/../x' is not a repository name")
     assert good == f"UsageError: --push: {line}"
     assert not fake_hub.tokens

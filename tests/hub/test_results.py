@@ -1,4 +1,4 @@
-"""What a card makes of evaluation.json."""
+"""The model card's use of evaluation.json."""
 
 import json
 import shutil
@@ -67,13 +67,13 @@ def test_the_card_shows_intervals_and_the_header_has_them_too(trained, tmp_path)
     card = ModelCard.load(tmp_path / "out" / "README.md")
     text = card.text
     assert "| own reward (scaled) | 0.250 | 1.000 | +0.750 | 0.500 to 1.125 | 40 |" in text
-    assert "| policy entropy, nats a token | 2.000 | 1.500 | -0.500 | -0.750 to -0.250 | 40 |" in text
+    assert "| policy entropy, nats per token | 2.000 | 1.500 | -0.500 | -0.750 to -0.250 | 40 |" in text
     assert "refused" not in text  # not measured
     assert "0.750 (0.500 to 0.875, 24 questions, judged by chat)" in text
     assert "| mean of held-out judges (standard deviations) | 0.000 | -0.250 | -0.250 | -0.500 to 0.125 | 40 |" in text
     assert "trained none of the run's agents, here strict, mild; each counts in standard deviations" in text
     assert (
-        "held\\_out.jsonl, 20 questions with 3 turns each.\nThe interval is that of the paired difference, at 90% conf"
+        "held\\_out.jsonl, 20 questions with 3 turns each.\nIntervals are for the paired difference, at 90% conf"
         in text
     )
     assert "- few questions\n" in text
@@ -113,7 +113,7 @@ def test_an_evaluation_of_other_agents_is_not_shared(trained, tmp_path, change):
         run = RunDirectory(trained)
         tensors, values = run.load_checkpoint()
         run.save_checkpoint(values.pop("iteration") + 1, tensors, values)
-    with pytest.raises(UsageError, match=r"evaluation.json: is of another state of the agents .*; evaluate the run ag"):
+    with pytest.raises(UsageError, match=r"evaluation.json: belongs to other adapters .*; evaluate the run ag"):
         rlhf_marl.export(trained, agent=1, to=tmp_path / "out")
     (trained / "evaluation.json").unlink()
     rlhf_marl.export(trained, agent=1, to=tmp_path / "out")
@@ -124,7 +124,7 @@ def test_an_evaluation_of_other_agents_is_not_shared(trained, tmp_path, change):
     [
         ('{"version": 2,', "evaluation.json: not JSON: "),
         ("[" * 3000, "evaluation.json: not JSON: "),
-        (json.dumps(evaluation(version=1)), "evaluation.json: is of version 1; this rlhf-marl reads version 2"),
+        (json.dumps(evaluation(version=1)), "evaluation.json: has version 1; this rlhf-marl reads version 2"),
         (json.dumps(evaluation(settings=[])), "evaluation.json: settings: "),
         (json.dumps(evaluation()).replace("1.125", "NaN"), "evaluation.json: agents.0.own_reward.high: "),
         (

@@ -1,4 +1,4 @@
-"""A controller of one's own: a debate, by a Python function in a file."""
+"""A custom controller: a debate, as a Python function in a file."""
 
 import rlhf_marl
 

@@ -10,7 +10,7 @@ from rlhf_marl.training.build import build
 
 
 class NeighbourMixer:
-    """Each agent multiplies what its neighbours sent it by its own row of A."""
+    """Each agent weights its neighbours' messages by its own row of A."""
 
     def __init__(self, matrix, rounds):
         self.matrix, self.rounds, self.sent = matrix, rounds, []

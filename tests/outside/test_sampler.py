@@ -1,4 +1,4 @@
-"""A second sampler: one that has learned its lines by heart."""
+"""A second sampler: it replies with fixed texts."""
 
 from functools import partial
 

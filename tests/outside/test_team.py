@@ -1,4 +1,4 @@
-"""A second team: bandits without any language model. Agent i says 1 with probability w_i, and is paid for it."""
+"""A second team: bandits without any language model. Agent i answers 1 with probability w_i, which is its reward."""
 
 from dataclasses import replace
 

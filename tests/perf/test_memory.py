@@ -1,4 +1,4 @@
-"""The process keeps what tensors free."""
+"""The process keeps freed tensor memory."""
 
 import ctypes
 import resource
@@ -24,14 +24,14 @@ def test_freed_memory_is_used_again_without_asking_the_system():
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
-def test_other_systems_are_not_asked(monkeypatch, platform):
+def test_other_systems_are_left_alone(monkeypatch, platform):
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setattr(ctypes, "CDLL", lambda name: pytest.fail("there is no glibc"))
     keep_freed_memory()
 
 
 def test_a_c_library_without_mallopt_stays_as_it_is(monkeypatch):
-    """musl, for one."""
+    """For example musl."""
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Where the time goes: every moment counts for exactly one stage."""
+"""The stopwatch: all time counts for exactly one stage."""
 
 import time
 from types import SimpleNamespace

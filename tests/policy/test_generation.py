@@ -10,7 +10,7 @@ from tests.conftest import tiny_llama, tiny_mistral
 
 
 def generate(model, prompts, **options):
-    """Token ids alone."""
+    """Only the token ids."""
     return [tokens for tokens, _ in generate_with_log_probabilities(model, prompts, **options)]
 
 
@@ -19,7 +19,7 @@ PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11]]
 
 @pytest.fixture(params=[0, 64])
 def worth_reading(request, monkeypatch):
-    """What prompts begin with is always read apart, or never where prompts are as short as here."""
+    """Sets the threshold: a shared prefix always gets its own pass, or never."""
     monkeypatch.setattr(prefix_cache, "_WORTH_READING", request.param)
 
 
@@ -49,8 +49,8 @@ def test_rows_do_not_depend_on_their_batch():
 
 
 @pytest.mark.usefixtures("worth_reading")
-def test_a_shared_beginning_changes_nothing():
-    """Prompts that begin alike, or are alike: with one read of the beginning per policy, the same tokens."""
+def test_a_shared_prefix_changes_nothing():
+    """Prompts with a shared prefix, or identical ones: reading the prefix once per policy gives the same tokens."""
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
@@ -86,7 +86,7 @@ def test_temperature_sharpens():
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 def test_log_probabilities_are_those_of_the_whole_sequence(temperature):
-    """Read once more in one pass; greedy ones at temperature 1."""
+    """Recomputed in one pass; for greedy decoding at temperature 1."""
     model = tiny_llama()
     uniforms = torch.stack([sampling_uniforms(SamplingKey(0, 0, d, 0), 8) for d in range(3)]) if temperature else None
     options = {"max_new_tokens": 8, "stop_tokens": [2], "uniforms": uniforms, "temperature": temperature}
@@ -106,7 +106,7 @@ def test_uniforms_depend_on_each_of_the_four_numbers_alone():
         assert not torch.equal(base, sampling_uniforms(SamplingKey(*other), 10))
 
 
-def test_rows_that_end_leave_and_the_others_go_on_alike():
+def test_finished_rows_leave_and_the_others_are_unchanged():
     """Two policies whose rows end at different steps: each row equals the row generated alone."""
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets="all-linear", where="c")
@@ -133,7 +133,7 @@ def test_rows_that_end_leave_and_the_others_go_on_alike():
     assert sizes[-1] < 10  # the last steps were made by fewer rows
 
 
-def test_alike_prompts_of_a_policy_are_read_once():
+def test_identical_prompts_of_a_policy_are_read_once():
     model = tiny_llama()
     uniforms = torch.stack([sampling_uniforms(SamplingKey(0, a, 0, 0), 8) for a in range(6)])
     sizes = []
@@ -165,8 +165,8 @@ def test_what_is_remembered_is_read_once_and_changes_nothing():
     assert reads == [1, 1, 0, 1, 0, 1]  # [7] was forgotten for [8]
 
 
-def test_nothing_is_shared_or_remembered_where_layers_see_a_window():
-    """Padding after a shared beginning would count as tokens of the window."""
+def test_prefixes_are_neither_shared_nor_cached_with_sliding_window_attention():
+    """Padding after a shared prefix would count as tokens of the window."""
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
     assert prefix_cache.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0

@@ -61,7 +61,7 @@ def test_a_mistake_in_a_file_names_file_and_key(tmp_path, text, key):
     assert "\n" not in str(caught.value)
 
 
-def test_several_mistakes_are_told_at_once(tmp_path):
+def test_several_mistakes_are_reported_at_once(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_instructions(written(tmp_path, "grade: {system: 3, user: 4}\n"), Grading)
     assert len(str(caught.value).splitlines()) == 2

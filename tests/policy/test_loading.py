@@ -38,7 +38,7 @@ def test_folders_that_are_no_models(tmp_path, tiny_model_folder):
 
 def test_unreachable_hub_id_says_what_to_do_offline():
     refused("some-org/some-model", "cannot be reached on the hub .* offline, download it elsewhere")
-    refused("not a name", "is no folder and no hub id")
+    refused("not a name", "is neither a folder nor a hub id")
 
 
 def test_remote_code_needs_a_pinned_revision(tiny_model_folder):
@@ -47,8 +47,8 @@ def test_remote_code_needs_a_pinned_revision(tiny_model_folder):
     assert load(str(tiny_model_folder), trust_remote_code=True, revision="a" * 40)
 
 
-def test_code_of_another_repository_is_not_taken_at_its_newest(tiny_model_folder):
-    """A config can name it: what is asked for then is the given revision, never main."""
+def test_code_of_another_repository_is_pinned_too(tiny_model_folder):
+    """A config can name code in another repository: the given revision is requested, never main."""
     asked = []
 
     class Factory:
@@ -63,7 +63,7 @@ def test_code_of_another_repository_is_not_taken_at_its_newest(tiny_model_folder
 
 
 def test_pickle_is_never_read(tmp_path, tiny_model_folder):
-    """A folder with safetensors and a hostile pickle loads the former alone."""
+    """A folder with safetensors and a hostile pickle loads only the safetensors."""
     AutoModelForCausalLM.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     assert load(str(tmp_path))

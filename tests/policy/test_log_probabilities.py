@@ -147,7 +147,7 @@ def test_without_a_signal_no_gradient_is_touched(system):
 
 
 def test_the_base_model_on_its_own_responses(system):
-    """Its entropy is that of the plain computation, and it does not differ from itself."""
+    """Its entropy equals the plain computation, and its KL is 0."""
     model, adapters = system
     result = evaluate_responses(model, adapters, STATES, RESPONSES, temperature=TEMPERATURE, pad=0, agents=None)
     assert not result.kl.any()
@@ -179,7 +179,7 @@ def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, share
 
 
 def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
-    """Not once per pass: the gradients of several passes go through one reading. The base model reads a state once."""
+    """Not once per pass: the gradients of several passes share one prefill. The base model prefills a state once."""
     model, adapters = system
     monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", 10)
     read = {True: 0, False: 0}  # with gradients (agents), without (base model)
@@ -196,7 +196,7 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row
 
 
-def test_the_base_model_remembers_a_state_that_all_dialogues_share(system):
+def test_the_base_model_caches_a_state_that_all_dialogues_share(system):
     """The same numbers, and the second time without reading it; states that differ are not cached_prefix."""
     model, adapters = system
     sizes = []

@@ -1,4 +1,4 @@
-"""Packed layers give the plain layer's numbers, in the places where they are used and where they are not."""
+"""Packed layers give the same numbers as plain layers, for any number of rows."""
 
 import pytest
 import torch
@@ -33,7 +33,7 @@ def test_the_gradient_is_the_plain_layers(rows):
 
 
 def test_the_packed_copy_is_used(monkeypatch):
-    """Until MOST_ROWS, with and without gradients: else nothing here would have tested it."""
+    """The packed product is used up to MOST_ROWS, with and without gradients."""
     used = []
     real = mkl_linear._product
     monkeypatch.setattr(mkl_linear, "_product", lambda x, *rest: used.append(len(x)) or real(x, *rest))

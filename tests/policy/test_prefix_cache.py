@@ -1,4 +1,4 @@
-"""Reading prompts in parts: the same logits, and each part once."""
+"""Prefill in parts gives the same logits, and reads each part once."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_prefill_goes_policy_by_policy():
     assert not torch.allclose(logits[0], logits[2], atol=1e-3)
 
 
-def test_only_a_long_shared_beginning_is_worth_a_pass(model):
+def test_only_a_long_shared_prefix_gets_its_own_pass(model):
     """More than 64 tokens must be saved: 65 in one more prompt, or 13 in each of five more."""
 
     def passes(prompts):
@@ -96,7 +96,7 @@ def test_the_cache_keeps_the_newest(model):
     assert prefixes.read(model, [7]) is not second  # forgotten
 
 
-def test_a_window_is_not_shared():
+def test_prefixes_are_not_shared_with_sliding_window_attention():
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
     assert shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0
@@ -124,7 +124,7 @@ def test_room_repeats_rows_and_leaves_the_original_alone(model):
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_flow_through_a_shared_beginning():
+def test_gradients_flow_through_a_shared_prefix():
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, [1], rank=2, alpha=4.0, targets=["v_proj"], where="c")
     with adapters.use(slice(None)):

@@ -53,7 +53,7 @@ def test_missing_model_package_names_the_command(monkeypatch):
 
 @pytest.mark.parametrize("reference", ["~nouser/x", "x" * 5000, "package:sys/x", "package:__main__/x", "package:os/\0"])
 def test_references_that_no_system_knows_are_one_line(reference):
-    refused(reference, "is not a folder|cannot be read|is not installed|no such file|is no folder")
+    refused(reference, "is not a folder|cannot be read|is not installed|no such file|is neither a folder")
 
 
 def test_a_folder_and_a_hub_id_are_taken_as_they_are(tiny_model_folder):

@@ -1,4 +1,4 @@
-"""The one door to a model: what decides a row, what a sample tells, and chat through a fake."""
+"""The sampler: what determines a row, the fields of a sample, and chat through a fake."""
 
 import math
 
@@ -34,7 +34,7 @@ def key(agent=0, dialogue=0, turn=0, seed=0):
 
 
 def test_keys_alone_decide_the_random_numbers():
-    """Not the place in the batch, the other rows, or what was sampled before."""
+    """Not the position in the batch, the other rows, or earlier samples."""
     sampler = tiny_sampler()
     keys = [key(dialogue=0), key(dialogue=1), key(dialogue=0)]
     rows = sample(sampler, [[5, 6, 7]] * 3, keys)
@@ -157,7 +157,7 @@ def chat_of(*contents):
 
 
 class FakeSampler:
-    """Remembers what it was asked."""
+    """Records the requests."""
 
     def __init__(self, context_length=1000):
         self.tokenizer, self.context_length, self.asked = tiny_tokenizer(), context_length, []
@@ -206,7 +206,7 @@ def test_local_chat_leaves_room_for_the_answer():
 
 
 def test_local_chat_reads_the_worked_examples_once():
-    """The second call reads only what comes after them, and answers alike."""
+    """The second call reads only the tokens after the examples, and gives the same answer."""
     model = tiny_llama()
     chat = LocalChat(TransformersSampler(ChatModel(model, tiny_tokenizer(), [2])))
     conversation = chat_of("S", "u1", "a1", "hello")

@@ -1,4 +1,4 @@
-"""Run directories written by hand: what a training and an evaluation leave, with model text of one's choice."""
+"""Run directories written without training, with any model text: the files of a training and an evaluation."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The page in headless Chromium, as a reader meets it."""
+"""The page in headless Chromium."""
 
 import os
 import re
@@ -131,7 +131,7 @@ def test_a_wrong_link_opens_the_page(visit, report):
         assert page.locator(".where").inner_text().startswith("1 of 4")
 
 
-def test_base_and_trained_stand_beside_each_other(visit, report):
+def test_base_and_trained_are_shown_side_by_side(visit, report):
     page = visit(report)
     assert page.locator(".policy").all_inner_texts() == ["Base model", "Trained agents"]
     said = page.locator(".answer .said").all_inner_texts()
@@ -149,7 +149,7 @@ def test_search_and_score_filter(visit, report):
     assert count.inner_text() == "1 of 12 dialogues"
     page.get_by_label("Text").fill("nowhere said")
     assert count.inner_text() == "0 of 12 dialogues"
-    assert "No dialogue fits" in page.locator(".dialogue").inner_text()
+    assert "No dialogue matches" in page.locator(".dialogue").inner_text()
     page.get_by_label("Text").fill("")
     page.locator("select[name=agent]").select_option("0")
     page.get_by_label("Score from").fill("0.75")  # agent 0 has 0, 0.1 ... 1.1
@@ -183,7 +183,7 @@ def test_hostile_text_is_shown_and_inert(visit, tmp_path):
 
 
 def test_inline_scripts_are_refused(chromium, report):
-    """The policy is alive: a script that the page does not name is blocked even where it gets into the page."""
+    """The policy is active: an injected script whose hash it does not name is blocked."""
     page = chromium.new_page()
     page.goto(report.as_uri())
     page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.hacked = 1\">')")

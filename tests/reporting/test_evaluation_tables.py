@@ -27,7 +27,7 @@ def test_one_run_in_full(result):
     assert "own reward 0.25 → 1.50 0.25 → 1.50" in text
     assert "[1.15, 1.35]" in text
     assert "win rate decided by held" in text
-    assert "controller fell back: 0.00 → 0.25 [0.15, 0.35]" in text
+    assert "controller fell back (share of turns): 0.00 → 0.25 [0.15, 0.35]" in text
     assert "own reward, one answer of the base model → trained team: 0.25 → 0.75 [0.40, 0.60]" in text
     assert "held-out judges, one answer" not in text  # not measured
     assert "agent 0 (vowels): better on its own reward, worse on held-out judges: likely hacked" in text

@@ -1,4 +1,4 @@
-"""The page as text: what it says of whole, damaged and foreign runs, and that no file's content becomes markup."""
+"""The page as text: intact and damaged runs and those of other versions; no file's content becomes markup."""
 
 import base64
 import hashlib
@@ -35,15 +35,15 @@ def test_moving_average_by_hand():
     assert moving_average([1, 2, 3, 4, 5, 11], 5) == [1, 1.5, 2, 2.5, 3, 5]
 
 
-def test_verdicts_tables_and_health_are_said(run_dir):
+def test_the_page_shows_verdicts_tables_and_health(run_dir):
     text = words(page_of(run_dir))
     assert text.count("likely hacked") == 3
     assert "0.25 → 1.50" in text
     assert "[+1.15, +1.35]" in text
-    assert "the critic is dead" in text
+    assert "last layer are dead" in text
     assert "policy entropy is below 0.3" in text
     assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
-    assert "the trained team's, own reward (scaled): 0.25 → 0.75 [+0.40, +0.60]" in text
+    assert "the trained team's answer, own reward (scaled): 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
 
 
@@ -93,7 +93,7 @@ def test_a_run_name_is_text_too(tmp_path):
 def test_torn_last_line_is_left_out_and_said(run_dir, name):
     with (run_dir / name).open("a") as stream:
         stream.write('{"iteration": 5, "dia')
-    assert f"{name}: its last line is torn" in words(page_of(run_dir))
+    assert f"{name}: the last line is incomplete" in words(page_of(run_dir))
 
 
 FILES = ("config.yaml", "environment.json", "reward_models.json", "metrics.jsonl", "dialogues.jsonl", "adapters")
@@ -125,7 +125,7 @@ def test_unfinished_and_foreign_runs_say_so(run_dir):
 
 def test_an_empty_run_gives_a_report(tmp_path):
     folder = write_run(tmp_path / "run", iterations=0, evaluated=False)
-    assert "No dialogue is recorded yet" in words(page_of(folder))
+    assert "No dialogues have been recorded yet" in words(page_of(folder))
 
 
 def test_two_runs_side_by_side(tmp_path):
@@ -153,26 +153,26 @@ def test_evaluated_runs_are_compared_question_by_question(tmp_path, monkeypatch)
     assert re.search(r"team</th><td class=\"word\">own reward \(scaled\)</td><td>0.25 → 1.50", text)
     file.write_text(file.read_text().replace('"refused"', '"refusd"'))
     text = words(page_of(first, second, out=tmp_path / "both.html"))
-    assert "evaluation_dialogues.jsonl is not whole" in text
+    assert "evaluation_dialogues.jsonl is incomplete" in text
 
 
 def data_of(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page, re.DOTALL).group(1))
 
 
-def test_many_dialogues_are_thinned_and_said(run_dir, monkeypatch):
+def test_many_dialogues_are_thinned_with_a_note(run_dir, monkeypatch):
     monkeypatch.setattr("rlhf_marl.reporting.page._DIALOGUE_BYTES", 8000)
     page = page_of(run_dir)
     run = data_of(page)["runs"][0]
     assert 0 < len(run["training"]) < 12
     assert 0 < len(run["evaluation"]) <= 4
     assert len(run["episodes"][0]["average"]) == 12
-    assert f"{len(run['training'])} of 12 training dialogues are here" in words(page)
+    assert f"it has {len(run['training'])} of 12 training dialogues" in words(page)
 
 
 @pytest.mark.parametrize("letter", ["a", "漢", "\u200b", "<", '"', "\U0001f642"])
 def test_the_budget_of_dialogues_is_of_bytes_in_the_page(tmp_path, monkeypatch, letter):
-    """What is written out or takes several bytes counts as it stands there, and evaluated dialogues count too."""
+    """Sizes are those of the encoded text in the page, and evaluated dialogues count too."""
     monkeypatch.setattr("rlhf_marl.reporting.page._DIALOGUE_BYTES", 60_000)
     page = page_of(write_run(tmp_path / "run", texts=[letter * 100] * 3))
     run = data_of(page)["runs"][0]
@@ -227,10 +227,10 @@ def test_odd_numbers_and_nesting_still_give_a_report(run_dir, name, old, new):
     assert "<h2" in page_of(run_dir)
 
 
-def test_an_evaluation_of_other_agents_is_said(run_dir):
-    assert "another state of the agents" not in words(page_of(run_dir))
+def test_an_evaluation_of_other_agents_gives_a_note(run_dir):
+    assert "other adapters or checkpoints" not in words(page_of(run_dir))
     (run_dir / "adapters" / "agent_0" / "adapter_model.safetensors").write_bytes(b"trained on")
-    assert "evaluation.json is of another state of the agents than the run has now" in words(page_of(run_dir))
+    assert "evaluation.json belongs to other adapters or checkpoints than the run has now" in words(page_of(run_dir))
 
 
 def test_command_line(run, tmp_path):

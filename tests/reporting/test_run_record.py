@@ -1,4 +1,4 @@
-"""What is read of a run directory."""
+"""Reading a run directory."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_damaged_lines_are_counted(run_dir):
     lines[7] = json.dumps({"iteration": 1})
     (run_dir / "dialogues.jsonl").write_text("\n".join(lines) + "\n")
     run = read_run(run_dir)
-    assert "dialogues.jsonl: 2 lines cannot be read and are left out; the first is 4" in run.notes
+    assert "dialogues.jsonl: 2 damaged lines were skipped; the first is line 4" in run.notes
     assert sum(len(dialogue["turns"]) for dialogue in run.dialogues) == 34
 
 

@@ -1,4 +1,4 @@
-"""What the user reads: the warnings, the summary's numbers, and text that cannot format the terminal."""
+"""Terminal output: warnings, the summary's numbers, and escaped text."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_each_symptom_has_its_warning(tiny_config, change, kind):
     assert [found for found, words in warnings_of(HEALTHY | change, tiny_config) if words] == [kind]
 
 
-def test_signals_of_one_sign_are_told_where_there_are_enough_of_them(tiny_config):
+def test_one_sided_signals_are_reported_with_enough_samples(tiny_config):
     many = tiny_config.model_copy(update={"dialogues": 8})
     for positive in (0.0, 1.0):
         row = HEALTHY | {"actor_signal_positive": positive}
@@ -81,5 +81,5 @@ def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_
     Display(tiny_config, tmp_path).summary(rows, [], 3)
     errors = capsys.readouterr().err
     assert "warning: agent 0: policy entropy is below 0.3" in errors
-    assert "(in 2 of its 3 updates)" in errors
+    assert "(in 2 of 3 updates)" in errors
     assert f"best checkpoint: iteration_00004 (reward_scaled +0.250); its adapters: {tmp_path}/best" in errors

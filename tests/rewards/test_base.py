@@ -1,4 +1,4 @@
-"""Scores checked in one place, and what every card can do."""
+"""The check of scores, and the methods of every card."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ def test_scaling_of_appendix_d2_by_hand():
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        ([1.0, float("nan")], r"returned nan, no finite number, for the text 'second'"),
-        ([float("inf"), 1.0], r"returned inf, no finite number, for the text 'first'"),
-        ([1.0, "high"], r"returned 'high', no finite number, for the text 'second'"),
+        ([1.0, float("nan")], r"returned nan, not a finite number, for the text 'second'"),
+        ([float("inf"), 1.0], r"returned inf, not a finite number, for the text 'first'"),
+        ([1.0, "high"], r"returned 'high', not a finite number, for the text 'second'"),
         ([1.0, None], r"returned None, no"),
-        ([1.0, 10**400], r"returned 1000000.*, no finite number, for the text 'second'"),
-        ([1.0, 10**5000], r"returned int, no finite number, for the text 'second'"),
+        ([1.0, 10**400], r"returned 1000000.*, not a finite number, for the text 'second'"),
+        ([1.0, 10**5000], r"returned int, not a finite number, for the text 'second'"),
         ([1.0, 1e39], r"returned 1e\+39, too large for float32, for the text 'second'"),
         ([1.0], r"returned 1 scores for 2 responses; first text: 'first'"),
         (3.0, r"returned float for 2 responses"),

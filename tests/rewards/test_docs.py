@@ -20,7 +20,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The document's files, with a tiny model in the place of the hub's and of MiniLM, and data to work on."""
+    """The document's files, with tiny models instead of the Hub's and of MiniLM, and data."""
     for name, text in FILES.items():
         text = text.replace("some-org/some-reward-model", str(tmp_path / "llama"))
         base = f"base: {tmp_path / 'deberta'}\n" if name == "manners.yaml" else ""

@@ -26,7 +26,7 @@ def test_ensemble_by_hand(tmp_path, combine, expected):
 
 
 def test_members_are_kept_with_the_ensemble(cards):
-    """A loaded ensemble scores as before when its members' files are gone; so does one with the members written in."""
+    """A loaded ensemble scores the same after its members' files are deleted; so does one with inline members."""
     (cards / "short.py").write_text("def f(prompts, responses):\n    return [float(len(r)) for r in responses]\n")
     member = {"name": "a", "kind": "callable", "function": "short.py:f", "offset": 1.0}
     write(cards / "a.yaml", **member)

@@ -52,7 +52,7 @@ def test_local_grades_are_the_models_next_token_probabilities(tiny_model_folder)
         assert score == pytest.approx((probabilities * torch.arange(5)).sum().item(), abs=1e-4)
 
 
-def test_grades_that_begin_alike_are_told_apart_by_what_follows(tiny_model_folder):
+def test_grades_with_a_common_prefix_are_distinguished_by_the_next_token(tiny_model_folder):
     """Bytes are tokens here: P(good | g) = P(o | g), against P(r | g)."""
     words = card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder), grades=["great", "good"])
     (score,) = build_reward_model(words).score(["why?"], ["because"])
@@ -74,7 +74,7 @@ def test_a_judge_without_a_model_is_the_agents_base_with_adapters_off(tiny_conte
     text = last["responses"][0]["text"]
     outside = build_reward_model(card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder)))
     assert last["reward_raw"][0] == pytest.approx(outside.score([last["prompt"]], [text])[0], abs=1e-4)
-    with pytest.raises(UsageError, match="card own: model: not given; outside a run there is no agents' base"):
+    with pytest.raises(UsageError, match="card own: model: missing; outside a run there is no agents' base"):
         build_reward_model(load_card(str(tmp_path / "own.yaml"), "x"))
 
 
@@ -85,7 +85,7 @@ def rubric(folder):
 
 
 def test_unusable_cards_are_refused(tiny_model_folder, tmp_path, monkeypatch):
-    with pytest.raises(UsageError, match=r"grades: one of \['1', '12'\] begins like another"):
+    with pytest.raises(UsageError, match=r"grades: two of \['1', '12'\] begin with the same token"):
         build_reward_model(card(model=str(tiny_model_folder), grades=["1", "12"]))
     (tmp_path / "r.yaml").write_text('system: s\nuser: "{{ nope }}"\n')
     with pytest.raises(UsageError, match=r"r.yaml: user: template error: 'nope' is undefined"):

@@ -45,7 +45,7 @@ def test_what_follows_the_parting_of_two_dialogues_is_the_response(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"chosen": "a"}, "line 1 is no preference pair: no key 'rejected'"),
+        ({"chosen": "a"}, "line 1 is not a preference pair: no key 'rejected'"),
         ({"chosen": "a", "rejected": "b"}, "line 1 .* must begin with the same message"),
         ({"prompt": "p", "chosen": 3, "rejected": "b"}, "line 1 .* int is neither text nor messages"),
         ({"prompt": "p", "chosen": "", "rejected": "b"}, "line 1 .* an empty response"),
@@ -71,7 +71,7 @@ def test_broken_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_pairs_are_many_varied_and_cannot_be_told_by_length(name):
+def test_shipped_pairs_are_many_varied_and_not_separable_by_length(name):
     pairs = load_pairs(str(DATA_ROOT / "reward_models" / "data" / f"{name}.jsonl"), "x")
     assert len(pairs) >= 150
     assert len({pair.prompt.lower() for pair in pairs}) == len(pairs)

@@ -1,4 +1,4 @@
-"""The kinds, and cards read by kind; files that a card names are found beside it."""
+"""The registry of kinds, and reading of cards; files that a card names are found next to it."""
 
 import shutil
 import subprocess

@@ -44,7 +44,7 @@ def test_scores_in_batches_in_order(server):
         *("nan", "huge"),
     ],
 )
-def test_a_server_in_trouble_is_asked_again(server, trouble):
+def test_failed_requests_to_a_server_are_retried(server, trouble):
     server.script = [trouble, trouble]
     assert build_reward_model(card(server, timeout=0.5)).score(["p"], ["abc"]) == [3]
     assert len(server.requests) == 3
@@ -55,12 +55,16 @@ def test_a_server_in_trouble_is_asked_again(server, trouble):
     [
         (Reply(500), 3, "failed after 2 retries: HTTP 500"),
         (Reply(429), 3, "failed after 2 retries: HTTP 429"),
-        (HUNG, 3, "failed after 2 retries: no whole answer in 0.5 s"),
+        (HUNG, 3, "failed after 2 retries: no complete answer within 0.5 s"),
         (DROPPED, 3, "failed after 2 retries: ConnectionError"),
         (TORN, 3, "failed after 2 retries: ProtocolError"),
-        (Reply(404), 1, "refuses: HTTP 404"),
-        (Reply(400, "<b>no\n\x1b[2J"), 1, r"refuses: HTTP 400: '<b>no \\x1b\[2J'"),
-        (Reply(307, headers={"Location": "/there"}), 1, "refuses: HTTP 307: it sends to '/there'; give that address"),
+        (Reply(404), 1, "refused the request: HTTP 404"),
+        (Reply(400, "<b>no\n\x1b[2J"), 1, r"refused the request: HTTP 400: '<b>no \\x1b\[2J'"),
+        (
+            Reply(307, headers={"Location": "/there"}),
+            1,
+            "refused the request: HTTP 307: it redirects to '/there'; use that address",
+        ),
         (Reply(body="<html>"), 3, r"failed after 2 retries: answered '<html>'; expected \{\"scores\": \[...\]\}"),
         (Reply(body={"scores": 3}), 3, "failed after 2 retries: answered .*3.*; expected .* with finite numbers"),
         (Reply(body={"scores": [True]}), 3, "failed after 2 retries: answered .*true.*; expected"),

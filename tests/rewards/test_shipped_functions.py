@@ -12,7 +12,7 @@ from rlhf_marl.rewards.shipped_functions import clean_language, doors, vader_sen
 
 @pytest.fixture(autouse=True)
 def _nothing_loaded():
-    """Loaded scorers are kept; each test loads its own."""
+    """Loaded scorers are cached; each test loads its own."""
     loaders = (shipped_functions._vader, shipped_functions._profanity_probability)
     for loader in loaders:
         loader.cache_clear()

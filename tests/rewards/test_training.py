@@ -97,7 +97,9 @@ def test_what_a_killed_training_left_is_removed_and_a_full_disk_leaves_nothing(r
 
     monkeypatch.setattr("rlhf_marl.files.atomic.move", full)
     quick = recipe.model_copy(update={"epochs": 0.1})
-    with pytest.raises(RunStopped, match="out cannot be written: No space left on device; make room and start again"):
+    with pytest.raises(
+        RunStopped, match="out cannot be written: No space left on device; free some space and start again"
+    ):
         train_reward_model(quick, tmp_path / "out", "card")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name and path.suffix != ".lock"]
     monkeypatch.undo()
@@ -110,7 +112,7 @@ def test_what_a_killed_training_left_is_removed_and_a_full_disk_leaves_nothing(r
 def test_unusable_input_is_told_before_training(recipe, tmp_path):
     with pytest.raises(UsageError, match=r"card: '.*' already exists"):
         train_reward_model(recipe, tmp_path, "card")
-    with pytest.raises(UsageError, match=r"data: 40 pairs are too few to train on and to hold 0\.01 out"):
+    with pytest.raises(UsageError, match=r"data: 40 pairs are too few to train on with a share of 0\.01 held out"):
         train_reward_model(recipe.model_copy(update={"held_out": 0.01}), tmp_path / "out", "card")
 
 

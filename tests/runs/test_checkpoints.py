@@ -39,7 +39,7 @@ def test_a_checkpoint_comes_back_as_it_was(folder):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    """Scores 1, 5, 5, 2, 6, nan: the earliest of equals is the best until a better one comes."""
+    """Scores 1, 5, 5, 2, 6, nan: the earliest of ties is the best until a better one comes."""
     checkpoints = Checkpoints(tmp_path)
     kept, oldest = [], []
     for iteration, score in enumerate([1.0, 5.0, 5.0, None, 2.0, 6.0, float("nan"), 0.0, 0.0], 1):
@@ -60,7 +60,7 @@ def test_a_damaged_best_gives_way_to_the_next(tmp_path, caplog):
         save(Checkpoints(tmp_path), iteration, score, keep=3)
     (tmp_path / "iteration_00002" / "state.safetensors").write_bytes(b"x")
     assert Checkpoints(tmp_path).best()[1]["iteration"] == 3
-    assert "iteration_00002 is damaged (state.safetensors is not what was written)" in caplog.text
+    assert "iteration_00002 is damaged (state.safetensors does not match manifest.json)" in caplog.text
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(folder):
@@ -95,7 +95,7 @@ def test_the_warning_says_which_and_why(folder, file, caplog):
     assert file in caplog.text
 
 
-def test_no_whole_checkpoint_is_one_line(folder):
+def test_no_intact_checkpoint_is_one_error_line(folder):
     for iteration in (1, 2):
         shutil.rmtree(folder / f"iteration_{iteration:05d}")
         (folder / f"iteration_{iteration:05d}").mkdir()
@@ -103,9 +103,9 @@ def test_no_whole_checkpoint_is_one_line(folder):
         Checkpoints(folder).load()
 
 
-def test_another_version_is_refused_not_passed_over(folder, monkeypatch):
+def test_another_version_is_refused_not_skipped(folder, monkeypatch):
     monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 5)
-    with pytest.raises(UsageError, match="iteration_00002 is of version 4, this rlhf-marl reads version 5: "):
+    with pytest.raises(UsageError, match="iteration_00002 has version 4, this rlhf-marl reads version 5: "):
         Checkpoints(folder).load()
 
 
@@ -120,7 +120,7 @@ def test_content_is_on_the_disk_before_the_name_and_the_name_before_anything_els
 
 
 def test_what_is_no_checkpoint_is_left_alone(folder):
-    """Copies by hand, and a best.json that speaks of a checkpoint without a score is gone."""
+    """A user's copies are ignored, and a best.json that names a checkpoint without a score is removed."""
     shutil.copytree(folder / "iteration_00002", folder / "iteration_00002.bak")
     (folder / "iteration_00009").touch()
     (folder / "best.json").write_text("{")

@@ -1,4 +1,4 @@
-"""Run directories that survive damage, full disks and a second process, and refuse what is not theirs."""
+"""Run directories: damage, full disks, a second process, and files of other runs."""
 
 import json
 import os
@@ -86,7 +86,7 @@ def test_a_full_disk_stops_the_run_and_keeps_the_last_checkpoint(run, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunStopped, match=r"metrics.jsonl cannot be written: No space left on device; make room"):
+    with pytest.raises(RunStopped, match=r"metrics.jsonl cannot be written: No space left on device; free some space"):
         run.save_checkpoint(3, {"w": torch.zeros(100)}, {"updates": 30})
     monkeypatch.undo()
     assert run.load_checkpoint()[1]["iteration"] == 2
@@ -125,7 +125,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(tiny_content
         rlhf_marl.train(tiny_content | {"iterations": 3}, run_dir=tmp_path / "run", resume=True)
 
 
-def test_other_software_is_told_since_it_gives_other_digits(run, tiny_config, caplog):
+def test_changed_software_gives_a_warning(run, tiny_config, caplog):
     RunDirectory.resume(run.path, tiny_config)
     assert not caplog.text
     file = run.path / "environment.json"
@@ -160,7 +160,7 @@ def without(key: str):
 
 
 def foreign(file: Path) -> None:
-    """A whole checkpoint, of something else."""
+    """An intact checkpoint of something else."""
     rewrite(file, {"version": checkpoints.VERSION, "iteration": 2})
 
 
@@ -182,23 +182,35 @@ REFUSED = {
     "other cards": ("reward_models.json", lambda file: file.write_text("[1]"), "reward_models.json: 0: 1 given"),
     "no row": ("metrics.jsonl", first_line(lambda line: f"[{line[:-1]}]\n"), "metrics.jsonl: line 1 is damaged"),
     "deep row": ("dialogues.jsonl", first_line(lambda line: DEEP + "\n"), "dialogues.jsonl: line 1 is damaged"),
-    "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it names no iteration"),
-    "no name": ("metrics.jsonl", without("reward_model"), "metrics.jsonl: row 1 is damaged, there twice or another"),
-    "no reward": ("metrics.jsonl", without("reward_scaled"), "metrics.jsonl: row 1 is damaged, there twice or another"),
+    "no iteration": ("metrics.jsonl", without("iteration"), "metrics.jsonl: line 1 is damaged: it has no iteration"),
+    "no name": (
+        "metrics.jsonl",
+        without("reward_model"),
+        "metrics.jsonl: row 1 is damaged, duplicated or from another",
+    ),
+    "no reward": (
+        "metrics.jsonl",
+        without("reward_scaled"),
+        "metrics.jsonl: row 1 is damaged, duplicated or from another",
+    ),
     "twice": (
         "dialogues.jsonl",
         first_line(lambda line: 2 * line),
-        "dialogues.jsonl: row 2 is damaged, there twice or",
+        "dialogues.jsonl: row 2 is damaged, duplicated or from",
     ),
-    "odd counters": ("checkpoints/iteration_00002/state.json", odd_counters, "is no run's: its counters do not fit"),
+    "odd counters": (
+        "checkpoints/iteration_00002/state.json",
+        odd_counters,
+        "is invalid: its counters are inconsistent",
+    ),
     "no run's": (
         "checkpoints/iteration_00002/state.json",
         foreign,
-        "the newest checkpoint of .* is no run's: 'config'",
+        "the newest checkpoint of .* is invalid: 'config'",
     ),
 }
 WARNED = {
-    "cards gone": ("reward_models.json", Path.unlink, "reward_models.json is missing: are these the reward models"),
+    "cards gone": ("reward_models.json", Path.unlink, "reward_models.json is missing: the reward models may differ"),
     "environment": ("environment.json", lambda file: file.write_text(DEEP), "environment.json cannot be read"),
     "deep state": (
         "checkpoints/iteration_00002/state.json", lambda file: file.write_text(DEEP), "iteration_00002 is damaged",
@@ -206,7 +218,7 @@ WARNED = {
     "emptied": ("metrics.jsonl", lambda file: file.write_text(""), "metrics.jsonl: 4 of the 4 lines of finished iter"),
     "gone": ("metrics.jsonl", Path.unlink, "metrics.jsonl: 4 of the 4 lines of finished iterations are missing"),
     "line gone": ("dialogues.jsonl", first_line(lambda line: ""), "dialogues.jsonl: 1 of the 4 lines of finished"),
-    "no checkpoint": ("checkpoints", shutil.rmtree, "has no checkpoint yet: training starts at the beginning"),
+    "no checkpoint": ("checkpoints", shutil.rmtree, "has no checkpoint yet: training starts from the beginning"),
     "copies": ("checkpoints/iteration_00002", lambda file: shutil.copytree(file, f"{file}.bak"), ""),
 }  # fmt: skip
 
@@ -216,7 +228,7 @@ def everything(path: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(("file", "damage", "line"), REFUSED.values(), ids=REFUSED)
-def test_damage_that_a_run_cannot_go_on_with_is_one_line(quick_content, tmp_path, file, damage, line):
+def test_unrecoverable_damage_is_one_error_line(quick_content, tmp_path, file, damage, line):
     rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
     damage(tmp_path / "run" / file)
     before = everything(tmp_path)
@@ -227,7 +239,7 @@ def test_damage_that_a_run_cannot_go_on_with_is_one_line(quick_content, tmp_path
 
 
 @pytest.mark.parametrize(("file", "damage", "words"), WARNED.values(), ids=WARNED)
-def test_damage_that_a_run_can_go_on_with_is_told(quick_content, tmp_path, caplog, file, damage, words):
+def test_recoverable_damage_gives_a_warning(quick_content, tmp_path, caplog, file, damage, words):
     rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
     damage(tmp_path / "run" / file)
     (tmp_path / "run" / "answers").mkdir()
@@ -239,14 +251,16 @@ def test_damage_that_a_run_can_go_on_with_is_told(quick_content, tmp_path, caplo
     assert json.loads((run.path / "reward_models.json").read_text())[0]["name"] == "vowels"
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_now_is_kept(run, monkeypatch):
-    """An error of the disk is no damage: the run does not go back, which would remove what may be whole."""
+def test_a_temporarily_unreadable_checkpoint_is_kept(run, monkeypatch):
+    """A disk error is not damage: going back would remove a checkpoint that may be intact."""
 
     def broken(folder):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(checkpoints, "_read", broken)
-    with pytest.raises(UsageError, match=r"iteration_00002 cannot be read now: Input/output error; nothing is changed"):
+    with pytest.raises(
+        UsageError, match=r"iteration_00002 cannot be read at the moment: Input/output error; nothing was changed"
+    ):
         run.load_checkpoint()
     assert newest(run).is_dir()
 
@@ -265,19 +279,21 @@ def test_a_refused_resume_changes_nothing(quick_content, tmp_path, monkeypatch):
     assert (path / "config.yaml").read_bytes() == before
 
 
-def test_a_run_that_finds_no_room_at_its_beginning_can_start_again(tiny_config, tmp_path, monkeypatch):
+def test_a_run_that_finds_the_disk_full_at_its_start_can_start_again(tiny_config, tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("rlhf_marl.runs.directory.write_text", full)
-    with pytest.raises(RunStopped, match=r"run cannot be written: No space left on device; make room and start again"):
+    with pytest.raises(
+        RunStopped, match=r"run cannot be written: No space left on device; free some space and start again"
+    ):
         RunDirectory.create(tmp_path / "run", tiny_config, [])
     monkeypatch.undo()
     RunDirectory.create(tmp_path / "run", tiny_config, [])
 
 
 def test_skipped_updates_are_counted_across_a_resume(tiny_content, tmp_path):
-    """Two updates an iteration, none finite: the run stops in the same place however often it was interrupted."""
+    """Two updates per iteration, none finite: the run stops at the same update however often it was interrupted."""
     card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
     content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "stop_after_skipped": 5}
     rlhf_marl.train(content | {"iterations": 1}, run_dir=tmp_path / "run")

@@ -89,7 +89,7 @@ PLACES = st.lists(st.integers(0, 50), min_size=1, max_size=5)
 
 @st.composite
 def edits(draw: Any) -> list[tuple[float, float, str]]:
-    """Up to four replacements: where, how much of what is there goes, and what comes."""
+    """Up to four replacements: position, length to remove, and text to insert."""
     one = st.tuples(st.floats(0, 1), st.floats(0, 0.05), PIECES)
     return draw(st.lists(one, min_size=1, max_size=4))
 
@@ -131,7 +131,7 @@ def no_hang() -> Iterator[None]:
 
 
 def ends_well(kind: str, load: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """What it returns, or the error if its lines are bounded: one of ours, or of the system, which names a file."""
+    """The result, or the error: one of the toolkit's with bounded lines, or an OSError that names a file."""
     try:
         with no_hang():
             result = load(*arguments, **options)
@@ -162,7 +162,7 @@ STRAY = ["checkpoints/iteration_00003", "checkpoints/iteration_x", "answers/iter
 
 @st.composite
 def damage(draw: Any) -> Callable[[Path], str]:
-    """Of one file of a run; says of which."""
+    """Damage one file of a run; returns its name."""
     how = draw(st.sampled_from(["text", "text", "value", "value", "line", "bytes", "gone", "folder", "stray"]))
     name = draw(st.sampled_from(BINARIES if how == "bytes" else STRAY if how == "stray" else TEXTS))
     changes, path, value = draw(edits()), draw(PLACES), draw(VALUES)

@@ -1,4 +1,4 @@
-"""Files that grow, names that climb, templates that reach out: bounded, refused, sandboxed."""
+"""Large files are bounded, path traversal is refused, templates are sandboxed."""
 
 import tempfile
 
@@ -92,8 +92,8 @@ def test_hostile_lines_are_one_error_line(tmp_path, load, line):
     assert "\n" not in str(caught.value)
 
 
-def test_nothing_is_written_where_all_users_write(quick_content, tmp_path, monkeypatch):
-    """Training and export need no /tmp: what is written beside its place is in the same folder."""
+def test_nothing_is_written_to_shared_temporary_folders(quick_content, tmp_path, monkeypatch):
+    """Training and export need no /tmp: temporary files are written next to their target."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     run = rlhf_marl.train(quick_content, run_dir=tmp_path / "run")
     rlhf_marl.export(run.path, agent=0, to=tmp_path / "exported")

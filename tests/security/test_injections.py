@@ -25,7 +25,7 @@ def tokenizer():
 
 
 class Recorder:
-    """A chat model that answers with what it is told, and keeps what it was asked."""
+    """A chat model that echoes its input and records the requests."""
 
     def __init__(self, says: str) -> None:
         self.says = says
@@ -37,7 +37,7 @@ class Recorder:
 
 
 def controller_chats(attack: str) -> list[list[Message]]:
-    """Both tasks' chats: one of three agents attacks, and the aggregate that goes on repeats the attack."""
+    """Both tasks' chats: one of three agents attacks, and the aggregate repeats the attack."""
     chat = Recorder(attack)
     templates = load_templates(find_data("prompts/controller.yaml", "test"))
     limits = {"aggregate_tokens": 8, "next_prompt_tokens": 8, "max_response_characters": 1000}
@@ -73,7 +73,7 @@ def test_there_are_enough_attacks():
 
 @pytest.mark.parametrize("attack", INJECTIONS, ids=range(len(INJECTIONS)))
 @pytest.mark.parametrize("chats", [controller_chats, judge_chats])
-def test_an_answer_opens_and_closes_no_tag_and_speaks_for_nobody(chats, attack, tokenizer):
+def test_an_answer_cannot_open_or_close_tags_or_forge_turns(chats, attack, tokenizer):
     """Roles, tags and the tokens that end a turn are those of a harmless answer, in number and order."""
     special = {token for token in tokenizer.all_special_ids if token != tokenizer.unk_token_id}
     special |= set(tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"]))

@@ -129,7 +129,7 @@ def test_edited_configs(tmp_path_factory, number, changes):
 @many
 @given(path=PLACES, value=VALUES, twice=st.none() | st.tuples(PLACES, VALUES))
 def test_configs_with_other_values(world, path, value, twice):
-    """What passes the checks is built."""
+    """Configs that pass the checks are built."""
     content = replaced(yaml.safe_load((world / "c.yaml").read_text()), path, value)
     if twice is not None:
         content = replaced(content, *twice)
@@ -163,7 +163,7 @@ def test_edited_cards(tmp_path_factory, number, changes):
     changes=st.none() | edits(),
 )
 def test_cards_with_other_values(world, tmp_path_factory, name, path, value, changes):
-    """What can be read is built."""
+    """Cards that can be read are built."""
     file = tmp_path_factory.mktemp("c", numbered=True) / "c.yaml"
     text = (world / f"{name}.yaml").read_text()
     text = json.dumps(replaced(json.loads(text), path, value)) if changes is None else edited(text, changes)
@@ -230,7 +230,7 @@ def damaged(world, tmp_path_factory) -> Callable[[Callable[[Path], str]], Path]:
 @few
 @given(change=damage(), more=st.integers(0, 1))
 def test_damaged_runs_are_resumed_or_refused(world, damaged, capsys, change, more):
-    """What is refused stays as it was; what is resumed is whole afterwards."""
+    """A refused run is unchanged; a resumed run is intact afterwards."""
     run = damaged(change)
     before = contents(run)
     found = ends_well("a damaged run: resumed", resume, run, world, more)

@@ -1,4 +1,4 @@
-"""Keys come from the environment alone, and end up nowhere."""
+"""Keys come only from the environment, and are written nowhere."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def test_keys_are_sent_and_written_nowhere(tiny_content, tmp_path, keys, capfd, 
 def test_a_service_that_repeats_the_key_does_not_get_it_into_an_error(
     tiny_content, tmp_path, keys, capfd, caplog, broken
 ):
-    """Some services put the key they were given into the text of a refusal."""
+    """Some services echo the key in the text of a refusal."""
     told = Reply(401, {"error": {"message": f"no such key: {CHAT_KEY} {SCORE_KEY}"}})
     with serving(chat(lambda text: "fine")) as talker, serving(scores_of_lengths) as scorer:
         (talker if broken == "talker" else scorer).answer = lambda request: told
@@ -100,7 +100,7 @@ def ask(service, url):
 
 @pytest.mark.parametrize("spelled", ["-", "\\u002d"])
 def test_a_key_in_an_answer_of_status_200_is_not_written_down(tiny_content, tmp_path, keys, capfd, spelled):
-    """Neither in the dialogues nor among the kept answers, whichever way JSON spells it."""
+    """Neither in the dialogues nor in the journal, however JSON escapes it."""
     completion = chat(lambda text: "your key is KEY")
 
     def echo(request):
@@ -125,7 +125,9 @@ def test_a_key_that_is_a_placeholder_does_not_damage_answers(monkeypatch):
 def test_a_key_that_no_request_can_carry_is_refused_and_not_repeated(monkeypatch, key):
     for service, variable in (("talker", "CHAT_KEY"), ("scorer", "SCORE_KEY")):
         monkeypatch.setenv(variable, key)
-        with pytest.raises(UsageError, match=f"api_key_env: what the environment variable {variable} holds is no") as c:
+        with pytest.raises(
+            UsageError, match=f"api_key_env: the environment variable {variable} does not hold a valid"
+        ) as c:
             ask(service, "http://127.0.0.1:9")
         assert "12345678" not in str(c.value)
 
@@ -141,9 +143,9 @@ def test_the_key_is_not_the_one_of_the_users_netrc(monkeypatch, tmp_path, keys):
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("http://me:pass1234@host/v1", "a user name or password in an address would be kept in files"),
-        ("ftp://me:pass1234@host/v1", "no address; it must be http://host"),
-        ("http://me:pass1234@[::1/v1", "no address; it must be http://host"),
+        ("http://me:pass1234@host/v1", "an address must not contain a user name or password"),
+        ("ftp://me:pass1234@host/v1", "not a valid address; it must be http://host"),
+        ("http://me:pass1234@[::1/v1", "not a valid address; it must be http://host"),
     ],
 )
 def test_a_password_in_an_address_is_refused_and_not_repeated(tiny_content, address, words):

@@ -37,7 +37,7 @@ def test_printable_leaves_letters_of_all_scripts():
 
 @pytest.mark.parametrize("text", [HOSTILE[name] for name in ("ansi", "bidi", "return", "zero width")])
 def test_error_lines_are_inert(run, text):
-    """Whatever a mistake repeats, here a file's name, one printable line comes of it."""
+    """An error that repeats user input, here a file name, is one printable line."""
     code, _, complaint = run("train", f"{text}.yaml")
     assert code == 2
     (line,) = complaint.splitlines()
@@ -60,7 +60,7 @@ def test_names_in_a_damaged_run_are_inert_in_the_summary(tiny_config, tmp_path, 
 
 
 def test_warnings_are_inert(capsys):
-    """As Python shows them when nobody has set logging up."""
+    """As Python shows them by default, without logging set up."""
     record = logging.getLogger("rlhf_marl").makeRecord("rlhf_marl", 30, "f", 1, "%s is odd", (HOSTILE_NAME,), None)
     assert logging.getLogger("rlhf_marl").filter(record)
     assert record.getMessage() == r"\x1b[2J\u202e\nerror: gone is odd"

@@ -1,4 +1,4 @@
-"""A chat endpoint over real HTTP, on a server of our own."""
+"""The chat endpoint client over real HTTP, against a local test server."""
 
 import pytest
 
@@ -43,7 +43,7 @@ def ask(server, *texts, max_retries=2):
         Reply(body={"choices": []}, dripping=0.3),
     ],
 )
-def test_an_endpoint_in_trouble_is_asked_again(server, trouble):
+def test_failed_requests_to_an_endpoint_are_retried(server, trouble):
     server.script = [trouble, trouble]
     assert sorted(ask(server, "a", "b")) == ["echo a", "echo b"]
     assert len(server.requests) == 4
@@ -55,11 +55,15 @@ def test_an_endpoint_in_trouble_is_asked_again(server, trouble):
     ("reply", "asked", "message"),
     [
         (Reply(500, {"error": {"message": "down, secret"}}), 2, "failed after 1 retries: HTTP 500"),
-        (Reply(body="secret nonsense"), 2, r"failed after 1 retries: answered '\*\*\* nonsense', no chat completion"),
-        (Reply(401, {"error": {"message": "who is secret?"}}), 1, r"refuses: HTTP 401: .*who is \*\*\*"),
+        (
+            Reply(body="secret nonsense"),
+            2,
+            r"failed after 1 retries: answered '\*\*\* nonsense', which is not a chat completion",
+        ),
+        (Reply(401, {"error": {"message": "who is secret?"}}), 1, r"refused the request: HTTP 401: .*who is \*\*\*"),
     ],
 )
-def test_an_endpoint_that_stays_down_stops_the_run_without_telling_the_key(server, reply, asked, message):
+def test_an_endpoint_that_stays_down_stops_the_run_without_showing_the_key(server, reply, asked, message):
     server.script = [reply] * 5
     with pytest.raises(RunStopped, match=f"controller: m at {server.url}/v1 {message}") as caught:
         ask(server, "a", max_retries=1)
@@ -83,7 +87,7 @@ def test_the_request_is_greedy_and_takes_options(server):
     }
 
 
-def test_no_choice_is_none(server):
+def test_a_completion_without_choices_gives_none(server):
     server.script = [Reply(body={"choices": []})]
     endpoint = Endpoint("x", "m", api_key_env="CHAT_KEY", base_url=f"{server.url}/v1", timeout=1.0, max_retries=0)
     assert endpoint.ask([[Message(role="user", content="a")]], 3) == [None]
@@ -91,7 +95,7 @@ def test_no_choice_is_none(server):
     assert text_of(Choice.model_validate({"message": {"content": None}})) == ""
 
 
-def test_kept_answers_are_not_asked_again_even_if_the_endpoint_has_moved(server, tmp_path):
+def test_recorded_answers_are_replayed_even_if_the_endpoint_has_moved(server, tmp_path):
     for place in (f"{server.url}/v1", "http://127.0.0.1:9/v2"):
         journal = Journal(tmp_path / "answers")
         journal.begin(1)

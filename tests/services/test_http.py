@@ -1,4 +1,4 @@
-"""Whole runs with a reward server, a judge and a controller behind endpoints that fail in the middle."""
+"""Complete runs with a reward server, a judge and a controller behind endpoints that fail midway."""
 
 from collections import Counter
 from pathlib import Path
@@ -16,7 +16,7 @@ class Killed(BaseException):
 
 
 class Trouble:
-    """What a server says properly, until `after` answers; then always `reply`, or the process is killed."""
+    """Proper answers until `after` of them; then always `reply`, or the process is killed."""
 
     def __init__(self, answer) -> None:
         self._answer = answer
@@ -92,7 +92,7 @@ def test_a_service_that_dies_stops_the_run_and_nothing_is_asked_twice(world, run
 
 
 def test_killed_between_a_service_and_the_next_nothing_is_asked_twice(world, tmp_path, monkeypatch):
-    """Killed when the second service is to be asked: what the first said is on the disk."""
+    """Killed before the second service is asked: the first one's answer is on disk."""
     from rlhf_marl.rewards.judge import Judge
 
     content, troubles = world
@@ -118,19 +118,19 @@ def test_killed_between_a_service_and_the_next_nothing_is_asked_twice(world, tmp
 
 
 def assert_same(run: Path, whole: Path) -> None:
-    """Apart from the checkpoint of the stop, and the kept answers, of which another order is right."""
+    """Except the checkpoint of the stop, and the journal, whose order may differ."""
     names = differing(state_of_run(run), state_of_run(whole))
     assert [name for name in names if not name.startswith(("answers/", "checkpoints/iteration_00001/"))] == []
 
 
-def test_answers_are_forgotten_when_no_checkpoint_leads_to_them(world, tmp_path):
+def test_answers_that_no_checkpoint_needs_are_removed(world, tmp_path):
     content, _ = world
     rlhf_marl.train(content | {"iterations": 4, "checkpoint_every": 1}, run_dir=tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run" / "answers").iterdir()) == ["iteration_00003.jsonl"]
 
 
 def test_a_run_goes_on_with_services_that_have_moved(world, run, tmp_path):
-    """With other addresses and more patience; what was answered at the old ones is not asked again."""
+    """With other addresses and longer timeouts; requests answered at the old addresses are not sent again."""
     content, troubles = world
     rlhf_marl.train(content, run_dir=tmp_path / "whole")
     expected = {name: trouble.answered.copy() for name, trouble in troubles.items()}

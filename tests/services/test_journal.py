@@ -1,4 +1,4 @@
-"""Answers that services gave: kept, read back in their order, never mixed up, and not for ever."""
+"""The journal of service answers: recorded, replayed in order, never mixed up, and removed when no longer needed."""
 
 import json
 import threading
@@ -36,8 +36,8 @@ def test_the_nth_request_of_a_kind_gets_the_nth_answer(journal):
     assert [told(journal, "a") for _ in range(3)] == [1, 3, "new"]
 
 
-def test_it_is_no_cache(journal):
-    """Another iteration, or the same one going on, asks as it would without a journal."""
+def test_the_journal_is_not_a_cache(journal):
+    """In another iteration, or later in the same one, requests are sent as without a journal."""
     journal.begin(8)
     assert told(journal, "a", lambda: 4) == 4
     assert told(journal, "a", lambda: 5) == 5
@@ -51,7 +51,7 @@ def test_a_torn_line_is_cut_off_and_a_damaged_one_asked_again(journal, tmp_path,
     journal.begin(7)
     assert [told(journal, "a"), told(journal, "a")] == [1, 3]
     assert told(journal, "b", lambda: 9) == 9
-    assert "iteration_00007.jsonl: line 2 is damaged; what it answered is asked again" in caplog.text
+    assert "iteration_00007.jsonl: line 2 is damaged; its request is sent again" in caplog.text
     journal.begin(7)
     assert told(journal, "b") == 9
 

@@ -1,4 +1,4 @@
-"""From a config to an experiment: graphs by hand, early mistakes in one line, and what the seed decides."""
+"""From a config to an experiment: hand-computed graphs, early one-line errors, and seeding."""
 
 import pytest
 import torch
@@ -85,7 +85,7 @@ def test_wrong_topologies_are_one_line_before_any_model_loads(quick_content, top
         ({"controller": {"kind": "scripted", "next_prompts": ["{{ no }}"]}}, "c.yaml: controller: template error"),
     ],
 )
-def test_missing_files_are_told_before_any_model_loads(quick_content, change, message):
+def test_missing_files_are_reported_before_any_model_loads(quick_content, change, message):
     with pytest.raises(UsageError, match=message):
         build(config_of(quick_content, model={"name": "/nowhere/at/all"}, **change), "c.yaml", CPU)
 
@@ -120,13 +120,13 @@ def test_the_seed_decides_adapters_and_critics(quick_content):
     assert torch.equal(states[0]["agent_0.critic.weights"], states[0]["agent_1.critic.weights"])  # one W(0)
 
 
-def test_adding_an_agent_changes_nobody_elses_start(quick_content):
+def test_adding_an_agent_does_not_change_the_others_adapters(quick_content):
     two = build_agents(config_of(quick_content), "c", CPU).adapters.parameters
     more = build_agents(config_of(quick_content, agents=three(quick_content)), "c", CPU).adapters.parameters
     assert torch.equal(more[:2], two)
 
 
-def test_an_agent_starts_from_its_adapter_unless_told_not_to(quick_content, tmp_path):
+def test_an_agent_starts_from_its_adapter_by_default(quick_content, tmp_path):
     agents = build_agents(config_of(quick_content, seed=5), "c", CPU)
     agents.adapters.save(1, tmp_path / "start", "base")
     second = quick_content["agents"][1] | {"adapter": str(tmp_path / "start")}

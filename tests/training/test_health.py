@@ -37,17 +37,17 @@ def test_a_healthy_row_gives_no_warning(config):
 @pytest.mark.parametrize(
     ("change", "kind", "advice"),
     [
-        ({"actor_skipped": 1}, "actor_skipped", "the update was skipped"),
+        ({"actor_skipped": 1}, "actor_skipped", "the actor step was skipped"),
         ({"critic_skipped": 2}, "critic_skipped", "a critic step was not finite"),
         ({"critic_dead_units": 0.96}, "dead_critic", "lower critic.step_size"),
-        ({"critic_magnitude": 120.4}, "critic_scale", "critic values reach 120: rescale the reward card"),
+        ({"critic_magnitude": 120.4}, "critic_scale", "the mean |critic value| is 120: rescale the reward card"),
         ({"critic_projected": 1.0}, "projected", "a larger critic.radius may help"),
         ({"actor_signal_positive": 1.0}, "one_sided_signal", "the card's offset"),
         ({"actor_signal_positive": 0.0}, "one_sided_signal", "the card's offset"),
         ({"actor_signal_positive": 0.0, "actor_signal": 0.0}, "no_signal", "nothing is learned"),
         ({"entropy": 0.29}, "entropy", "policy has collapsed"),
         ({"kl": 12.1}, "kl", "likely reward hacking"),
-        ({"controller_fallbacks": 8}, "fallbacks", "nothing usable in a whole batch"),
+        ({"controller_fallbacks": 8}, "fallbacks", "no usable output for a whole batch"),
     ],
 )
 def test_each_symptom_has_its_warning(config, change, kind, advice):
@@ -68,7 +68,7 @@ def test_each_symptom_has_its_warning(config, change, kind, advice):
         {"controller_fallbacks": 7},
     ],
 )
-def test_on_the_edge_there_is_none(config, change):
+def test_values_at_the_threshold_give_no_warning(config, change):
     assert kinds(HEALTHY | change, config) == []
 
 
@@ -85,5 +85,5 @@ def test_a_team_may_leave_out_metrics_that_it_does_not_have(config):
     assert kinds(always, config) == []
 
 
-def test_several_symptoms_are_all_told(config):
+def test_several_symptoms_are_all_reported(config):
     assert kinds(HEALTHY | {"actor_skipped": 1, "entropy": 0.0}, config) == ["actor_skipped", "entropy"]

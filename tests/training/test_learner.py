@@ -205,7 +205,7 @@ def test_ppo_clip_ascends_the_clipped_surrogate():
 
 
 def test_m_turns_average_their_directions():
-    """With critics that stand still, M = 2 is the mean of two updates of one turn."""
+    """With constant critics, M = 2 is the mean of two updates of one turn."""
     one, other = turn_of(), turn_of(((-1.0, 0.5), (0.0, 4.0)), states=[[12], [10]])
     gradients = []
     for turns in ([one], [other], [one, other]):
@@ -241,7 +241,7 @@ def test_k_critic_steps_go_over_the_turns_in_order_and_begin_again():
 
 
 def test_each_agents_gradient_is_clipped_to_the_norm_by_itself():
-    """Adam's first moment is a tenth of what it was given."""
+    """Adam's first moment is a tenth of the gradient."""
     free = learner_of(credit="local")
     free.update([turn_of()])
     norms = free.adapters.parameters.grad.norm(dim=-1)
@@ -345,7 +345,7 @@ def test_a_q_critics_target_reads_the_next_responses():
 
 
 def test_the_kl_penalty_pulls_towards_the_base_model():
-    """Without a signal it is all there is: a step must lower the divergence."""
+    """Without a signal the KL penalty is the only term: a step must lower the divergence."""
     learner = learner_of(critic_step=0.0, optimizer="normalised", step_size=0.05, kl_coefficient=1.0)
     zero = turn_of(((0.0, 0.0), (0.0, 0.0)), states=[[10], [10]], next_states=[[10], [10]], discount=0.0)
     learner.critic.weights.zero_()

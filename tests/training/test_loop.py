@@ -1,4 +1,4 @@
-"""Whole runs with a tiny model: what is written, repeated, resumed, refused."""
+"""Complete runs with a tiny model: written files, repetition, resume, refusals."""
 
 import json
 import shutil
@@ -227,7 +227,7 @@ def test_an_agent_without_reward_stays_where_it_is(tiny_content, tmp_path, optim
 
 
 def test_without_any_reward_no_policy_moves(tiny_content, tmp_path):
-    """Not by a bit, with a KL penalty too: the critics start at 0, so there is no signal."""
+    """Not even in the last bit, with a KL penalty too: the critics start at 0, so there is no signal."""
     card = str(write_card(tmp_path, "zero", f"{__name__}:zero"))
     content = tiny_content | {"agents": [{"reward_model": card}] * 2, "actor": {"kl_coefficient": 0.1}}
     metrics = train(content, tmp_path / "run").metrics
@@ -277,8 +277,8 @@ def test_a_bad_score_stops_the_run_readable_and_resumable(tiny_content, tmp_path
     assert metrics(train(content, tmp_path / "run", resume=True).path) == metrics(whole.path)
 
 
-def test_steps_that_are_not_finite_never_reach_weights_and_stop_a_run_that_only_has_them(tiny_content, tmp_path):
-    """Rewards near float32's end: every gradient overflows. The other agents' gossip is spoiled too, no weight is."""
+def test_non_finite_steps_never_reach_weights_and_stop_the_run_if_repeated(tiny_content, tmp_path):
+    """Rewards near float32's maximum: all gradients overflow. Gossip spreads it to other signals, but to no weight."""
     card = write_card(tmp_path, "huge", "tests.training.test_loop:huge")
     content = tiny_content | {"agents": [{"reward_model": str(card)}] * 2, "iterations": 9, "stop_after_skipped": 3}
     with pytest.raises(RunStopped, match=r"iteration 2: the last 4 updates had steps that were not finite") as caught:

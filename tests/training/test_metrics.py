@@ -1,4 +1,4 @@
-"""Rows of a hand-made turn, and what a resumed run says of the rows it finds."""
+"""Rows of a hand-made turn, and the checks of a resumed run's rows."""
 
 import pytest
 import torch
@@ -137,8 +137,8 @@ def test_whole_rows_in_any_order_are_silent(config, caplog):
 def test_missing_rows_are_a_warning_that_counts_them(config, caplog):
     check_earlier(METRICS[1:], DIALOGUES[:1], config=config, iterations=2)
     assert [record.getMessage() for record in caplog.records] == [
-        "metrics.jsonl: 1 of the 4 lines of finished iterations are missing; the run goes on without them",
-        "dialogues.jsonl: 3 of the 4 lines of finished iterations are missing; the run goes on without them",
+        "metrics.jsonl: 1 of the 4 lines of finished iterations are missing; the run continues without them",
+        "dialogues.jsonl: 3 of the 4 lines of finished iterations are missing; the run continues without them",
     ]
 
 
@@ -173,7 +173,7 @@ def test_updates_and_turns_are_counted_by_iteration(quick_content, caplog):
     ],
 )
 def test_a_double_or_damaged_metrics_row_is_refused_by_its_number(config, bad):
-    with pytest.raises(UsageError, match=r"--resume: metrics.jsonl: row 4 is damaged, there twice") as caught:
+    with pytest.raises(UsageError, match=r"--resume: metrics.jsonl: row 4 is damaged, duplicated") as caught:
         check_earlier([*METRICS[:3], bad], DIALOGUES, config=config, iterations=2)
     assert "\n" not in str(caught.value)
     assert "restore the file, or remove the line" in str(caught.value)

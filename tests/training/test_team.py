@@ -1,4 +1,4 @@
-"""LocalTeam: who is asked, who scores what, and a state that continues alike."""
+"""LocalTeam: responses, scores, and state that restores exactly."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ CARDS = [
 
 
 class FakeSampler:
-    """Answers with the row's number, and remembers what it was asked."""
+    """Answers with the row's number and records the requests."""
 
     def __init__(self):
         self.asked = []
@@ -166,7 +166,7 @@ def same(a, b):
 
 
 def test_a_restored_state_continues_alike(experiment):
-    """Answers and updates, from a state of before the first step and from one of after it."""
+    """Answers and updates, from a state before the first step and from one after it."""
     team = experiment.team
     for iteration in range(2):
         before = team.state_dict()
@@ -193,7 +193,7 @@ def test_a_state_goes_over_to_another_team(experiment, quick_content):
     assert same(other.team.state_dict(), state)
 
 
-def test_names_of_a_state(experiment):
+def test_the_state_has_these_names(experiment):
     team = experiment.team
     moments = [
         f"{of}.{name}" for of in ("actor_optimizer", "critic.adam") for name in ("step", "exp_avg", "exp_avg_sq")

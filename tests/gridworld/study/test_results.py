@@ -24,7 +24,7 @@ def test_a_flipped_bit_is_told_and_a_full_disk_stops(tmp_path, caplog, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(results, "write_bytes", full)
-    with pytest.raises(RunStopped, match="No space left on device; make room and start the same study again"):
+    with pytest.raises(RunStopped, match="No space left on device; free some space and start the same study again"):
         results.save(file, Result(setting, {}, 1.5))
 
 
