@@ -124,7 +124,7 @@ def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):
     card = {"name": "tiny", "kind": "trained", "data": str(pairs), "base": base, "epochs": 2.0}
     write(tmp_path / "reward", "card.json", card)
     overrides = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005", "--experiments", "[fig5]"]
-    write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{literal: {}}"])
+    write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{printed: {}}"])
     found = killed(tmp_path, train=50, reward=3, study=3)
     assert {kind: done["kills"] for kind, done in found.items()} == {"train": 50, "reward": 3, "study": 3}
 
