@@ -124,8 +124,8 @@ def score(rows: Sequence[Row], scorer: Scorer) -> None:
 def compare_pairs(rows: Sequence[Row], judge: PairwiseJudge) -> None:
     """Add the pairwise judge's preference between base and trained answers to the trained rows.
 
-    Both answers are judged as answers to the trained dialogue's prompt; where the controller wrote different prompts,
-    the pair is left out of the judging as a tie that says nothing about consistency.
+    Only answers to the same prompt are compared: rows for which the controller wrote different prompts get no
+    preference, and count neither in the win rate nor in the consistency.
     """
     base = {(row["question"], row["turn"]): row for row in rows if row["policy"] == "base"}
     trained = [row for row in rows if row["policy"] == "trained"]
