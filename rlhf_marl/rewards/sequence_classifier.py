@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import plain_text
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import first_line
@@ -32,7 +31,9 @@ class SequenceClassifierCard(CardBase):
     trust_remote_code: bool = False
     """Run code that the model's repository brings; needs a 40-hex revision."""
     adapter: Text | None = None
-    """Folder of a PEFT LoRA adapter that goes over the model."""
+    """PEFT LoRA adapter that goes over the model: a folder, or a hub id."""
+    adapter_revision: str | None = None
+    """The adapter's hub revision; a full commit hash pins the weights."""
     input: Literal["pair", "chat"]
     """pair: the tokenizer joins prompt and response; chat: its chat template does."""
     end_token: bool = False
@@ -84,6 +85,7 @@ class SequenceClassifier:
         from transformers import AutoModelForSequenceClassification  # slow to import
 
         from rlhf_marl.policy.loading import dtype_for, load_model_of, load_tokenizer
+        from rlhf_marl.policy.references import resolve_adapter
 
         where = f"card {card.name}: model"
         self._card = card
@@ -97,7 +99,7 @@ class SequenceClassifier:
         if card.input == "chat" and not self._tokenizer.chat_template:
             raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
         if card.adapter is not None:
-            folder = find_data(f"{card.adapter}/adapter_config.json", f"card {card.name}: adapter").parent
+            folder = resolve_adapter(card.adapter, f"card {card.name}: adapter", card.adapter_revision)
             if not (folder / "adapter_model.safetensors").is_file():
                 raise UsageError(f"card {card.name}: adapter: {str(folder)!r} has no adapter_model.safetensors")
             from peft import PeftModel  # slow to import

@@ -22,13 +22,13 @@ from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
 from rlhf_marl.policy.prefix_cache import PrefixCache
+from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
 from rlhf_marl.sanitise import first_line
@@ -162,12 +162,15 @@ def build_agents(
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         targets=config.lora.targets,
+        exclude=config.lora.exclude,
+        use_rslora=config.lora.use_rslora,
         where=where,
     )
     for i, agent in enumerate(config.agents):
         if start and agent.adapter is not None:
-            weights = find_data(f"{agent.adapter}/adapter_config.json", f"{where}: agents.{i}.adapter")
-            adapters.load(i, weights.parent, f"{where}: agents.{i}.adapter")
+            key = f"{where}: agents.{i}.adapter"
+            folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
+            adapters.load(i, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters))
 
 
