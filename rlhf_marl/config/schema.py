@@ -100,18 +100,24 @@ class FixedPrompt(Section):
 class JsonlPrompts(Section):
     source: Literal["jsonl"]
     path: Text
-    """A JSON Lines file."""
+    """A file: JSON Lines (also gzipped), a JSON array, CSV, TSV or Parquet, by the end of its name."""
     column: Text = "prompt"
+    """Texts, lists of messages, or transcripts in hh-rlhf format; answers at their end are left out."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows without a prompt, and prompts longer than generation.max_prompt_tokens: stop, or leave out and count."""
 
 
 class DatasetPrompts(Section):
     source: Literal["datasets"]
     name: Text
-    """Name or local path for `datasets.load_dataset`."""
+    """Name or local path for `datasets.load_dataset`, a folder that `save_to_disk` wrote, or a file."""
     subset: str | None = None
     split: Text = "train"
     revision: str | None = None
     column: Text
+    """Texts, lists of messages, or transcripts in hh-rlhf format; answers at their end are left out."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows without a prompt, and prompts longer than generation.max_prompt_tokens: stop, or leave out and count."""
 
 
 Prompts = Annotated[FixedPrompt | JsonlPrompts | DatasetPrompts, Field(discriminator="source")]

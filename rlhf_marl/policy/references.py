@@ -150,7 +150,7 @@ def hub_problem(reference: str, where: str, error: Exception) -> str:
 
 
 class quiet:
-    """Context without transformers' progress bars and load reports (`check_loaded` replaces them); its warnings stay."""
+    """Context without transformers' progress bars and load reports (see `check_loaded`); its warnings stay."""
 
     def __enter__(self) -> None:
         self._enabled = transformers_logging.is_progress_bar_enabled()

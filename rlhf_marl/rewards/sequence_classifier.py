@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.policy.chat import plain_text
+from rlhf_marl.policy.chat import Message, plain_text, templated
+from rlhf_marl.policy.conversations import flat
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import first_line
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlhf_marl.policy.loading import Source
+
+Conversation = str | Sequence[Message]
 
 _log = logging.getLogger("rlhf_marl")
 
@@ -121,7 +124,8 @@ class SequenceClassifier:
         self._limit = min(context for context in contexts if context is not None)
         self.cut = 0
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Conversation], responses: Sequence[Conversation]) -> list[float]:
+        """Scores of responses to prompts: texts, or messages whose roles the chat template gets."""
         cut_before = self.cut
         rows = [self._inputs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         if self.cut > cut_before:
@@ -137,7 +141,7 @@ class SequenceClassifier:
                 scores[i] = score
         return scores
 
-    def _inputs(self, prompt: str, response: str) -> dict[str, list[int]]:
+    def _inputs(self, prompt: Conversation, response: Conversation) -> dict[str, list[int]]:
         card = self._card
         inputs, cut = classifier_inputs(
             self._tokenizer, prompt, response, kind=card.input, limit=self._limit, end_token=card.end_token
@@ -184,20 +188,32 @@ def _device(name: str | None, where: str) -> "torch.device":
 
 
 def classifier_inputs(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, response: str, *, kind: str, limit: int, end_token: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Conversation,
+    response: Conversation,
+    *,
+    kind: str,
+    limit: int,
+    end_token: bool,
 ) -> tuple[dict[str, list[int]], bool]:
     """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
 
-    kind: pair (the tokenizer joins the two texts) or chat (its template does). Only these add special tokens.
+    kind: pair (the tokenizer joins the two texts, without roles) or chat (its template does, with roles). Only these
+    add special tokens.
+
+    Raises:
+        TemplateError: the template refuses the messages.
     """
-    prompt, response = plain_text(tokenizer, prompt), plain_text(tokenizer, response)
     if kind == "pair":
+        first, last = plain_text(tokenizer, flat(prompt)), plain_text(tokenizer, flat(response))
         room = limit - tokenizer.num_special_tokens_to_add(pair=True)
-        last = _end(tokenizer, response, room)
-        first = _end(tokenizer, prompt, room - len(tokenizer(last, add_special_tokens=False)["input_ids"]))
-        return dict(tokenizer(first, last)), (first, last) != (prompt, response)
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        last_kept = _end(tokenizer, last, room)
+        first_kept = _end(tokenizer, first, room - len(tokenizer(last_kept, add_special_tokens=False)["input_ids"]))
+        return dict(tokenizer(first_kept, last_kept)), (first_kept, last_kept) != (first, last)
+    before = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    after = [Message(role="assistant", content=response)] if isinstance(response, str) else response
+    text = templated(tokenizer, [*before, *after], tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if end_token and ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     cut = len(ids) > limit

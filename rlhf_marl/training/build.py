@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf_marl.algorithm.critic import Critic
@@ -25,7 +26,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.chat import chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
@@ -104,7 +105,7 @@ def build(
         prepared = prepare_controller(config.controller, len(config.agents), where)
         cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
-        _check_lengths(config, questions, agents.chat_model, where)
+        questions = _short_enough(config, questions, agents.chat_model, where)
         made = team(
             agents.sampler,
             build_learner(config, agents, mixer(matrix, config.topology.gossip_rounds)),
@@ -255,15 +256,31 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _check_lengths(config: Config, questions: Questions, chat_model: ChatModel, where: str) -> None:
+def _short_enough(config: Config, questions: Questions, chat_model: ChatModel, where: str) -> Questions:
+    """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
-    for number, text in enumerate(questions.texts, 1):
-        length = len(chat_tokens(chat_model.tokenizer, [Message(role="user", content=text)], 10**9))
+    problems: dict[int, str] = {}
+    for index, messages in enumerate(questions.conversations):
+        prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
+        try:
+            length = len(chat_tokens(chat_model.tokenizer, messages, 10**9))
+        except TemplateError as error:
+            problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
+            continue
         if length > budget:
-            raise UsageError(
-                f"{where}: prompts: prompt {number} ({text[:40]!r}...) is {length} tokens long with its chat "
-                f"template; generation.max_prompt_tokens allows {budget}"
+            problems[index] = (
+                f"{prompt} is {length} tokens long with its chat template; generation.max_prompt_tokens allows {budget}"
             )
+    if not problems:
+        return questions
+    first = next(iter(problems.values()))
+    if getattr(config.prompts, "on_bad_row", "refuse") == "refuse" or len(problems) == len(questions.conversations):
+        raise UsageError(first)
+    _log.warning(
+        "prompts.on_bad_row: skip: %d of %d prompts are left out; the first: %s",
+        *(len(problems), len(questions.conversations), first),
+    )
+    return questions.only([index for index in range(len(questions.conversations)) if index not in problems])
 
 
 def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
