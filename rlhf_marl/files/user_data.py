@@ -19,8 +19,8 @@ from rlhf_marl.sanitise import first_line, printable, shortened
 OnBadRow = Literal["refuse", "skip"]
 Item = TypeVar("Item")
 
-DATA_FILE = re.compile(r"\.(jsonl(?=\.gz$)|jsonl$|json$|csv$|tsv$|parquet$)")
-"""Ends of the names of files that `load_rows` reads."""
+DATA_FILE = re.compile(r"\.(jsonl|jsonl\.gz|json|csv|tsv|parquet)$")
+"""Ends of names that stand for a file, not for a source of the hub."""
 
 _log = logging.getLogger("rlhf_marl")
 _OFFLINE = "; offline, download it elsewhere and give the file or folder"
@@ -77,19 +77,20 @@ def load_rows(
 ) -> list[tuple[str, dict[str, Any]]]:
     """(place, row) of each row of a user's data: `file: line 3` or `name: row 3`.
 
-    `source` is a file, found as `find_data` finds it: JSON Lines (also gzipped), a JSON array (.json), CSV or TSV with
-    names in the first line (all values are text), Parquet; a folder that `save_to_disk` wrote; or else a name or folder
-    for `datasets.load_dataset`.
+    `source` is a file, found as `find_data` finds it: a JSON array (.json), CSV or TSV with names in the first line
+    (all values are text), Parquet, and JSON Lines (also gzipped) under any other name; a folder that `save_to_disk`
+    wrote; or else a name or folder for `datasets.load_dataset`.
 
     Raises:
         UsageError: no such source or split, unreadable, not UTF-8, or a row that is no object.
     """
-    if kind := DATA_FILE.search(source):
-        path = find_data(source, where)
-        if kind[1] == "jsonl" or (kind[1] == "json" and not _content(path).lstrip().startswith(b"[")):
-            return [(f"{path}: line {number}", row) for number, row in read_rows(path)]
-        return [(f"{path}: row {number}", row) for number, row in enumerate(_file_rows(path, kind[1], where), 1)]
     folder = expanded(source)
+    if DATA_FILE.search(source) or folder.is_file():
+        path = find_data(source, where)
+        ending = path.suffix.removeprefix(".")
+        if ending not in ("json", "csv", "tsv", "parquet") or (ending == "json" and not _is_array(path)):
+            return [(f"{path}: line {number}", row) for number, row in read_rows(path)]
+        return [(f"{path}: row {number}", row) for number, row in enumerate(_file_rows(path, ending, where), 1)]
     if any((folder / name).is_file() for name in ("state.json", "dataset_dict.json")):
         rows = _load_saved(folder, where, split)
     else:
@@ -97,15 +98,19 @@ def load_rows(
     return [(f"{source}: row {number}", row) for number, row in enumerate(rows, 1)]
 
 
-def _file_rows(path: Path, kind: str, where: str) -> Any:
+def _file_rows(path: Path, ending: str, where: str) -> Any:
     """The rows of a JSON array, CSV, TSV or Parquet file."""
-    match kind:
+    match ending:
         case "json":
             return _array(path)
         case "parquet":
             return load_split("parquet", where, "train", data_files=str(path))
         case _:
-            return _table(path, {"csv": ",", "tsv": "\t"}[kind])
+            return _table(path, {"csv": ",", "tsv": "\t"}[ending])
+
+
+def _is_array(path: Path) -> bool:
+    return _content(path).lstrip().startswith(b"[")
 
 
 def _array(path: Path) -> list[dict[str, Any]]:

@@ -82,4 +82,5 @@ def _data_files(card: TrainedCard, where: str) -> list[Path]:
     folder = expanded(card.data)
     if folder.is_dir():
         return sorted(file for file in folder.rglob("*") if file.is_file())
-    return [find_data(card.data, f"{where}: data")] if DATA_FILE.search(card.data) else []
+    local = DATA_FILE.search(card.data) or folder.is_file()
+    return [find_data(card.data, f"{where}: data")] if local else []

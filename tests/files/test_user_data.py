@@ -107,6 +107,11 @@ def test_places_name_file_and_row(tmp_path):
     assert places == [f"{tmp_path}/{end}" for end in ends]
 
 
+def test_a_file_with_another_ending_is_json_lines(tmp_path):
+    (tmp_path / "prompts.txt").write_text('{"a": 1}\n')
+    assert load_rows(str(tmp_path / "prompts.txt"), "x") == [(f"{tmp_path}/prompts.txt: line 1", {"a": 1})]
+
+
 def test_splits_of_a_saved_folder(tmp_path):
     one, two = Dataset.from_list(ROWS[:1]), Dataset.from_list(ROWS[1:])
     DatasetDict(train=one, test=two).save_to_disk(str(tmp_path / "both"))
@@ -134,7 +139,7 @@ def test_splits_of_a_saved_folder(tmp_path):
         ("a.csv", b"a,a\n1,2\n", "a.csv: two columns have the same name: a, a"),
         ("a.csv", b'a\n"1', "a.csv: line 2: unexpected end of data"),
         ("a.parquet", b"nothing", "x: cannot load '.*a.parquet'"),
-        ("a.csv.gz", b"", "x: cannot load '.*a.csv.gz'"),
+        ("a.csv.gz", gzip.compress(b"a\n1"), "a.csv.gz: line 1 is not JSON: 'a'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of the library that reads it
