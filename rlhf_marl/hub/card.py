@@ -104,7 +104,7 @@ def _symptoms(facts: RunFacts, agent: int) -> set[str]:
 def _layers(names: str | list[str]) -> str:
     if names == "all-linear":
         return "all linear layers but the last"
-    return f"`{names}`" if isinstance(names, str) else ", ".join(names)
+    return Verbatim(markdown_code(names)) if isinstance(names, str) else ", ".join(names)
 
 
 def _header(config: Config, base: Base, *, merged: bool, name: str, results: list[EvalResult]) -> ModelCardData:

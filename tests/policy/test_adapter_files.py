@@ -177,6 +177,9 @@ def test_targets_mean_what_they_mean_to_peft_and_are_saved_so(tmp_path, targets,
         found = model(ROWS).logits
         expected = PeftModel.from_pretrained(tiny_llama(), str(tmp_path)).eval()(ROWS).logits
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    again = StackedAdapters(tiny_llama(), [2], rank=2, alpha=6.0, targets=targets, exclude=exclude, where="c.yaml")
+    again.load(0, tmp_path, "c.yaml")
+    assert torch.equal(again.parameters, adapters.parameters)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import gzip
 import json
 
 import pytest
+from datasets import Dataset
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.locate import DATA_ROOT
@@ -70,6 +71,13 @@ def test_broken_files_are_named(tmp_path):
         load_pairs(str(tmp_path / "c.jsonl"), "x")
     with pytest.raises(UsageError, match=r"card: 'gone.jsonl' does not exist"):
         load_pairs("gone.jsonl", "card")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_pairs_are_what_datasets_reads(name):
+    file = str(DATA_ROOT / "reward_models" / "data" / f"{name}.jsonl")
+    theirs = [(row["prompt"], row["chosen"], row["rejected"]) for row in Dataset.from_json(file)]
+    assert [found.texts for found in load_pairs(file, "x")] == theirs
 
 
 @pytest.mark.parametrize("name", SHIPPED)
