@@ -5,12 +5,12 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model_state_dict
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -90,8 +90,11 @@ def peft_weights(folder: Path, where: str) -> set[str]:
         raise UsageError(f"{where}: {str(folder / WEIGHTS)!r} cannot be read: {first_line(error)}") from None
 
 
-def with_peft(model: PreTrainedModel, folder: Path, where: str) -> PeftModel:
+def with_peft(model: PreTrainedModel, folder: Path, where: str, base: Sequence[str]) -> PeftModel:
     """The model with any adapter that PEFT can load, in evaluation mode.
+
+    Args:
+        base: names of the model; warns if the adapter names another one.
 
     Raises:
         UsageError: PEFT cannot load it, does not know a field of its config, or leaves some of its weights out.
@@ -99,12 +102,14 @@ def with_peft(model: PreTrainedModel, folder: Path, where: str) -> PeftModel:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="(Unexpected keyword arguments|Found missing adapter keys)")
         try:
+            named = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
         except Exception as error:  # damaged files and wrong layers raise many unrelated types
             raise UsageError(f"{where}: {str(folder)!r} cannot be loaded: {first_line(error)}") from None
     loaded = {name.removeprefix(_PREFIX) for name in get_peft_model_state_dict(adapted, save_embedding_layers=False)}
     if odd := peft_weights(folder, where) - loaded:
         raise UsageError(f"{where}: {str(folder)!r}: PEFT does not use {printable(min(odd))} of its weights")
+    warn_of_other_base(named, base, where)
     return adapted
 
 
@@ -137,13 +142,10 @@ def shortest_names(layers: Iterable[str], names: Iterable[str]) -> list[str]:
     return sorted(layers if any(name.rpartition(".")[2] in ends for name in {*names} - layers) else ends)
 
 
-def warn_of_other_base(content: dict, base: Iterable[str], where: str) -> None:
+def warn_of_other_base(named: object, base: Sequence[str], where: str) -> None:
     """Warn if an adapter's config names another base model than any of these names of the one it goes over."""
-    named = content.get("base_model_name_or_path")
     if named and not any(_same_model(str(named), name) for name in base):
-        _log.warning(
-            "%s: the adapter was made for %s, not for %s", where, printable(str(named))[:200], next(iter(base))
-        )
+        _log.warning("%s: the adapter was made for %s, not for %s", where, printable(str(named))[:200], base[0])
 
 
 def _same_model(one: str, other: str) -> bool:

@@ -225,7 +225,7 @@ class StackedAdapters:
         for name, values in expected.items():
             values.copy_(weights[name])
         if base:
-            warn_of_other_base(config, base, where)
+            warn_of_other_base(config.get("base_model_name_or_path"), base, where)
 
     def _weights(self, agent: int) -> dict[str, Tensor]:
         """One agent's A and B under PEFT's names and in its shapes: views of the parameters."""

@@ -118,7 +118,9 @@ class SequenceClassifier:
         if card.input == "chat" and not self._tokenizer.chat_template:
             raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
         if adapter is not None:
-            model = with_peft(model, adapter, f"card {card.name}: adapter")
+            model = with_peft(
+                model, adapter, f"card {card.name}: adapter", base=(card.model, model.config._name_or_path)
+            )
         self._model = model.to(device)
         contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
         self._limit = min(context for context in contexts if context is not None)

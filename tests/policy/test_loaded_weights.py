@@ -224,6 +224,18 @@ def test_an_adapter_that_does_not_fit_a_reward_model_is_one_line(tmp_path, damag
     refused(lambda: build_reward_model(card(folder, adapter=str(tmp_path / "adapter"))), f"card x: adapter: .*{reason}")
 
 
+def test_a_reward_adapter_made_for_another_base_is_used_with_a_warning(tmp_path, caplog):
+    folder = classifier(tmp_path / "rm")
+    adapter(tmp_path / "adapter", AutoModelForSequenceClassification.from_pretrained(folder))
+    load = lambda: build_reward_model(card(folder, adapter=str(tmp_path / "adapter")))  # noqa: E731
+    load()
+    assert caplog.text == ""
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": "org/other"}))
+    load()
+    assert f"card x: adapter: the adapter was made for org/other, not for {folder}" in caplog.text
+
+
 def test_adapter_weights_that_peft_would_leave_out_are_one_line(tmp_path):
     folder = classifier(tmp_path / "rm")
     adapter(tmp_path / "adapter", AutoModelForSequenceClassification.from_pretrained(folder))
