@@ -11,7 +11,13 @@ import numpy as np
 
 from rlhf_marl.evaluation import statistics
 
-KINDS = ("skewed reward", "yes or no")
+# How a question's difference trained - base is drawn, shifted to a mean of 0; the skewness is in the comments.
+DIFFERENCES = {
+    "symmetric": lambda generator, n: generator.laplace(size=n),  # skewness 0
+    "exponential": lambda generator, n: generator.exponential(size=n) - 1,  # skewness 2
+    "lognormal": lambda generator, n: generator.lognormal(size=n) - np.exp(0.5),  # skewness 6.2
+}
+KINDS = (*DIFFERENCES, "yes or no")
 QUESTIONS = (60, 18, 10)
 RESAMPLES = 999  # as many as two digits of a limit need
 
@@ -31,8 +37,8 @@ def coverage(kind: str, n_questions: int, evaluations: int, seed: int = 11) -> f
             base, trained = generator.random((2, n_questions)) < [chance, chance + truth]
         else:
             truth = 0.3
-            base = difficulty + generator.exponential(size=n_questions)
-            trained = difficulty + truth + generator.exponential(size=n_questions)
+            base = difficulty
+            trained = base + truth + DIFFERENCES[kind](generator, n_questions)
         metric = statistics.paired(base.astype(float), trained.astype(float))
         assert metric is not None
         hits += metric["low"] <= truth <= metric["high"]
@@ -40,7 +46,7 @@ def coverage(kind: str, n_questions: int, evaluations: int, seed: int = 11) -> f
 
 
 @click.command()
-@click.option("--evaluations", default=2000, show_default=True, type=click.IntRange(1))
+@click.option("--evaluations", default=6000, show_default=True, type=click.IntRange(1))
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the numbers as a flat JSON object.")
 def main(evaluations: int, output: Path | None) -> None:
     """The table of docs/evaluation.md."""

@@ -37,7 +37,12 @@ def plain_model(config: Config) -> PreTrainedModel:
 def fresh(config: Config, n: int) -> PeftModel:
     """The base model with n fresh adapters, agent_0 and so on."""
     lora = LoraConfig(
-        task_type="CAUSAL_LM", r=config.lora.rank, lora_alpha=config.lora.alpha, target_modules=config.lora.targets
+        task_type="CAUSAL_LM",
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        target_modules=config.lora.targets,
+        exclude_modules=config.lora.exclude,
+        use_rslora=config.lora.use_rslora,
     )
     model = get_peft_model(plain_model(config), lora, adapter_name="agent_0")
     for agent in range(1, n):

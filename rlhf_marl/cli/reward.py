@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -106,18 +106,45 @@ def calibrate(card: str, source: Path) -> None:
 
 @reward.command()
 @click.argument("card", nargs=-1, required=True)
-@click.option("--pairs", required=True, help="Preference pairs: JSON Lines (also gzipped) or a `datasets` source.")
+@click.option("--pairs", required=True, help="Preference pairs: a file, or a `datasets` source.")
+@click.option("--split", default="train", show_default=True, help="Split of a `datasets` source.")
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    metavar="NAME=COLUMN",
+    help="Where prompt, chosen or rejected stands in another column; repeatable.",
+)
+@click.option(
+    "--on-bad-row",
+    type=click.Choice(["refuse", "skip"]),
+    default="refuse",
+    show_default=True,
+    help="Rows that are not pairs: stop, or leave them out and count them.",
+)
 @click.option("--json", "output", type=PATH, help="Also write the numbers to this file.")
-def agreement(card: tuple[str, ...], pairs: str, output: Path | None) -> None:
+def agreement(
+    card: tuple[str, ...],
+    pairs: str,
+    split: str,
+    columns: tuple[str, ...],
+    on_bad_row: Literal["refuse", "skip"],
+    output: Path | None,
+) -> None:
     """Measure how often cards agree with preference pairs.
 
     Also measures how often the cards agree with each other.
     """
+    from rlhf_marl.errors import UsageError
     from rlhf_marl.rewards.preferences import load_pairs
     from rlhf_marl.rewards.tools import agreement as compare
     from rlhf_marl.rewards.tools import opened
 
-    found = compare([opened(reference) for reference in card], load_pairs(pairs, "reward agreement: --pairs"))
+    names = dict(text.partition("=")[::2] for text in columns)
+    if unknown := names.keys() - {"prompt", "chosen", "rejected"}:
+        raise UsageError(f"reward agreement: --column: {min(unknown)!r} given; choose from prompt, chosen, rejected")
+    read = load_pairs(pairs, "reward agreement: --pairs", split, columns=names, on_bad_row=on_bad_row)
+    found = compare([opened(reference) for reference in card], read)
     _table(
         [
             {

@@ -19,6 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+LayerNames = Text | Annotated[list[Text], Field(min_length=1)]
 FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
 
 
@@ -64,15 +65,22 @@ class LoraConfig(Section):
     rank: Annotated[int, Field(gt=0, le=1024)] = 8
     alpha: PositiveFloat = 16.0
     """Scale: the low-rank product is multiplied by alpha / rank."""
-    targets: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)] = "all-linear"
-    """Names of the linear layers to adapt (last part of the module's name), or all but the output layer."""
+    use_rslora: bool = False
+    """Multiply by alpha / sqrt(rank) instead, which keeps the scale at high ranks."""
+    targets: LayerNames = "all-linear"
+    """Linear layers to adapt, as PEFT's target_modules: a list of names (whole, or the last parts), a regular
+    expression for whole names, or all-linear: all but the output layer."""
+    exclude: LayerNames | None = None
+    """Layers to leave out of `targets`, as PEFT's exclude_modules: a list of names or a regular expression."""
 
 
 class AgentConfig(Section):
     reward_model: Text
     """Path of the reward model's card."""
     adapter: Text | None = None
-    """Folder of a PEFT LoRA adapter to start from; by default a new one."""
+    """PEFT LoRA adapter to start from: a folder or a hub id; by default a new one."""
+    adapter_revision: str | None = None
+    """The adapter's hub revision; a full commit hash pins the weights."""
 
 
 class GenerationConfig(Section):
@@ -95,18 +103,24 @@ class FixedPrompt(Section):
 class JsonlPrompts(Section):
     source: Literal["jsonl"]
     path: Text
-    """A JSON Lines file."""
+    """A file: JSON Lines (also gzipped), a JSON array, CSV, TSV or Parquet, by the end of its name."""
     column: Text = "prompt"
+    """Texts, lists of messages, or transcripts in hh-rlhf format; answers at their end are left out."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows without a prompt, and prompts longer than generation.max_prompt_tokens: stop, or leave out and count."""
 
 
 class DatasetPrompts(Section):
     source: Literal["datasets"]
     name: Text
-    """Name or local path for `datasets.load_dataset`."""
+    """Name or local path for `datasets.load_dataset`, a folder that `save_to_disk` wrote, or a file."""
     subset: str | None = None
     split: Text = "train"
     revision: str | None = None
     column: Text
+    """Texts, lists of messages, or transcripts in hh-rlhf format; answers at their end are left out."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows without a prompt, and prompts longer than generation.max_prompt_tokens: stop, or leave out and count."""
 
 
 Prompts = Annotated[FixedPrompt | JsonlPrompts | DatasetPrompts, Field(discriminator="source")]

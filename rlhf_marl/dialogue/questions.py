@@ -1,67 +1,68 @@
-"""Where dialogues start: a fixed question, a JSONL list or a `datasets` source, in a seeded order."""
+"""Where dialogues start: a fixed question, a file or a `datasets` source, in a seeded order."""
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import final
 
 import numpy as np
 
 from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import find_data
-from rlhf_marl.files.user_data import load_split, read_rows, text_at
+from rlhf_marl.files.user_data import checked, load_rows
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.policy.conversations import read_messages, read_prompt
+from rlhf_marl.sanitise import printable
 
 
 @final
 class Questions:
-    """The initial questions and their order: each pass through the list is a seeded permutation."""
+    """The initial questions and their order: each pass through the list is a seeded permutation.
 
-    def __init__(self, texts: list[str], seed: int) -> None:
-        self.texts = texts
+    Attributes:
+        conversations: the messages that each dialogue starts with: the question, and what stands before it.
+    """
+
+    def __init__(self, prompts: Sequence[str | list[Message]], seed: int) -> None:
+        """prompts: texts, or messages that end with one of the user."""
+        self.conversations = [read_messages(text, "prompt") if isinstance(text, str) else text for text in prompts]
         self._seed = seed
+
+    @property
+    def texts(self) -> list[str]:
+        """The questions alone."""
+        return [messages[-1]["content"] for messages in self.conversations]
 
     def index(self, dialogue: int) -> int:
         """Index of the question that dialogue number `dialogue` starts with."""
-        epoch, place = divmod(dialogue, len(self.texts))
-        order = np.random.default_rng(np.random.SeedSequence([self._seed, epoch, 0, 0, 1])).permutation(len(self.texts))
-        return int(order[place])
+        epoch, place = divmod(dialogue, len(self.conversations))
+        key = np.random.SeedSequence([self._seed, epoch, 0, 0, 1])
+        return int(np.random.default_rng(key).permutation(len(self.conversations))[place])
+
+    def only(self, kept: Sequence[int]) -> "Questions":
+        """The questions of these indices."""
+        return Questions([self.conversations[index] for index in kept], self._seed)
 
 
 def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: int, where: str) -> Questions:
-    """Read the prompt source.
+    """Read the prompt source. A prompt is text, a list of messages, or a transcript in hh-rlhf format.
 
     Raises:
-        UsageError: missing file, torn line, missing column, or a prompt that is not text.
+        UsageError: missing file, torn line, missing column, or a row without a prompt, unless they are skipped.
     """
     match prompts:
         case FixedPrompt():
-            texts = [prompts.question]
+            rows = [(f"{where}: prompts: question", {"question": prompts.question})]
+            column = "question"
         case JsonlPrompts():
-            texts = _jsonl_column(find_data(prompts.path, f"{where}: prompts.path"), prompts.column)
+            rows, column = load_rows(prompts.path, f"{where}: prompts.path"), prompts.column
         case DatasetPrompts():
-            texts = _dataset_column(prompts, where)
-    if not texts:
+            source = {"subset": prompts.subset, "revision": prompts.revision}
+            rows, column = load_rows(prompts.name, f"{where}: prompts.name", prompts.split, **source), prompts.column
+    if not rows:
         raise UsageError(f"{where}: prompts: the source holds no prompts")
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            raise UsageError(f"{where}: prompts: prompt {number} is {text[:60]!r}; every prompt must be non-empty text")
-    return Questions([text.strip() for text in texts], seed)
-
-
-def _jsonl_column(path: Path, column: str) -> list[str]:
-    return [text_at(row, column, f"{path}: line {number}") for number, row in read_rows(path)]
-
-
-def _dataset_column(prompts: DatasetPrompts, where: str) -> list[str]:
-    data = load_split(
-        prompts.name,
-        f"{where}: prompts.name",
-        prompts.split,
-        subset=prompts.subset,
-        revision=prompts.revision,
-        advice="; offline, download it elsewhere and give the folder, or use source: jsonl",
-    )
-    if prompts.column not in data.column_names:
-        raise UsageError(
-            f"{where}: prompts.column: {prompts.column!r} is not a column; choose from {', '.join(data.column_names)}"
-        )
-    return [text_at(row, prompts.column, f"{where}: prompts: row {number}") for number, row in enumerate(data, 1)]
+    columns = dict.fromkeys(name for _, row in rows for name in row)
+    if column not in columns:
+        choice = printable(", ".join(columns))[:200]
+        raise UsageError(f"{where}: prompts.column: {column!r} is not a column; choose from {choice}")
+    on_bad_row = "refuse" if isinstance(prompts, FixedPrompt) else prompts.on_bad_row
+    found = checked(rows, lambda row: read_prompt(row.get(column), column), "is not a prompt: ", on_bad_row)
+    return Questions([messages for _, messages in found], seed)

@@ -73,9 +73,8 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
             controller=_controller(config),
             config=config,
             iterations=facts.iterations,
-            targets="all linear layers but the last"
-            if config.lora.targets == "all-linear"
-            else ", ".join(config.lora.targets),
+            targets=_layers(config.lora.targets),
+            excluded=_layers(config.lora.exclude) if config.lora.exclude else "",
             started_from=Path(config.agents[agent].adapter or "").name,
             software=", ".join(f"{name} {version}" for name, version in facts.packages.items()),
             evaluation=evaluation,
@@ -100,6 +99,12 @@ def _symptoms(facts: RunFacts, agent: int) -> set[str]:
         return {kind for row in last for kind, _ in warnings_of(row, facts.config)}
     except (KeyError, TypeError, ZeroDivisionError):
         return set()
+
+
+def _layers(names: str | list[str]) -> str:
+    if names == "all-linear":
+        return "all linear layers but the last"
+    return Verbatim(markdown_code(names)) if isinstance(names, str) else ", ".join(names)
 
 
 def _header(config: Config, base: Base, *, merged: bool, name: str, results: list[EvalResult]) -> ModelCardData:

@@ -94,7 +94,7 @@ def export(
 
 
 def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedModel:
-    """The base model with W + (alpha / rank) B A for each adapted W, in the base model's stored precision."""
+    """The base model with W + scaling B A for each adapted W, in the base model's stored precision."""
     base = load_model_of(
         AutoModelForCausalLM,
         model.name,

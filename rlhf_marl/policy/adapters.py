@@ -5,28 +5,33 @@ low-rank product to agent i's rows, so generation, log-probabilities and gradien
 All trainable parameters live in one flat tensor (n_agents, n_params): row i is agent i's adapter.
 """
 
-import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.adapter_files import (
+    CONFIG,
+    WEIGHTS,
+    Names,
+    layers_of,
+    read_adapter,
+    shortest_names,
+    warn_of_other_base,
+)
 from rlhf_marl.policy.mkl_linear import MklLinear
-from rlhf_marl.sanitise import first_line, printable
+from rlhf_marl.sanitise import printable
 
-_PEFT_WEIGHTS = "adapter_model.safetensors"
-_PEFT_CONFIG = "adapter_config.json"
 _ALL = slice(None)
 _PLAIN = (nn.Linear, MklLinear)  # quantised and other linear layers have their own matmul
 
@@ -40,7 +45,7 @@ class _Active:
 
 @final
 class StackedLinear(nn.Module):
-    """y_i = base(x_i) + (alpha / rank) x_i A_i B_i for the rows x_i of each active agent i."""
+    """y_i = base(x_i) + scaling x_i A_i B_i for the rows x_i of each active agent i."""
 
     def __init__(self, base: nn.Linear, active: _Active, scaling: float) -> None:
         super().__init__()
@@ -115,20 +120,30 @@ class StackedAdapters:
         *,
         rank: int,
         alpha: float,
-        targets: Literal["all-linear"] | list[str],
+        targets: Names,
         where: str,
+        exclude: Names | None = None,
+        use_rslora: bool = False,
     ) -> None:
         """One adapter per seed, initialised as in PEFT: A uniform in ±1/sqrt(in), B zero.
+
+        The low-rank products are scaled by alpha / rank, with `use_rslora` by alpha / sqrt(rank).
+
+        Args:
+            targets: all-linear (all linear layers but the output layer), names of layers, or a regular expression.
+            exclude: layers left out, likewise.
 
         Raises:
             UsageError: a target is not a linear layer of the model.
         """
         self.n_agents = len(seeds)
-        self.rank, self.alpha = rank, alpha
+        self.rank, self.alpha, self.use_rslora = rank, alpha, use_rslora
         self._active = _Active()
         model.requires_grad_(False)
-        linears = _targeted(model, targets, where)
-        self._layers = {name: StackedLinear(linear, self._active, alpha / rank) for name, linear in linears.items()}
+        linears = _targeted(model, targets, exclude, where)
+        self._modules, self._linears = [name for name, _ in model.named_modules()], list(_linears(model))
+        scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
+        self._layers = {name: StackedLinear(linear, self._active, scaling) for name, linear in linears.items()}
         sizes = [rank * (linear.in_features + linear.out_features) for linear in linears.values()]
         device = next(iter(linears.values())).weight.device
         self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device))
@@ -169,39 +184,38 @@ class StackedAdapters:
         """Write one agent's adapter in PEFT's format."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: values.contiguous().cpu() for name, values in self._weights(agent).items()}
-        save_file(weights, folder / _PEFT_WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
         config = PeftLoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules=sorted({name.rpartition(".")[2] for name in self._layers}),
+            use_rslora=self.use_rslora,
+            target_modules=shortest_names(self._layers, self._modules),
             base_model_name_or_path=base_model,
             inference_mode=True,
         )
         config.save_pretrained(str(folder))
 
-    def load(self, agent: int, folder: Path, where: str) -> None:
+    def load(self, agent: int, folder: Path, where: str, base: Sequence[str] = ()) -> None:
         """Read one agent's adapter from a PEFT folder.
 
+        Args:
+            base: names of the model; warns if the adapter names another one.
+
         Raises:
-            UsageError: not a LoRA adapter folder, or its layers, rank or scale differ.
+            UsageError: not a LoRA adapter folder, other layers or settings, or a field that is not supported.
         """
-        for file in (_PEFT_CONFIG, _PEFT_WEIGHTS):
-            if not (folder / file).is_file():
-                raise UsageError(f"{where}: {str(folder)!r} is not a PEFT adapter folder: {file} is missing")
-        try:
-            config = json.loads((folder / _PEFT_CONFIG).read_text("utf-8"))
-            found = {key: config.get(key) for key in ("peft_type", "r", "lora_alpha")}
-            weights = load_file(folder / _PEFT_WEIGHTS)
-        except (OSError, ValueError, AttributeError, RecursionError, SafetensorError) as error:
-            raise UsageError(f"{where}: {str(folder)!r} is damaged: {first_line(error)}") from None
-        wanted = {"peft_type": "LORA", "r": self.rank, "lora_alpha": self.alpha}
-        if found != wanted:
-            raise UsageError(f"{where}: {str(folder)!r} is an adapter with {found}; the config asks for {wanted}")
+        settings = {
+            "r": ("lora.rank", self.rank),
+            "lora_alpha": ("lora.alpha", self.alpha),
+            "use_rslora": ("lora.use_rslora", self.use_rslora),
+        }
+        config, weights = read_adapter(folder, where, settings)
+        theirs = layers_of(config, self._modules, self._linears, f"{where}: {str(folder / CONFIG)!r}")
         expected = self._weights(agent)
-        if weights.keys() != expected.keys():
-            odd = printable(sorted(weights.keys() ^ expected.keys())[0])
-            raise UsageError(f"{where}: {str(folder)!r} adapts other layers than lora.targets asks for, such as {odd}")
+        if odd := self._layers.keys() ^ theirs or weights.keys() ^ expected.keys():
+            reason = f"adapts other layers than lora.targets asks for, such as {printable(sorted(odd)[0])}"
+            raise UsageError(f"{where}: {str(folder)!r} {reason}")
         for name, values in expected.items():
             if weights[name].shape != values.shape:
                 shapes = f"has shape {tuple(weights[name].shape)}; the model needs {tuple(values.shape)}"
@@ -210,6 +224,8 @@ class StackedAdapters:
                 raise UsageError(f"{where}: {str(folder)!r}: {name} holds numbers that are not finite")
         for name, values in expected.items():
             values.copy_(weights[name])
+        if base:
+            warn_of_other_base(config.get("base_model_name_or_path"), base, where)
 
     def _weights(self, agent: int) -> dict[str, Tensor]:
         """One agent's A and B under PEFT's names and in its shapes: views of the parameters."""
@@ -220,20 +236,29 @@ class StackedAdapters:
         }
 
 
-def _targeted(model: PreTrainedModel, targets: Literal["all-linear"] | list[str], where: str) -> dict[str, nn.Linear]:
+def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """All linear layers but the output layer, by full name."""
     head = model.get_output_embeddings()
-    linears = {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head
-    }
-    if targets == "all-linear":
-        return linears
-    leaves = sorted({name.rpartition(".")[2] for name in linears})
-    for target in targets:
-        if target not in leaves:
-            raise UsageError(
-                f"{where}: lora.targets: {target!r} is not a linear layer; choose from {', '.join(leaves)}"
-            )
-    return {name: linear for name, linear in linears.items() if name.rpartition(".")[2] in targets}
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head}
+
+
+def _targeted(model: PreTrainedModel, targets: Names, exclude: Names | None, where: str) -> dict[str, nn.Linear]:
+    """The linear layers to adapt, by full name, in the model's order."""
+    linears, modules = _linears(model), [name for name, _ in model.named_modules()]
+    choice = f"choose from {', '.join(sorted({name.rpartition('.')[2] for name in linears}))}"
+    for key, names in (("lora.targets", targets), ("lora.exclude", exclude or [])):
+        for name in [names] if isinstance(names, str) else names:
+            one = name if isinstance(names, str) else [name]
+            if not layers_of({"target_modules": one}, linears, linears, f"{where}: {key}"):
+                rule = " (a string is a regular expression for a layer's whole name)" if one == name else ""
+                raise UsageError(f"{where}: {key}: {name!r} is not a linear layer{rule}; {choice}")
+    wanted = {"target_modules": targets, "exclude_modules": exclude}
+    chosen = layers_of(wanted, modules, linears, f"{where}: lora.targets")
+    if others := sorted(chosen - linears.keys()):
+        raise UsageError(f"{where}: lora.targets: {others[0]}, which it names too, is not a linear layer; {choice}")
+    if not chosen:
+        raise UsageError(f"{where}: lora.exclude: leaves no layer to adapt")
+    return {name: linear for name, linear in linears.items() if name in chosen}
 
 
 def _bind(layer: StackedLinear, flat: Tensor, grad: Tensor, rank: int) -> None:

@@ -1,7 +1,7 @@
 """Messages, chat templates, stop tokens, and sanitising untrusted text."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import TemplateError
 
@@ -32,21 +32,20 @@ def chat_tokens(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message
     Special tokens come only from the template, never from a message's content. If the template does not accept a
     system message, its text is prepended to the first user message.
     """
+    ids = list(templated(tokenizer, messages, add_generation_prompt=True, return_dict=True)["input_ids"])
+    return ids[max(0, len(ids) - budget) :]
+
+
+def templated(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **options: Any) -> Any:
+    """What the tokenizer's `apply_chat_template` makes of a chat with these options, as in `chat_tokens`."""
     plain = [Message(role=m["role"], content=plain_text(tokenizer, m["content"])) for m in messages]
     try:
-        ids = _templated(tokenizer, plain)
+        return tokenizer.apply_chat_template(plain, **options)
     except TemplateError:
         if plain[0]["role"] != "system" or len(plain) < 2:
             raise
         first = Message(role="user", content=f"{plain[0]['content']}\n\n{plain[1]['content']}")
-        ids = _templated(tokenizer, [first, *plain[2:]])
-    return ids[max(0, len(ids) - budget) :]
-
-
-def _templated(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[int]:
-    return list(
-        tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=True)["input_ids"]
-    )
+        return tokenizer.apply_chat_template([first, *plain[2:]], **options)
 
 
 def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:

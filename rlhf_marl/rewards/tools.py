@@ -13,6 +13,7 @@ from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.files.user_data import read_rows, text_at
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card, score_all
 from rlhf_marl.rewards.preferences import Pair
+from rlhf_marl.rewards.sequence_classifier import SequenceClassifier
 from rlhf_marl.rewards.training import Accuracy, accuracy
 
 _RESAMPLES = 2000
@@ -76,17 +77,18 @@ def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair],
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"reward agreement: two cards are named {name!r}; give one of them another name")
-    prompts = [pair.prompt for pair in pairs] * 2
-    responses = [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+    texts = [pair.texts for pair in pairs]
+    messages = [(pair.prompt, pair.chosen, pair.rejected) for pair in pairs]
     differences: dict[str, np.ndarray] = {}
     accuracies = {}
     for card, model in models:
-        scores, _ = score_all(card, model, prompts, responses)
+        rows: Any = messages if isinstance(model, SequenceClassifier) else texts  # it reads roles
+        prompts, liked, disliked = (list(column) for column in zip(*rows, strict=True))
+        scores, _ = score_all(card, model, prompts * 2, liked + disliked)
         chosen, rejected = scores[: len(pairs)], scores[len(pairs) :]
         accuracies[card.name] = accuracy(chosen, rejected)
         differences[card.name] = np.asarray(chosen) - np.asarray(rejected)
-    lengths = [float(len(text)) for text in responses]
-    accuracies["(longer wins)"] = accuracy(lengths[: len(pairs)], lengths[len(pairs) :])
+    accuracies["(longer wins)"] = accuracy(*([float(len(text[side])) for text in texts] for side in (1, 2)))
     generator = np.random.default_rng(seed)
     accuracies["(coin)"] = accuracy(*generator.random((2, len(pairs))).tolist())
     resamples = generator.integers(len(pairs), size=(_RESAMPLES, len(pairs)))

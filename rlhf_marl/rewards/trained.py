@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from rlhf_marl.files.locate import cache_dir, find_data
+from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.files.user_data import DATA_FILE
 from rlhf_marl.rewards.base import MINILM, CardBase, PositiveInt, RewardModel, Text
 
 _log = logging.getLogger("rlhf_marl")
@@ -18,9 +19,15 @@ class TrainedCard(CardBase):
 
     kind: Literal["trained"]
     data: Text
-    """JSON Lines of preference pairs (`prompt`, `chosen`, `rejected`), or the name of a `datasets` source."""
+    """Preference pairs (`prompt`, `chosen`, `rejected`): JSON Lines (also gzipped), JSON, CSV, TSV or Parquet, a folder
+    that `save_to_disk` wrote, or the name of a `datasets` source."""
     split: Text = "train"
     """Split of a `datasets` source."""
+    columns: dict[Literal["prompt", "chosen", "rejected"], Text] = Field(default_factory=dict)
+    """Names of the data's columns where they are others, such as {chosen: better, rejected: worse}."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """Rows that are no pair: stop, or leave out and count. skip also leaves out pairs longer than max_tokens, which
+    are otherwise cut from the left and counted."""
     base: Text = MINILM
     """The encoder or language model that gets a scalar head."""
     input: Literal["pair", "chat"] = "pair"
@@ -63,8 +70,17 @@ class TrainedCard(CardBase):
 
 def cached_folder(card: TrainedCard, where: str) -> Path:
     """Cache folder of a card's model; its name depends on the recipe and the data."""
-    local = card.data.endswith((".jsonl", ".jsonl.gz"))
-    digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if local else None).encode())
-    if local:
-        digest.update(find_data(card.data, f"{where}: data").read_bytes())
+    files = _data_files(card, where)
+    digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if files else None).encode())
+    for file in files:
+        digest.update(file.read_bytes())
     return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
+
+
+def _data_files(card: TrainedCard, where: str) -> list[Path]:
+    """The local files of a card's pairs, in a fixed order; none if they come from the hub."""
+    folder = expanded(card.data)
+    if folder.is_dir():
+        return sorted(file for file in folder.rglob("*") if file.is_file())
+    local = DATA_FILE.search(card.data) or folder.is_file()
+    return [find_data(card.data, f"{where}: data")] if local else []

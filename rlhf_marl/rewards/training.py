@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import yaml
 from filelock import FileLock, Timeout
+from jinja2 import TemplateError
 from scipy.special import expit
 from scipy.stats import binomtest
 from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
@@ -22,11 +23,14 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import or_stop, writing_folder
+from rlhf_marl.policy.chat import Message
+from rlhf_marl.policy.conversations import flat
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
 from rlhf_marl.rewards.trained import TrainedCard
+from rlhf_marl.sanitise import first_line
 
 _log = logging.getLogger("rlhf_marl")
 _BINS = 5  # bins of the reliability table, between confidence 0.5 and 1
@@ -63,7 +67,8 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     """
     if folder.exists():
         raise UsageError(f"{where}: {str(folder)!r} already exists")
-    pairs = load_pairs(card.data, f"{where}: data", card.split)
+    pairs = load_pairs(card.data, f"{where}: data", card.split, columns=card.columns, on_bad_row=card.on_bad_row)
+    pairs = _that_fit(card, pairs, where)
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
     if min(len(train), len(held_out)) < 2:
         raise UsageError(
@@ -75,6 +80,38 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
             if not folder.exists():  # otherwise another process has trained it
                 _train_to(folder, card, train, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
+
+
+def _that_fit(card: TrainedCard, pairs: list[Pair], where: str) -> list[Pair]:
+    """The pairs without those that the template refuses or that are too long, if bad rows are skipped; counts them."""
+    tokenizer = load_tokenizer(card.base, f"{where}: base")
+    if card.input == "chat" and not tokenizer.chat_template:
+        raise UsageError(f"{where}: base: {card.base!r} has no chat template; use input: pair, or another base")
+    fitting = []
+    long = refused = 0
+    for number, pair in enumerate(pairs, 1):
+        try:
+            cut = any(_inputs(card, tokenizer, pair, response)[1] for response in (pair.chosen, pair.rejected))
+        except TemplateError as error:
+            if card.on_bad_row == "refuse":
+                reason = f"pair {number}: the base's chat template refuses it: {first_line(error)}"
+                raise UsageError(f"{where}: data: {reason}") from None
+            refused += 1
+            continue
+        long += cut
+        if not (cut and card.on_bad_row == "skip"):
+            fitting.append(pair)
+    if refused:
+        _log.warning(
+            "reward model %s: %d of %d pairs do not fit the chat template: left out", card.name, refused, len(pairs)
+        )
+    if long:
+        done = "left out" if card.on_bad_row == "skip" else "cut from the left"
+        _log.warning(
+            "reward model %s: %d of %d pairs are longer than %d tokens: %s",
+            *(card.name, long, len(pairs), card.max_tokens, done),
+        )
+    return fitting
 
 
 @contextlib.contextmanager
@@ -127,19 +164,24 @@ def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """(training, held-out) pairs in a seeded order; pairs with the same prompt stay together."""
-    prompts = sorted({pair.prompt for pair in pairs})
+    asked = [flat(pair.prompt) for pair in pairs]
+    prompts = sorted(set(asked))
     random.Random(seed).shuffle(prompts)
     kept = set(prompts[round(held_out * len(prompts)) :])
-    return [p for p in pairs if p.prompt in kept], [p for p in pairs if p.prompt not in kept]
+    train = [pair for pair, prompt in zip(pairs, asked, strict=True) if prompt in kept]
+    return train, [pair for pair, prompt in zip(pairs, asked, strict=True) if prompt not in kept]
 
 
 def openings(pairs: Sequence[Pair], words: int | None) -> list[Pair]:
     """Pairs with both responses cut to `words` words, except those whose cuts are equal; empty if None."""
-    cut = [
-        Pair(pair.prompt, *(" ".join(text.split()[:words]) for text in (pair.chosen, pair.rejected)))
-        for pair in (pairs if words is not None else [])
-    ]
+    if words is None:
+        return []
+    cut = [Pair(pair.prompt, _opening(pair.chosen, words), _opening(pair.rejected, words)) for pair in pairs]
     return [pair for pair in cut if pair.chosen != pair.rejected]
+
+
+def _opening(response: Sequence[Message], words: int) -> list[Message]:
+    return [Message(role="assistant", content=" ".join(response[0]["content"].split()[:words]))]
 
 
 def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> None:
@@ -166,7 +208,9 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         silence.enter_context(contextlib.redirect_stderr(io.StringIO()))
         # TRL sets an option's deprecated name even if it is not given.
         warnings.filterwarnings("ignore", message="`gradient_checkpointing` is deprecated", category=FutureWarning)
-        model = load_model_of(AutoModelForSequenceClassification, card.base, f"{where}: base", num_labels=1)
+        model = load_model_of(
+            AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
+        )
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
@@ -197,11 +241,15 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
 
 def _tokens(card: TrainedCard, tokenizer: PreTrainedTokenizerBase, pair: Pair) -> dict[str, list[int]]:
     return {
-        f"{name}_ids": classifier_inputs(
-            tokenizer, pair.prompt, response, kind=card.input, limit=card.max_tokens, end_token=False
-        )[0]["input_ids"]
+        f"{name}_ids": _inputs(card, tokenizer, pair, response)[0]["input_ids"]
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected))
     }
+
+
+def _inputs(
+    card: TrainedCard, tokenizer: PreTrainedTokenizerBase, pair: Pair, response: list[Message]
+) -> tuple[dict[str, list[int]], bool]:
+    return classifier_inputs(tokenizer, pair.prompt, response, kind=card.input, limit=card.max_tokens, end_token=False)
 
 
 def score_pairs(model: SequenceClassifier, pairs: Sequence[Pair]) -> tuple[list[float], list[float]]:

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
@@ -23,13 +24,13 @@ from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.chat import chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
 from rlhf_marl.policy.prefix_cache import PrefixCache
+from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
 from rlhf_marl.sanitise import first_line
@@ -106,7 +107,7 @@ def build(
         prepared = prepare_controller(config.controller, len(config.agents), where)
         cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
-        _check_lengths(config, questions, agents.chat_model, where)
+        questions = _short_enough(config, questions, agents.chat_model, where)
         made = team(
             agents.sampler,
             build_learner(config, agents, mixer(matrix, rounds)),
@@ -165,12 +166,15 @@ def build_agents(
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         targets=config.lora.targets,
+        exclude=config.lora.exclude,
+        use_rslora=config.lora.use_rslora,
         where=where,
     )
     for i, agent in enumerate(config.agents):
         if start and agent.adapter is not None:
-            weights = find_data(f"{agent.adapter}/adapter_config.json", f"{where}: agents.{i}.adapter")
-            adapters.load(i, weights.parent, f"{where}: agents.{i}.adapter")
+            key = f"{where}: agents.{i}.adapter"
+            folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
+            adapters.load(i, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters))
 
 
@@ -256,15 +260,31 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _check_lengths(config: Config, questions: Questions, chat_model: ChatModel, where: str) -> None:
+def _short_enough(config: Config, questions: Questions, chat_model: ChatModel, where: str) -> Questions:
+    """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
-    for number, text in enumerate(questions.texts, 1):
-        length = len(chat_tokens(chat_model.tokenizer, [Message(role="user", content=text)], 10**9))
+    problems: dict[int, str] = {}
+    for index, messages in enumerate(questions.conversations):
+        prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
+        try:
+            length = len(chat_tokens(chat_model.tokenizer, messages, 10**9))
+        except TemplateError as error:
+            problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
+            continue
         if length > budget:
-            raise UsageError(
-                f"{where}: prompts: prompt {number} ({text[:40]!r}...) is {length} tokens long with its chat "
-                f"template; generation.max_prompt_tokens allows {budget}"
+            problems[index] = (
+                f"{prompt} is {length} tokens long with its chat template; generation.max_prompt_tokens allows {budget}"
             )
+    if not problems:
+        return questions
+    first = next(iter(problems.values()))
+    if getattr(config.prompts, "on_bad_row", "refuse") == "refuse" or len(problems) == len(questions.conversations):
+        raise UsageError(first)
+    _log.warning(
+        "prompts.on_bad_row: skip: %d of %d prompts are left out; the first: %s",
+        *(len(problems), len(questions.conversations), first),
+    )
+    return questions.only([index for index in range(len(questions.conversations)) if index not in problems])
 
 
 def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:

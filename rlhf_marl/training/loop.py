@@ -15,7 +15,6 @@ from rlhf_marl.dialogue.player import Dialogue, Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.perf.stopwatch import Stopwatch
-from rlhf_marl.policy.chat import Message
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
 from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.build import Experiment
@@ -167,8 +166,7 @@ def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
     dialogues = []
     for number in range(iteration * config.dialogues, (iteration + 1) * config.dialogues):
         question = questions.index(number)
-        messages = [Message(role="user", content=questions.texts[question])]
-        dialogues.append(Dialogue(number, question, messages, config.turns))
+        dialogues.append(Dialogue(number, question, [*questions.conversations[question]], config.turns))
     return dialogues
 
 

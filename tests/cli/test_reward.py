@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import pytest
+from datasets import Dataset, DatasetDict
 
 import rlhf_marl
 from tests.conftest import write_card
@@ -77,6 +78,24 @@ def test_agreement_with_pairs_and_with_each_other(run, length, vowels, tmp_path)
     assert numbers["length/vowels.rank_correlation"] == pytest.approx(1.0)
     assert "length / vowels" in printed
     assert printed.count("+1.000") == 3  # the correlation and both ends of its interval
+
+
+def test_agreement_reads_other_columns_and_splits_and_skips_bad_rows(run, length, tmp_path):
+    rows = [{"prompt": "p", "better": "aaaa", "rejected": "b"}, {"prompt": "p", "better": "", "rejected": "b"}]
+    splits = DatasetDict(train=Dataset.from_list(rows[1:]), test=Dataset.from_list(rows))
+    splits.save_to_disk(str(tmp_path / "pairs"))
+    arguments = ["agreement", length, "--pairs", "pairs", "--split", "test", "--column", "chosen=better"]
+    code, _, errors = run(*arguments)
+    assert code == 2
+    assert errors.splitlines()[-1] == "error: pairs: row 2 is not a preference pair: better is empty"  # after what wrote them
+    code, printed, errors = run(*arguments, "--on-bad-row", "skip")
+    assert code == 0
+    assert "1.000" in printed
+    code, _, errors = run("agreement", length, "--pairs", "pairs", "--column", "answer=better")
+    assert (code, errors) == (
+        2,
+        "error: reward agreement: --column: 'answer' given; choose from prompt, chosen, rejected\n",
+    )
 
 
 def test_bad_scores_and_equal_names_are_one_line(run, length, tmp_path):

@@ -48,12 +48,13 @@ def test_datasets_source(tmp_path):
     ("rows", "message"),
     [
         ([{"prompt": "a"}, '{"prompt": '], "line 2 is not JSON"),
-        ([{"text": "a"}], "line 1 has no column 'prompt'; it has text"),
-        ([{"prompt": "a"}, {"prompt": " "}], "prompt 2 is ' '; every prompt must be non-empty text"),
-        ([{"prompt": 3}], "line 1: prompt is '3'; it must be text"),
+        ([{"text": "a"}], "c: prompts.column: 'prompt' is not a column; choose from text"),
+        ([{"prompt": "a"}, {"prompt": " "}], "line 2 is not a prompt: prompt is empty"),
+        ([{"prompt": 3}], "line 1 is not a prompt: prompt is 3; it must be text"),
         (["[1]"], "line 1 is not a JSON object"),
-        (["", {"text": "a"}], "line 2 has no column"),
-        (['{"prompt": "\\ud800"}'], "line 1: prompt contains a lone surrogate"),
+        (["", {"text": "a"}], "'prompt' is not a column"),
+        (['{"prompt": "\\ud800"}'], "line 1 is not a prompt: prompt contains a lone surrogate"),
+        ([{"prompt": "a"}, {"text": "b"}], "line 2 is not a prompt: prompt is null; it must be text"),
         ([""], "holds no prompts"),
     ],
 )
@@ -76,3 +77,57 @@ def test_a_question_depends_on_seed_and_number_alone(n, seed, epoch):
     again = Questions(texts, seed)
     assert [again.index(d) for d in reversed(range(n * epoch, n * (epoch + 1)))] == forwards[::-1]
     assert sorted(forwards) == list(range(n))
+
+
+SYSTEM, ASKED = {"role": "system", "content": "Be kind."}, {"role": "user", "content": "How?"}
+EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+ANSWER = {"role": "assistant", "content": "So."}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "messages"),
+    [
+        (" How? ", [ASKED]),
+        ([SYSTEM, *EARLIER, ASKED], [SYSTEM, *EARLIER, ASKED]),
+        ([*EARLIER, ASKED, ANSWER], [*EARLIER, ASKED]),
+        ("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant:", [*EARLIER, ASKED]),
+        ("\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How?\n\nAssistant: So.", [*EARLIER, ASKED]),
+    ],
+    ids=["text", "messages", "answered", "transcript", "answered transcript"],
+)
+def test_prompts_keep_their_messages_and_roles(tmp_path, prompt, messages):
+    path = jsonl(tmp_path, [{"messages": prompt}])
+    questions = load_questions(JsonlPrompts(source="jsonl", path=path, column="messages"), 0, "c")
+    assert questions.conversations == [messages]
+    assert questions.texts == ["How?"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        ([], "prompt is empty"),
+        ([ANSWER], "prompt ends with no message of the user"),
+        ([SYSTEM], "prompt ends with no message of the user"),
+        (["How?"], "message 1 of prompt is 'How\\?'; it needs a role and a content"),
+        ([{"from": "human", "value": "How?"}], "message 1 of prompt is .*; it needs a role and a content"),
+        ([ASKED | {"role": "tool"}], "message 1 of prompt has the role 'tool'; choose from system, user, assistant"),
+        ([ASKED | {"content": [{"type": "text"}]}], "message 1 of prompt is \\[.*; it must be text"),
+        ([ASKED | {"content": None}], "message 1 of prompt is null; it must be text"),
+        ([ASKED | {"content": " "}], "message 1 of prompt is empty"),
+        ([ASKED, ANSWER | {"tool_calls": [{}]}, ASKED], "message 2 of prompt has tool_calls"),
+        ({"role": "user", "content": "How?"}, "prompt is {.*; it must be text"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_with_the_reason_or_skipped(tmp_path, caplog, prompt, reason):
+    path = jsonl(tmp_path, [{"prompt": "fine"}, {"prompt": prompt}])
+    with pytest.raises(UsageError, match=f"p.jsonl: line 2 is not a prompt: {reason}"):
+        load_questions(JsonlPrompts(source="jsonl", path=path), 0, "c")
+    found = load_questions(JsonlPrompts(source="jsonl", path=path, on_bad_row="skip"), 0, "c")
+    assert found.texts == ["fine"]
+    assert "on_bad_row: skip: 1 of 2 rows are left out; the first: " in caplog.text
+
+
+def test_a_list_of_bad_rows_alone_is_refused(tmp_path):
+    path = jsonl(tmp_path, [{"prompt": ""}, {"prompt": None}])
+    with pytest.raises(UsageError, match="line 1 is not a prompt: prompt is empty; so are all rows"):
+        load_questions(JsonlPrompts(source="jsonl", path=path, on_bad_row="skip"), 0, "c")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.statistics import direction, interval, paired
@@ -54,12 +55,25 @@ def test_the_same_values_give_the_same_interval():
 
 @pytest.mark.parametrize("kind", benchmark.KINDS)
 def test_intervals_cover_a_known_difference(kind, monkeypatch):
-    """300 evaluations of 60 questions whose true difference is known: 95% intervals hold it in 90% to 98%.
+    """300 evaluations of 60 questions whose true difference is known: 95% intervals hold it in 88% to 98%.
 
     Chance moves the share of 300 by ±2.5% (two standard errors).
     """
     monkeypatch.setattr(statistics, "RESAMPLES", benchmark.RESAMPLES)
-    assert 0.90 <= benchmark.coverage(kind, 60, 300) <= 0.98
+    assert 0.88 <= benchmark.coverage(kind, 60, 300) <= 0.98
+
+
+def test_ten_skewed_differences_are_covered_less_often_than_promised(monkeypatch):
+    """docs/evaluation.md warns of it; intervals that no longer fall short would make the warning wrong."""
+    monkeypatch.setattr(statistics, "RESAMPLES", benchmark.RESAMPLES)
+    assert 0.82 <= benchmark.coverage("lognormal", 10, 300) <= 0.91
+
+
+@pytest.mark.parametrize(("kind", "skewness"), [("symmetric", 0.0), ("exponential", 2.0), ("lognormal", 6.18)])
+def test_the_simulated_differences_have_mean_zero_and_the_skewness_they_are_named_for(kind, skewness):
+    values = benchmark.DIFFERENCES[kind](np.random.default_rng(0), 4_000_000)
+    assert values.mean() == pytest.approx(0, abs=0.005)
+    assert stats.skew(values) == pytest.approx(skewness, rel=0.15, abs=0.05)
 
 
 def test_questions_must_match_and_none_give_no_metric():

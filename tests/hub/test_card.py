@@ -92,6 +92,14 @@ def test_prompts_in_words(trained, tmp_path, prompts, shown, datasets):
     assert "began with the same question" not in card.text
 
 
+def test_the_adapted_layers_in_words(trained, tmp_path):
+    change(
+        trained, lora={"rank": 2, "alpha": 4.0, "targets": r".*[qk]_proj", "exclude": ["up_proj"], "use_rslora": True}
+    )
+    text = card_of(trained, tmp_path / "out").text
+    assert r"LoRA rank 2, alpha 4.0, on `.*[qk]_proj` except up\_proj, rank-stabilised |" in text
+
+
 def test_the_controller_is_named_and_its_endpoint_is_not(trained, tmp_path):
     change(trained, controller={"kind": "openai", "model": "some-model", "base_url": SECRET})
     text = card_of(trained, tmp_path / "out").text

@@ -250,7 +250,7 @@ def without_kind(file: Path) -> None:
             "trained/adapters/agent_0/adapter_config.json: cannot be read: ",
         ),
         ("adapters/agent_0/adapter_config.json", lambda f: f.write_text("[]"), "trained/adapters/agent_0/adapter_con"),
-        ("config.yaml", torn, "trained/config.yaml: "),
+        ("config.yaml", lambda f: f.write_text("model: ["), "trained/config.yaml: "),
     ],
 )
 def test_a_damaged_file_that_is_needed_is_one_line(run, trained, tmp_path, name, damage, line):

@@ -115,7 +115,11 @@ def test_save_and_load_round_trip_through_peft(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rank": 3}, "'r': 2"), ({"alpha": 1.0}, "'lora_alpha': 6"), ({"targets": ["q_proj"]}, "other layers")],
+    [
+        ({"rank": 3}, "r: 2 given; lora.rank is 3"),
+        ({"alpha": 1.0}, "lora_alpha: 6.0 given; lora.alpha is 1.0"),
+        ({"targets": ["q_proj"]}, "other layers"),
+    ],
 )
 def test_loading_another_kind_of_adapter_is_refused(tmp_path: Path, change: dict, message: str):
     _, adapters = stacked()

@@ -55,7 +55,7 @@ def test_code_of_another_repository_is_pinned_too(tiny_model_folder):
         @staticmethod
         def from_pretrained(source, **options):
             asked.append(options)
-            return AutoModelForCausalLM.from_pretrained(source)
+            return AutoModelForCausalLM.from_pretrained(source, output_loading_info=True)
 
     load_model_of(Factory, str(tiny_model_folder), "x", trust_remote_code=True, revision="a" * 40)
     load_model_of(Factory, str(tiny_model_folder), "x")

@@ -3,10 +3,10 @@
 import pytest
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.python_callable import CallableCard
 from rlhf_marl.rewards.tools import agreement, calibrated, cards, opened, read_texts
 from tests.conftest import write_card
+from tests.rewards.pairs import pair
 
 
 def named(name):
@@ -19,13 +19,11 @@ class Length:
 
 
 def test_a_constant_model_has_no_rank_correlation():
-    from rlhf_marl.rewards.preferences import Pair
-
     class Constant:
         def score(self, prompts, responses):
             return [1.0] * len(responses)
 
-    found = agreement([(named("a"), Length()), (named("b"), Constant())], [Pair("p", "xx", "x"), Pair("p", "x", "xxx")])
+    found = agreement([(named("a"), Length()), (named("b"), Constant())], [pair("p", "xx", "x"), pair("p", "x", "xxx")])
     assert found.accuracy["b"].accuracy == 0.5
     assert found.correlation[("a", "b")][0] != found.correlation[("a", "b")][0]  # nan
 
@@ -43,7 +41,7 @@ def test_scores_that_do_not_differ_give_no_scale(responses):
 
 def test_agreement_by_hand():
     """The longer response wins one of three pairs; a card agrees with itself in every order."""
-    pairs = [Pair("p", "xx", "x"), Pair("p", "x", "xx"), Pair("p", "x", "xxxx")]
+    pairs = [pair("p", "xx", "x"), pair("p", "x", "xx"), pair("p", "x", "xxxx")]
     found = agreement([(named("a"), Length()), (named("b"), Length())], pairs)
     assert found.accuracy["a"].accuracy == found.accuracy["(longer wins)"].accuracy == pytest.approx(1 / 3)
     assert list(found.accuracy) == ["a", "b", "(longer wins)", "(coin)"]
@@ -52,7 +50,7 @@ def test_agreement_by_hand():
 
 def test_equal_names_are_refused():
     with pytest.raises(UsageError, match="two cards are named 'a'"):
-        agreement([(named("a"), Length()), (named("a"), Length())], [Pair("p", "x", "y")])
+        agreement([(named("a"), Length()), (named("a"), Length())], [pair("p", "x", "y")])
 
 
 def test_a_row_per_card_file(tmp_path):

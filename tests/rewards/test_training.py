@@ -11,9 +11,9 @@ from filelock import FileLock
 
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.rewards import TrainedCard, build_reward_model, load_card
-from rlhf_marl.rewards.preferences import Pair
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifierCard
 from rlhf_marl.rewards.training import accuracy, openings, reliability, split_pairs, train_reward_model
+from tests.rewards.pairs import pair
 from tests.rewards.test_sequence_classifier import saved
 
 
@@ -117,17 +117,17 @@ def test_unusable_input_is_told_before_training(recipe, tmp_path):
 
 
 def test_split_keeps_prompts_together_and_depends_on_the_seed():
-    pairs = [Pair(f"p{i // 2}", "a", "b") for i in range(40)]
+    pairs = [pair(f"p{i // 2}", "a", "b") for i in range(40)]
     train, held_out = split_pairs(pairs, 0.25, seed=0)
     assert len(held_out) == 10
-    assert not {p.prompt for p in train} & {p.prompt for p in held_out}
+    assert not {p.texts[0] for p in train} & {p.texts[0] for p in held_out}
     assert sorted(map(str, train + held_out)) == sorted(map(str, pairs))
     assert split_pairs(pairs, 0.25, seed=1)[1] != held_out
 
 
 def test_openings_by_hand():
-    pairs = [Pair("p", "one two  three four", "one"), Pair("p", "so it is", "so it was"), Pair("p", "a b c", "a x")]
-    assert openings(pairs, 2) == [Pair("p", "one two", "one"), Pair("p", "a b", "a x")]
+    pairs = [pair("p", "one two  three four", "one"), pair("p", "so it is", "so it was"), pair("p", "a b c", "a x")]
+    assert openings(pairs, 2) == [pair("p", "one two", "one"), pair("p", "a b", "a x")]
     assert openings(pairs, None) == []
 
 

@@ -1,11 +1,16 @@
 """From a config to an experiment: hand-computed graphs, early one-line errors, and seeding."""
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.training.build import build, build_agents, build_topology, fits_into_memory
+from rlhf_marl.training.loop import first_prompts
+from tests.conftest import tiny_tokenizer
 
 CPU = torch.device("cpu")
 
@@ -108,6 +113,58 @@ def test_a_first_prompt_that_does_not_fit_is_refused_with_its_length(quick_conte
     message = r"^c.yaml: prompts: prompt 1 \('x{40}'\.\.\.\) is 65 tokens long .*max_prompt_tokens allows 64$"
     with pytest.raises(UsageError, match=message):
         build(config, "c.yaml", CPU)
+
+
+def listed(tmp_path, *prompts, **options):
+    (tmp_path / "prompts.json").write_text(json.dumps([{"messages": prompt} for prompt in prompts]))
+    return {"source": "jsonl", "path": str(tmp_path / "prompts.json"), "column": "messages"} | options
+
+
+SYSTEM = {"role": "system", "content": "Be kind."}
+EARLIER = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}]
+ASKED = {"role": "user", "content": "q"}
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_counted_if_bad_rows_are_skipped(quick_content, tmp_path, caplog):
+    prompts = listed(tmp_path, "x" * 46, "fits", "y" * 46, [SYSTEM, ASKED])
+    with pytest.raises(UsageError, match=r"^c: prompts: prompt 1 \('x{40}'\.\.\.\) is 65 tokens long"):
+        build(config_of(quick_content, prompts=prompts), "c", CPU)
+    built = build(config_of(quick_content, prompts=prompts | {"on_bad_row": "skip"}), "c", CPU)
+    assert built.questions.conversations == [[{"role": "user", "content": "fits"}], [SYSTEM, ASKED]]
+    assert {built.questions.index(number) for number in range(2)} == {0, 1}
+    assert "prompts.on_bad_row: skip: 2 of 4 prompts are left out; the first: c: prompts: prompt 1 ('xxx" in caplog.text
+    nothing_left = listed(tmp_path, "x" * 46, on_bad_row="skip")
+    with pytest.raises(UsageError, match="is 65 tokens long"):
+        build(config_of(quick_content, prompts=nothing_left), "c", CPU)
+
+
+def test_a_conversation_that_the_template_refuses_is_one_line(quick_content, tmp_path):
+    folder = tmp_path / "alternating"
+    shutil.copytree(quick_content["model"]["name"], folder)
+    template = folder / "chat_template.jinja"
+    twice = "loop.index0 and m['role'] == messages[loop.index0 - 1]['role']"
+    check = f"{{% if {twice} %}}{{{{ raise_exception('no') }}}}{{% endif %}}"
+    template.write_text(template.read_text().replace("{% for m in messages %}", "{% for m in messages %}" + check))
+    content = quick_content | {"model": {"name": str(folder)}}
+    build(config_of(content, prompts=listed(tmp_path, [*EARLIER, ASKED])), "c", CPU)
+    with pytest.raises(
+        UsageError, match=r"^c: prompts: prompt 1 \('q'...\): the model's chat template refuses it: no$"
+    ):
+        build(config_of(content, prompts=listed(tmp_path, [ASKED, ASKED])), "c", CPU)
+
+
+def test_dialogues_start_with_the_whole_conversation(quick_content, tmp_path):
+    """The state is what the tokenizer makes of the messages, and the controller and rewards see the last one."""
+    messages = [SYSTEM, *EARLIER, ASKED]
+    config = config_of(
+        quick_content, prompts=listed(tmp_path, messages), generation={"max_prompt_tokens": 400, "max_new_tokens": 3}
+    )
+    built = build(config, "c", CPU)
+    turn = next(built.player.play(first_prompts(built, 0)))
+    expected = tiny_tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    assert turn.states[0] == expected
+    assert set(turn.prompts) == {"q"}
+    assert built.questions.conversations == [messages]  # playing adds turns to the dialogue, not to the question
 
 
 def test_the_seed_decides_adapters_and_critics(quick_content):
