@@ -87,7 +87,7 @@ def test_agreement_reads_other_columns_and_splits_and_skips_bad_rows(run, length
     arguments = ["agreement", length, "--pairs", "pairs", "--split", "test", "--column", "chosen=better"]
     code, _, errors = run(*arguments)
     assert code == 2
-    assert errors.splitlines()[-1] == "error: pairs: row 2 is not a preference pair: better is empty"  # after what wrote them
+    assert errors.splitlines()[-1] == "error: pairs: row 2 is not a preference pair: better is empty"
     code, printed, errors = run(*arguments, "--on-bad-row", "skip")
     assert code == 0
     assert "1.000" in printed
