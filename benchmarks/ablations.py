@@ -3,7 +3,8 @@
     python benchmarks/ablations.py [CONFIG] [--out FOLDER] [--seeds 3] [--jobs 2] [--only NAME ...]
 
 Runs go to FOLDER/<variant>/<seed>; a finished run is read again instead of repeated, so the command can be interrupted.
-Prints a Markdown table: mean scaled reward of the first and of the last fifth of the updates, per agent and seed.
+Prints a Markdown table: mean scaled reward of the first and of the last fifth of the updates, per agent and seed, and
+the mean change with Student's interval over the seeds.
 """
 
 import os
@@ -15,6 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import click
+from scipy.stats import sem, t
 
 from rlhf_marl.api import load_run
 from rlhf_marl.files.jsonl import read_jsonl
@@ -22,6 +24,7 @@ from rlhf_marl.runs.metrics import first_and_last_fifth
 
 VARIANTS = {
     "default": [],
+    "control": ["--actor.step_size", "1e-12"],  # learns nothing: what the choice of prompts alone does
     "consensus": ["--actor.credit", "consensus"],
     "td_q": ["--actor.signal", "td_q"],
     "gossip_0": ["--topology.gossip_rounds", "0"],
@@ -51,8 +54,10 @@ def finished(folder: Path) -> bool:
 def table(out: Path, variants: list[str], seeds: int) -> str:
     """Markdown: a row per variant and agent."""
     lines = [
-        "| variant | agent | " + " | ".join(f"seed {s}" for s in range(seeds)) + " | mean change | rose |",
-        "| --- | --- | " + "--- | " * (seeds + 2),
+        "| variant | agent | "
+        + " | ".join(f"seed {s}" for s in range(seeds))
+        + " | mean change [95% interval over seeds] |",
+        "| --- | --- | " + "--- | " * (seeds + 1),
     ]
     for variant in variants:
         runs = [read_jsonl(out / variant / str(seed) / "metrics.jsonl") for seed in range(seeds)]
@@ -63,15 +68,16 @@ def table(out: Path, variants: list[str], seeds: int) -> str:
             ]
             changes = [last - first for first, last in pairs]
             cells = " | ".join(f"{first:+.2f} → {last:+.2f}" for first, last in pairs)
-            rose = sum(change > 0 for change in changes)
-            lines.append(f"| {variant} | {name} | {cells} | {statistics.mean(changes):+.2f} | {rose} of {seeds} |")
+            mean = statistics.mean(changes)
+            low, high = t.interval(0.95, seeds - 1, loc=mean, scale=sem(changes))
+            lines.append(f"| {variant} | {name} | {cells} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] |")
     return "\n".join(lines)
 
 
 @click.command()
 @click.argument("config", default="configs/quickstart.yaml")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablations"), show_default=True)
-@click.option("--seeds", default=3, show_default=True)
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(2))
 @click.option("--jobs", default=2, show_default=True, help="Runs at once; they share the cores.")
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="These variants alone.")
 def main(config: str, out: Path, seeds: int, jobs: int, only: tuple[str, ...]) -> None:
