@@ -56,7 +56,7 @@ def table(out: Path, variants: list[str], seeds: int) -> str:
     lines = [
         "| variant | agent | "
         + " | ".join(f"seed {s}" for s in range(seeds))
-        + " | mean change [95% interval over seeds] |",
+        + " | mean change [95% interval] |",
         "| --- | --- | " + "--- | " * (seeds + 1),
     ]
     for variant in variants:
