@@ -54,9 +54,7 @@ def finished(folder: Path) -> bool:
 def table(out: Path, variants: list[str], seeds: int) -> str:
     """Markdown: a row per variant and agent."""
     lines = [
-        "| variant | agent | "
-        + " | ".join(f"seed {s}" for s in range(seeds))
-        + " | mean change [95% interval] |",
+        "| variant | agent | " + " | ".join(f"seed {s}" for s in range(seeds)) + " | mean change [95% interval] |",
         "| --- | --- | " + "--- | " * (seeds + 1),
     ]
     for variant in variants:

@@ -60,11 +60,12 @@ def _line(detail: Any, where: str, content: Any, allowed: list[str]) -> str:
             return f"{where}: missing; it is required"
         case "literal_error":
             return f"{where}: {given} is not allowed; choose {detail['ctx']['expected']}"
-        case "union_tag_invalid":
+        case "union_tag_invalid" | "union_tag_not_found" as mistake:
             tag = detail["ctx"]["discriminator"].strip("'")
-            return f"{where}.{tag}: {detail['ctx']['tag']!r} is not allowed; choose {detail['ctx']['expected_tags']}"
-        case "union_tag_not_found":
-            return f"{where}.{detail['ctx']['discriminator'].strip(chr(39))}: missing; it is required"
+            where = f"{where}.{tag}" if key else f"{where}: {tag}"
+            if mistake == "union_tag_not_found":
+                return f"{where}: missing; it is required"
+            return f"{where}: {detail['ctx']['tag']!r} is not allowed; choose {detail['ctx']['expected_tags']}"
         case "value_error":
             return f"{where}: {detail['ctx']['error']}"
         case _:

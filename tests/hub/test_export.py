@@ -241,7 +241,7 @@ def without_kind(file: Path) -> None:
     ("name", "damage", "line"),
     [
         ("reward_models.json", torn, "trained/reward_models.json: cannot be read: "),
-        ("reward_models.json", without_kind, "trained/reward_models.json: 0.kind: missing; it is required"),
+        ("reward_models.json", without_kind, "trained/reward_models.json: 0: kind: missing; it is required"),
         ("reward_models.json", lambda f: f.write_text("{}"), "trained/reward_models.json: not a list of cards"),
         ("reward_models.json", lambda f: f.write_text("[]"), "trained/reward_models.json: 0 cards; config.yaml has 2"),
         (

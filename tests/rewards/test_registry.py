@@ -47,9 +47,9 @@ def test_shipped_cards_score(name):
     [
         (
             "kind: oracle\nname: a\n",
-            r"kind: 'oracle' is not allowed; choose 'sequence_classifier', 'trained', 'prototype', 'callable'",
+            r"yaml: kind: 'oracle' is not allowed; choose 'sequence_classifier', 'trained', 'prototype', 'callable'",
         ),
-        ("name: a\n", r"kind: missing"),
+        ("name: a\n", r"yaml: kind: missing"),
         ("kind: callable\nname: a\nfunction: m:f\nscale: 0.0\n", r"scale: 0.0 given; input should be greater than 0"),
         ("kind: callable\nname: a\nfunction: os.system\n", r"function: 'os.system' given"),
         ("kind: callable\nname: a\nfunction: m:f\nnope: 1\n", r": nope: unknown key"),
