@@ -8,7 +8,6 @@ the mean change with Student's interval over the seeds.
 """
 
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,10 +15,11 @@ from itertools import product
 from pathlib import Path
 
 import click
-from scipy.stats import sem, t
+import numpy as np
 
 from rlhf_marl.api import load_run
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.gridworld.study.measure import interval
 from rlhf_marl.runs.metrics import first_and_last_fifth
 
 VARIANTS = {
@@ -66,8 +66,7 @@ def table(out: Path, variants: list[str], seeds: int) -> str:
             ]
             changes = [last - first for first, last in pairs]
             cells = " | ".join(f"{first:+.2f} → {last:+.2f}" for first, last in pairs)
-            mean = statistics.mean(changes)
-            low, high = t.interval(0.95, seeds - 1, loc=mean, scale=sem(changes))
+            mean, low, high = interval(np.array(changes))
             lines.append(f"| {variant} | {name} | {cells} | {mean:+.2f} [{low:+.2f}, {high:+.2f}] |")
     return "\n".join(lines)
 

@@ -110,14 +110,14 @@ class Critic:
 
     def update(self, transitions: Sequence[Transition]) -> CriticMetrics:
         """Algorithm 2 with K = len(transitions): one TD step on each, then gossip. Without transitions, nothing."""
-        if self.start == "restart":
-            self.weights = self.initial.expand_as(self.weights).clone()
-            if self._adam is not None:
-                self._adam.forget_momentum()
         if not transitions:
             nothing = torch.zeros(self.weights.shape[:-1])
             apart = nothing.sum(-1)
             return CriticMetrics(nothing, nothing, nothing, nothing, nothing, nothing, apart, apart)
+        if self.start == "restart":
+            self.weights = self.initial.expand_as(self.weights).clone()
+            if self._adam is not None:
+                self._adam.forget_momentum()
         self._iterate.copy_(self.weights)
         average = self.weights
         skipped = torch.zeros(self.weights.shape[:-1], device=self.weights.device)

@@ -182,14 +182,22 @@ def _load_saved(folder: Path, where: str, split: str) -> Any:
 
 
 def text_at(row: dict[str, Any], key: str, where: str) -> str:
-    """A row's text. Raises UsageError if it is missing, empty, or cannot be encoded as UTF-8."""
+    """A row's text. Raises UsageError if it is missing, not text, or cannot be encoded as UTF-8."""
     if key not in row:
         raise UsageError(f"{where} has no column {key!r}; it has {printable(', '.join(row))[:200]}")
     text = row[key]
     if not isinstance(text, str):
         raise UsageError(f"{where}: {key} is {str(text)[:60]!r}; it must be text")
     try:
+        check_encodable(text, key)
+    except ValueError as error:
+        raise UsageError(f"{where}: {error}") from None
+    return text
+
+
+def check_encodable(text: str, what: str) -> None:
+    """Raises ValueError if the text cannot be encoded as UTF-8."""
+    try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise UsageError(f"{where}: {key} contains a lone surrogate (half a character)") from None
-    return text
+        raise ValueError(f"{what} contains a lone surrogate (half a character)") from None

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from rlhf_marl.files.user_data import check_encodable
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.sanitise import shortened
 
@@ -20,10 +21,7 @@ def read_text(value: Any, what: str) -> str:
         raise ValueError(f"{what} is {'null' if value is None else shortened(value)}; it must be text")
     if not value.strip():
         raise ValueError(f"{what} is empty")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise ValueError(f"{what} contains a lone surrogate (half a character)") from None
+    check_encodable(value, what)
     return value.strip()
 
 

@@ -172,6 +172,18 @@ def _offset(name: str) -> Difference:
 
 _TD, _GOSSIP, _WIDTH, _DEPTH = "Figure 2, 10", "Figure 5, Theorem 5.10 (5)", "Figure 6, Remark 5", "Figure 7, Remark 5"
 
+_LOSSES: tuple[tuple[str, str, Literal["more", "same"], str, str], ...] = (
+    ("(ours)", "an exact critic gets further than a learned one", "more", "exact critic", "sampled"),
+    (
+        "(ours)",
+        "exact directions get further than samples with an exact critic",
+        "more",
+        "exact direction",
+        "exact critic",
+    ),
+    ("Algorithm 3", "gossip is as good as averaging the rewards", "same", "sampled", "averaged rewards"),
+)
+
 CLAIMS = (
     Claim(_TD, "with the TD error agents learn: above the control's", "fig2", "more", _against("TD error", CONTROL)),
     Claim(_TD, "with the TD error agents beat random ones", "fig2", "more", _over("TD error", "random")),
@@ -292,33 +304,8 @@ CLAIMS = (
         _against("actors gossiped", "larger K and M"),
     ),
     *(
-        Claim(
-            "(ours)",
-            f"an exact critic gets further than a learned one{suffix}",
-            "losses",
-            "more",
-            _against(f"exact critic{suffix}", f"sampled{suffix}"),
-        )
-        for suffix in ("", ", actors gossiped")
-    ),
-    *(
-        Claim(
-            "(ours)",
-            f"exact directions get further than samples with an exact critic{suffix}",
-            "losses",
-            "more",
-            _against(f"exact direction{suffix}", f"exact critic{suffix}"),
-        )
-        for suffix in ("", ", actors gossiped")
-    ),
-    *(
-        Claim(
-            "Algorithm 3",
-            f"gossip is as good as averaging the rewards{suffix}",
-            "losses",
-            "same",
-            _against(f"sampled{suffix}", f"averaged rewards{suffix}"),
-        )
+        Claim(source, f"{statement}{suffix}", "losses", kind, _against(f"{better}{suffix}", f"{worse}{suffix}"))
+        for source, statement, kind, better, worse in _LOSSES
         for suffix in ("", ", actors gossiped")
     ),
     Claim(
