@@ -17,6 +17,7 @@ from rlhf_marl.policy.prefix_cache import prefill
 # Finished rows are dropped when at most this share remains: moving the cache costs about one decode step.
 _WORTH_LEAVING = 0.75
 _BLOCK = 256  # vocabulary entries per block of the cumulative sum
+Generated = list[tuple[list[int], list[float]]]  # per row: token ids and their log-probabilities
 
 
 class SamplingKey(NamedTuple):
@@ -77,7 +78,7 @@ def generate(
     temperature: float = 1.0,
     n_policies: int = 1,
     cached_prefix: DynamicCache | None = None,
-) -> list[tuple[list[int], list[float]]]:
+) -> Generated:
     """Sample continuations of the prompts from every policy; greedy without uniforms.
 
     Rows are n_policies times the prompts, policy by policy. Finished rows are dropped from the batch, equally many per
@@ -126,7 +127,12 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-    stops = set(stop_tokens)  # a response ends with the first of them
+    return trimmed(sampled, log_probabilities, stop_tokens)
+
+
+def trimmed(sampled: Tensor, log_probabilities: Tensor, stop_tokens: Sequence[int]) -> Generated:
+    """Each row, (rows, max_new_tokens), up to its first stop token, with it."""
+    stops = set(stop_tokens)
     lengths = [next((i + 1 for i, t in enumerate(row) if t in stops), len(row)) for row in sampled.tolist()]
     pairs = zip(sampled.tolist(), log_probabilities.tolist(), lengths, strict=True)
     return [(tokens[:length], logs[:length]) for tokens, logs, length in pairs]

@@ -17,10 +17,11 @@ from rlhf_marl.policy.prefix_cache import PrefixCache, extend, prefill, shared_t
 
 # Activation memory grows with the tokens of a microbatch: the shared prefix once per agent, plus the rest of each row.
 # Above this many tokens the (agents x dialogues) grid is split, so memory does not grow with the number of agents.
-# Gradients are accumulated over the microbatches.
-TOKENS_PER_MICROBATCH = 512
+# Gradients are accumulated over the microbatches. A GPU needs more tokens to be busy.
+TOKENS_PER_MICROBATCH = {"cpu": 512, "mps": 512, "cuda": 4096}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # see algorithm/objectives.py
-POSITIONS = 64  # per chunk, so that few distributions over the vocabulary are in memory in addition to the logits
+# Positions per chunk, so that few distributions over the vocabulary are in memory in addition to the logits.
+POSITIONS = {"cpu": 64, "mps": 64, "cuda": 2048}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,8 @@ def evaluate_responses(
     shared = shared_tokens(model, states) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
         reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
-    for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
+    most_tokens = TOKENS_PER_MICROBATCH[model.device.type]
+    for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared, most_tokens):
         n_rows = rows.stop - rows.start
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old: Tensor | None = None
@@ -116,14 +118,16 @@ def evaluate_responses(
     return result
 
 
-def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
-    """Tile the (agents x dialogues) grid with rectangles of at most TOKENS_PER_MICROBATCH tokens, or of one cell.
+def microbatches(
+    n_agents: int, n_dialogues: int, shared: int, rest: int, most_tokens: int
+) -> Iterator[tuple[slice, slice]]:
+    """Tile the (agents x dialogues) grid with rectangles of at most `most_tokens` tokens, or of one cell.
 
     An agent costs `shared` tokens, a cell `rest`. Each microbatch takes as many agents as fit. All dialogues of one
     group of agents come before the next group.
     """
-    agents_per_block = max(1, min(n_agents, TOKENS_PER_MICROBATCH // (shared + rest)))
-    rows = (TOKENS_PER_MICROBATCH - agents_per_block * shared) // rest
+    agents_per_block = max(1, min(n_agents, most_tokens // (shared + rest)))
+    rows = (most_tokens - agents_per_block * shared) // rest
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
         for dialogue in range(0, n_dialogues, dialogues_per_block):
@@ -246,7 +250,7 @@ def _token_statistics(
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
     result = torch.empty(3, len(flat_tokens), device=logits.device)
-    for part in _chunks(len(flat_tokens)):
+    for part in _chunks(flat_tokens):
         log_policy = _log_softmax(flat_logits[part], temperature)
         policy = log_policy.exp()
         divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)
@@ -277,7 +281,7 @@ def _logit_gradient(
     flat_logits, flat_divergence, flat_tokens = logits.flatten(0, 1), divergence.flatten(0, 1), tokens.reshape(-1, 1)
     scale = (mask / temperature).view(-1, 1)
     flat_weight, flat_kl = weight.reshape(-1, 1), kl.reshape(-1, 1)
-    for part in _chunks(len(flat_tokens)):
+    for part in _chunks(flat_tokens):
         policy = _log_softmax(flat_logits[part], temperature).exp_()
         w = flat_weight[part]
         gradient = policy.mul_((flat_divergence[part] - flat_kl[part]).mul_(kl_coefficient).add_(w))
@@ -285,8 +289,9 @@ def _logit_gradient(
         flat_divergence[part] = gradient.mul_(scale[part])
 
 
-def _chunks(n_positions: int) -> Iterator[slice]:
-    return (slice(begin, begin + POSITIONS) for begin in range(0, n_positions, POSITIONS))
+def _chunks(tokens: Tensor) -> Iterator[slice]:
+    size = POSITIONS[tokens.device.type]
+    return (slice(begin, begin + size) for begin in range(0, len(tokens), size))
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

@@ -30,7 +30,7 @@ class PrefixCache:
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
         """Prefix cache of one row for these tokens. None if some layer does not attend to all earlier tokens."""
-        if not _sees_all(model):
+        if not sees_all(model):
             return None
         key = tuple(tokens)
         cache = self._caches.pop(key, None) or extend(model, key, DynamicCache(config=model.config))
@@ -47,7 +47,7 @@ def extend(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n
     return cache
 
 
-def _sees_all(model: PreTrainedModel) -> bool:
+def sees_all(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all earlier tokens; only then are prefixes shared or cached.
 
     Otherwise padding between the prefix and the rest would count as tokens in a layer's window (or state).
@@ -56,8 +56,8 @@ def _sees_all(model: PreTrainedModel) -> bool:
 
 
 def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the prefix that all prompts share, leaving at least one token of each; 0 unless `_sees_all`."""
-    if not _sees_all(model):
+    """Length of the prefix that all prompts share, leaving at least one token of each; 0 unless `sees_all`."""
+    if not sees_all(model):
         return 0
     columns = zip(*prompts, strict=False)
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
@@ -108,7 +108,7 @@ def prefill(
         rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
         cache.batch_select_indices(rows)
         logits, mask = logits[rows], mask[rows]
-    if not shared and _sees_all(model):
+    if not shared and sees_all(model):
         cache = with_room(cache, 1, room)
     return logits, cache, mask
 

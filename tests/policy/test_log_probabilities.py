@@ -57,8 +57,8 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
     """Whatever the split into passes and chunks, whether states differ, are alike, begin alike or are one token, and
     whether layers see all tokens or a window."""
     model, adapters = adapted(architecture())
-    monkeypatch.setattr(policy, "POSITIONS", 3)
-    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", tokens_per_pass)
+    monkeypatch.setitem(policy.POSITIONS, "cpu", 3)
+    monkeypatch.setitem(policy.TOKENS_PER_MICROBATCH, "cpu", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
     result = evaluate_responses(
         model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
@@ -169,19 +169,19 @@ def test_fresh_adapters_have_no_divergence():
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 500), st.integers(1, 500))
 def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, shared, rest):
-    tiles = list(microbatches(agents, dialogues, shared, rest))
+    tiles = list(microbatches(agents, dialogues, shared, rest, 512))
     cells = [(a, d) for agent, dialogue in tiles for a in range(agents)[agent] for d in range(dialogues)[dialogue]]
     assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
     for together, at_once in ((a.stop - a.start, d.stop - d.start) for a, d in tiles):
         tokens = together * (shared + at_once * rest)
-        assert tokens <= policy.TOKENS_PER_MICROBATCH or together == at_once == 1
+        assert tokens <= 512 or together == at_once == 1
     assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
 
 
 def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     """Not once per pass: the gradients of several passes share one prefill. The base model prefills a state once."""
     model, adapters = system
-    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", 10)
+    monkeypatch.setitem(policy.TOKENS_PER_MICROBATCH, "cpu", 10)
     read = {True: 0, False: 0}  # with gradients (agents), without (base model)
 
     def count(_, args, kwargs, output):
