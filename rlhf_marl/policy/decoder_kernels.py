@@ -14,7 +14,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rlhf_marl.policy.decoder import Fused
 
-_COLUMNS = 1024  # per program of `gate`
+_ROWS, _COLUMNS = 8, 256  # per program of `gate`; rows of one agent share its B
 _PLACES = 64  # of the cache, per round of `attend`
 
 
@@ -52,15 +52,18 @@ def add_and_norm(hidden: Tensor, y: Tensor, fused: "Fused", active: range, weigh
 def gate(y: Tensor, fused: "Fused", active: range) -> Tensor:
     width = fused.widths[0]
     x = y.new_empty(len(y), width)
-    _gate[(len(y), triton.cdiv(width, _COLUMNS))](
+    first_agent, rows_per_agent = _rows(len(y), active)
+    _gate[(max(1, len(active)), triton.cdiv(rows_per_agent, _ROWS), triton.cdiv(width, _COLUMNS))](
         y,
         fused.b,
         x,
         y.stride(0),
-        *_rows(len(y), active),
+        first_agent,
+        rows_per_agent,
         RANK=_rank(fused, active),
         WIDTH=width,
-        BLOCK=_COLUMNS,
+        ROWS=_ROWS,
+        COLUMNS=_COLUMNS,
     )
     return x
 
@@ -160,24 +163,29 @@ def _add_and_norm(
 @triton.jit
 def _gate(
     y, b, x, y_stride, first_agent, rows_per_agent,
-    RANK: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
+    RANK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = columns < WIDTH
+    agent = first_agent + tl.program_id(0)
+    of_agent = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    row = (tl.program_id(0) * rows_per_agent + of_agent).to(tl.int64)[:, None]
+    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (of_agent < rows_per_agent)[:, None] & (columns < WIDTH)[None, :]
     dtype = x.dtype.element_ty
-    gates = tl.load(y + row * y_stride + columns, inside, 0.0).to(tl.float32)
-    up = tl.load(y + row * y_stride + WIDTH + columns, inside, 0.0).to(tl.float32)
+    at = y + row * y_stride + columns[None, :]
+    gates = tl.load(at, inside, 0.0).to(tl.float32)
+    up = tl.load(at + WIDTH, inside, 0.0).to(tl.float32)
     if RANK > 0:
-        agent = first_agent + row // rows_per_agent
         low = y + row * y_stride + 2 * WIDTH + agent * 2 * RANK
+        present = (of_agent < rows_per_agent)[:, None]
         for j in range(RANK):
             of_b = b + (agent * RANK + j) * 2 * WIDTH + columns
-            gates += tl.load(low + j).to(tl.float32) * tl.load(of_b, inside, 0.0).to(tl.float32)
-            up += tl.load(low + RANK + j).to(tl.float32) * tl.load(of_b + WIDTH, inside, 0.0).to(tl.float32)
+            b_gate = tl.load(of_b, columns < WIDTH, 0.0).to(tl.float32)[None, :]
+            b_up = tl.load(of_b + WIDTH, columns < WIDTH, 0.0).to(tl.float32)[None, :]
+            gates += tl.load(low + j, present, 0.0).to(tl.float32) * b_gate
+            up += tl.load(low + RANK + j, present, 0.0).to(tl.float32) * b_up
     gates = gates.to(dtype).to(tl.float32)
-    active = (gates * tl.sigmoid(gates)).to(dtype).to(tl.float32)
-    tl.store(x + row * WIDTH + columns, active * up.to(dtype).to(tl.float32), inside)
+    opened = (gates * tl.sigmoid(gates)).to(dtype).to(tl.float32)
+    tl.store(x + row * WIDTH + columns[None, :], (opened * up.to(dtype).to(tl.float32)).to(dtype), inside)
 
 
 @triton.jit

@@ -67,7 +67,7 @@ def uniforms(rows, tokens=12):
 def assert_same(ours, theirs):
     assert [tokens for tokens, _ in ours] == [tokens for tokens, _ in theirs]
     for (_, log_probabilities), (_, expected) in zip(ours, theirs, strict=True):
-        assert log_probabilities == pytest.approx(expected, abs=1e-4)
+        assert log_probabilities == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj", "down_proj"]])
