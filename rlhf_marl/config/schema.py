@@ -262,6 +262,8 @@ class ActorConfig(Section):
     """discounted: turn k has weight γ^k, as in the gradient of Eq. (1); equal: every turn has weight 1."""
     max_gradient_norm: PositiveFloat | None = None
     """Each agent's gradient is clipped to this norm (except for optimizer normalised); null = no clipping."""
+    tokens_per_pass: PositiveInt | None = None
+    """Most tokens of one backward pass: more need more memory and may be faster; null = 512 on a CPU, 4096 on a GPU."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.

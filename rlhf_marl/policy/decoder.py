@@ -25,6 +25,7 @@ _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")  # those that do not depend on the length of the sequence
 _HEAD_SIZES = (16, 32, 64, 128, 256)
 _CAPACITY = 64  # cache lengths are multiples of this, so that one recorded step serves several prompt lengths
+_ALIGNED = 64  # rows that are appended to a product's weights; other numbers make some products slower
 _LOOK = 16  # steps between two looks at whether all rows have ended
 _MOST_RECORDED = 4  # recorded steps that are kept, one per shape, each with its cache
 
@@ -35,8 +36,9 @@ class Fused:
     """Linear layers that read the same input, as one: their weights, then the A matrices of every agent.
 
     Attributes:
-        weight: (out + n_agents * n_parts * rank, in). The layers' own weights are views of its first rows.
-        bias: (out + n_agents * n_parts * rank,), or None.
+        weight: (out + n_agents * n_parts * rank, in), then rows of zeros. The layers' own weights are views of the
+            first rows.
+        bias: as many numbers as the weight has rows, or None.
         b: (n_agents, rank, out), the layers' scaled B matrices side by side.
         parts: the layers.
         widths: width of each layer's output; `out` is their sum.
@@ -49,14 +51,15 @@ class Fused:
     widths: list[int]
 
     def product(self, x: Tensor, adapted: bool) -> Tensor:
-        """The layers' outputs (rows, out) and, if adapted, behind them x A of all agents and layers."""
+        """The layers' outputs (rows, out) and, if adapted, behind them x A of all agents and layers, and zeros."""
         end = len(self.weight) if adapted else sum(self.widths)
         return nn.functional.linear(x, self.weight[:end], None if self.bias is None else self.bias[:end])
 
     def refresh(self) -> None:
         """Read the adapters again."""
         n_agents, rank, out = self.b.shape
-        a = self.weight[out:].view(n_agents, len(self.parts), rank, self.weight.shape[1])
+        appended = self.weight[out : out + n_agents * len(self.parts) * rank]
+        a = appended.view(n_agents, len(self.parts), rank, self.weight.shape[1])
         for g, (part, b) in enumerate(zip(self.parts, self.b.split(self.widths, dim=-1), strict=True)):
             if isinstance(part, StackedLinear):
                 a[:, g].copy_(part.a.detach().mT)
@@ -324,7 +327,7 @@ def _fuse(parts: list[Any], n_agents: int, rank: int) -> Fused:
     """Fuse the layers' weights; each layer's own weight and bias become views."""
     linears = [_base(part) for part in parts]
     widths = [linear.out_features for linear in linears]
-    like, further = linears[0].weight, n_agents * len(parts) * rank
+    like, further = linears[0].weight, -(-n_agents * len(parts) * rank // _ALIGNED) * _ALIGNED
     weight = torch.cat([*(linear.weight.detach() for linear in linears), like.new_zeros(further, like.shape[1])])
     bias = None
     if any(linear.bias is not None for linear in linears):

@@ -14,8 +14,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from rlhf_marl.policy.decoder import Fused
 
-_ROWS, _COLUMNS = 8, 256  # per program of `gate`; rows of one agent share its B
-_PLACES = 64  # of the cache, per round of `attend`
+# The fastest of those tried at TinyLlama's shape (docs/performance.md).
+_ROWS, _COLUMNS = 8, 128  # per program of `gate`; rows of one agent share its B
+_PLACES = 128  # of the cache, per round of `attend`
 
 
 def norm(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:
@@ -44,7 +45,7 @@ def add_and_norm(hidden: Tensor, y: Tensor, fused: "Fused", active: range, weigh
         RANK=_rank(fused, active),
         WIDTH=width,
         BLOCK=triton.next_power_of_2(width),
-        num_warps=8,
+        num_warps=16,
     )
     return x
 
@@ -64,6 +65,7 @@ def gate(y: Tensor, fused: "Fused", active: range) -> Tensor:
         WIDTH=width,
         ROWS=_ROWS,
         COLUMNS=_COLUMNS,
+        num_warps=8,
     )
     return x
 
@@ -121,6 +123,8 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, slot: Te
         GROUP_BLOCK=max(16, triton.next_power_of_2(group)),
         SIZE=size,
         PLACES=_PLACES,
+        num_warps=4,
+        num_stages=2,
     )
     return attended.view(rows, n_heads * size)
 

@@ -19,7 +19,7 @@ def adapted(y: Tensor, fused: "Fused", active: range) -> list[Tensor]:
     if not active:
         return outputs
     n_agents, rank, out = fused.b.shape
-    low = y[:, out:].view(len(y), n_agents, len(fused.parts), rank)
+    low = y[:, out : out + n_agents * len(fused.parts) * rank].view(len(y), n_agents, len(fused.parts), rank)
     agents = torch.tensor(active, device=y.device).repeat_interleave(len(y) // len(active))
     low = low[torch.arange(len(y), device=y.device), agents]
     b = fused.b[agents].split(fused.widths, dim=-1)

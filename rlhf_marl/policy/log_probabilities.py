@@ -56,6 +56,7 @@ def evaluate_responses(
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
+    tokens_per_pass: int | None = None,
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal, also adds the actors' gradients.
 
@@ -70,6 +71,7 @@ def evaluate_responses(
         prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
             is the one that sampled.
+        tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
     n_agents, n_dialogues = len(responses), len(states)
     result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
@@ -79,7 +81,7 @@ def evaluate_responses(
     shared = shared_tokens(model, states) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
         reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
-    most_tokens = TOKENS_PER_MICROBATCH[model.device.type]
+    most_tokens = tokens_per_pass or TOKENS_PER_MICROBATCH[model.device.type]
     for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared, most_tokens):
         n_rows = rows.stop - rows.start
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)

@@ -173,6 +173,7 @@ class Learner:
                 kl_coefficient=weight * self.actor.kl_coefficient,
                 prefixes=self.prefixes,
                 old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples],
+                tokens_per_pass=self.actor.tokens_per_pass,
                 objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
             )
             for turn, signal, weight in zip(turns, signals, weights, strict=True)

@@ -58,11 +58,9 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
     whether layers see all tokens or a window."""
     model, adapters = adapted(architecture())
     monkeypatch.setitem(policy.POSITIONS, "cpu", 3)
-    monkeypatch.setitem(policy.TOKENS_PER_MICROBATCH, "cpu", tokens_per_pass)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
-    result = evaluate_responses(
-        model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
-    )
+    options = {"temperature": TEMPERATURE, "pad": 0, "kl_coefficient": 0.7, "tokens_per_pass": tokens_per_pass}
+    result = evaluate_responses(model, adapters, states, RESPONSES, signal=signal, **options)
     batched = adapters.parameters.grad.clone()
     adapters.parameters.grad.zero_()
     for agent in range(3):
@@ -178,10 +176,22 @@ def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, share
     assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
 
 
-def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
+def test_a_model_in_half_precision_has_nearly_the_same_gradient():
+    """Products in bfloat16, parameters and gradients in float32."""
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, adapters = adapted(tiny_llama().to(dtype))
+        signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
+        evaluate_responses(model, adapters, STATES, RESPONSES, temperature=1.0, pad=0, signal=signal)
+        gradients.append(adapters.parameters.grad)
+    exact, rounded = gradients
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_what_all_states_begin_with_is_read_once_per_agent(system):
     """Not once per pass: the gradients of several passes share one prefill. The base model prefills a state once."""
     model, adapters = system
-    monkeypatch.setitem(policy.TOKENS_PER_MICROBATCH, "cpu", 10)
     read = {True: 0, False: 0}  # with gradients (agents), without (base model)
 
     def count(_, args, kwargs, output):
@@ -190,7 +200,9 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     hook = model.base_model.register_forward_hook(count, with_kwargs=True)
     responses = [[[20, 21]] * 4, [[30, 31]] * 4, [[40, 41]] * 4]
     signal = torch.ones(3, 4)
-    evaluate_responses(model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal)
+    evaluate_responses(
+        model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal, tokens_per_pass=10
+    )
     hook.remove()
     assert read[True] == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
     assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row

@@ -17,6 +17,7 @@ from rlhf_marl.config import check_config
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
@@ -148,7 +149,7 @@ def test_transitions_of_v_and_q_critics(tiny_content):
 def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
     """Token in, token out: with a step of size zero, the trained log-probability is that of sampling."""
     run = train(tiny_content | {"actor": {"step_size": 1e-12}}, tmp_path / "run")
-    experiment = build(run.config, "c", torch.device("cpu"))
+    experiment = build(run.config, "c", default_device())
     turn = next(turns_of(experiment))
     learner = experiment.team.learner
     statistics = evaluate_responses(
