@@ -29,11 +29,11 @@ from rlhf_marl.policy.adapter_files import (
     shortest_names,
     warn_of_other_base,
 )
-from rlhf_marl.policy.mkl_linear import MklLinear
+from rlhf_marl.policy.half_linear import HalfLinear
 from rlhf_marl.sanitise import printable
 
 _ALL = slice(None)
-_PLAIN = (nn.Linear, MklLinear)  # quantised and other linear layers have their own matmul
+_PLAIN = (nn.Linear, HalfLinear)  # quantised and other linear layers have their own matmul
 
 
 @final
@@ -53,7 +53,7 @@ class StackedLinear(nn.Module):
         self.active = active
         self.scaling = scaling
         # A decode step calls hundreds of packed layers. They have no hooks, so nn.Module.__call__ is bypassed.
-        self._multiply = base.forward if type(base) is MklLinear else base.__call__
+        self._multiply = base.forward if type(base) is HalfLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
         self.b: Tensor  # (n_agents, rank, out), a view too
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
+from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
-from rlhf_marl.policy.mkl_linear import use_mkl_linears
 from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
 from rlhf_marl.sanitise import first_line
 
@@ -59,7 +59,9 @@ def load_chat_model(
     tokenizer = load_tokenizer(reference, where, **source)
     check_chat_template(tokenizer, f"{where}: {reference!r}")
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
-    use_mkl_linears(model.to(device).requires_grad_(False))
+    model.to(device).requires_grad_(False)
+    if dtype == "auto":
+        use_half_precision(model)
     ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
     return ChatModel(model, tokenizer, ends)
 
@@ -70,7 +72,10 @@ def default_device() -> torch.device:
 
 
 def dtype_for(name: str, device: torch.device) -> torch.dtype:
-    """The dtype named in a config or card; auto is bfloat16 on CUDA and float32 elsewhere."""
+    """The dtype named in a config or card; auto is bfloat16 on CUDA and float32 elsewhere.
+
+    On a CPU, auto also rounds the weights of chat models to half precision (half_linear.py).
+    """
     if name != "auto":
         return getattr(torch, name)
     return torch.bfloat16 if device.type == "cuda" else torch.float32
