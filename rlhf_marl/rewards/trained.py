@@ -37,6 +37,8 @@ class TrainedCard(CardBase):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     batch_size: PositiveInt = 16
     max_tokens: PositiveInt = 256
+    trained_layers: PositiveInt | None = None
+    """Train only the top so many layers and the head; the layers below read each text once. null = all layers."""
     opening_words: PositiveInt | None = None
     """Also train on the first so many words of each response, for agents whose answers are cut by a token limit."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -27,6 +27,7 @@ from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
+from rlhf_marl.rewards.frozen_layers import top_layers
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
 from rlhf_marl.rewards.trained import TrainedCard
@@ -211,6 +212,12 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         model = load_model_of(
             AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
         )
+        texts = [_tokens(card, tokenizer, pair) for pair in pairs]
+        if card.trained_layers is not None:
+            ids = [text[name] for text in texts for name in ("chosen_ids", "rejected_ids")]
+            silence.enter_context(
+                top_layers(model, card.trained_layers, ids, tokenizer.pad_token_id, f"{where}: {card.base!r}")
+            )
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
@@ -229,13 +236,13 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
                 save_strategy="no",
                 report_to="none",
             ),
-            train_dataset=Dataset.from_list([_tokens(card, tokenizer, pair) for pair in pairs]),
+            train_dataset=Dataset.from_list(texts),
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 
