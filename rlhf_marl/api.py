@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.validation import build_validation, prepare_validation
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
@@ -66,12 +67,15 @@ def train(
         RunDirectory.check_free(path)  # before minutes of loading
     display = Display(config, path)
     display.loading()
+    prepared = prepare_validation(config, name)  # before minutes of loading
     accelerator = _accelerator(config, path, name)
     experiment = builder(config, name, accelerator.device, journal=Journal(path / "answers"))
+    validation = build_validation(prepared, experiment) if prepared is not None else None
+    judges = prepared.judges if prepared is not None else ()
     if run is None:
-        run = RunDirectory.create(path, config, experiment.cards)
+        run = RunDirectory.create(path, config, experiment.cards, judges)
     else:
-        run.check_cards(experiment.cards)
+        run.check_cards(experiment.cards, judges)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -83,15 +87,25 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
+    def report_validation(row: dict[str, Any]) -> None:
+        display.validation(row)
+        if trackers:
+            values = {f"held_out/agent_{i}": mean for i, mean in enumerate(row["agents"])}
+            updates = config.turns // config.actor.turns_per_update
+            accelerator.log({"held_out/team": row["team"], **values}, step=updates * row["iteration"])
+
     with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
         run.save_topology(experiment.matrix)
-        finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
+        finished = run_training(
+            experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
+        )
         save_results(experiment, run)
         watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
-    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished)
+    validations = read_jsonl(run.validation) if prepared is not None else []
+    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished, validations)
     if profile:
         display.profile(watch.total)
     if interrupted:
