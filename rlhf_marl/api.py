@@ -1,5 +1,6 @@
 """The Python API: `train`, `evaluate`, `export`, and `load_run` to inspect a run."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,9 +26,12 @@ from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
 from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
+
+_log = logging.getLogger("rlhf_marl")
 
 
 def train(
@@ -159,20 +163,32 @@ class Run:
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).metrics))
 
     @property
+    def validations(self) -> pd.DataFrame:
+        """One row per validation; none without a validation section."""
+        file = RunDirectory(self.path).validation
+        return pd.DataFrame(read_jsonl(file) if file.is_file() else [])
+
+    @property
     def dialogues(self) -> pd.DataFrame:
         """One row per turn of each dialogue."""
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
 
-    def agents(self, device: str = "cpu") -> list["Agent"]:
+    def agents(self, device: str = "cpu", adapters: Choice | None = None) -> list["Agent"]:
         """Load the base model once, with all trained adapters.
+
+        Args:
+            adapters: the run's best or last ones; by default the best where held-out judges chose them in training.
 
         Raises:
             UsageError: the run has no adapters yet.
         """
-        run, config = RunDirectory.open(self.path)
+        config = self.config
         agents = build_agents(config, f"{self.path}/config.yaml", torch.device(device), start=False)
+        which = choice(self.path, config, adapters)
         for i in range(len(config.agents)):
-            agents.adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
+            agents.adapters.load(i, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
+        if which == "best":
+            _log.warning('%s: loaded %s; adapters="last" loads the last', self.path, in_words(self.path, config, which))
         return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1))) for i in range(len(config.agents))]
 
 

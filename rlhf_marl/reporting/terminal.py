@@ -13,7 +13,7 @@ from rich.text import Text
 
 from rlhf_marl.config import Config
 from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
-from rlhf_marl.runs.validations import ended_early
+from rlhf_marl.runs.validations import ended_early, held_out_curve
 from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
@@ -130,16 +130,6 @@ class Display:
         self._print(table)
         generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
         self._print(f"agent tokens per second: {generating:.0f} while generating, {self._tokens / wall:.0f} overall")
-
-
-def held_out_curve(validations: Sequence[Row]) -> str:
-    """The team's answers to the held-out questions at the start, the best and the end, in words."""
-    best = max(validations, key=lambda row: row["team"])
-    first, last = validations[0], validations[-1]
-    return (
-        f"held-out questions, mean of judges that train nobody: team {first['team']:+.3f} at the start, best "
-        f"{best['team']:+.3f} after {best['iteration']} iterations, last {last['team']:+.3f}"
-    )
 
 
 def safe_text(words: str, style: str = "") -> Text:

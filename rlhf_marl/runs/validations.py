@@ -65,3 +65,14 @@ def early_stop(validations: Sequence[Validated], patience: int | None) -> str | 
 def ended_early(rows: Sequence[dict[str, Any]], iterations: int) -> str | None:
     """Why a run of so many finished iterations ended early; None if it did not. rows: of validation.jsonl."""
     return rows[-1]["early_stop"] if rows and rows[-1]["iteration"] == iterations else None
+
+
+def held_out_curve(rows: Sequence[dict[str, Any]]) -> str:
+    """The team's answers to the held-out questions at the start, the best and the end. rows: at least one."""
+    best = max(rows, key=lambda row: row["team"])
+    first, last = rows[0], rows[-1]
+    return (
+        f"Held-out questions, mean of judges that train nobody: team {first['team']:+.3f} after {first['iteration']} "
+        f"iterations, best {best['team']:+.3f} after {best['iteration']}, last {last['team']:+.3f} after "
+        f"{last['iteration']}."
+    )
