@@ -1,5 +1,6 @@
 """The Python API: `train`, `evaluate`, `export`, and `load_run` to inspect a run."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.validation import build_validation, prepare_validation
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
@@ -24,9 +26,12 @@ from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
 from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
+
+_log = logging.getLogger("rlhf_marl")
 
 
 def train(
@@ -66,12 +71,15 @@ def train(
         RunDirectory.check_free(path)  # before minutes of loading
     display = Display(config, path)
     display.loading()
+    prepared = prepare_validation(config, name)  # before minutes of loading
     accelerator = _accelerator(config, path, name)
     experiment = builder(config, name, accelerator.device, journal=Journal(path / "answers"))
+    validation = build_validation(prepared, experiment) if prepared is not None else None
+    judges = prepared.judges if prepared is not None else ()
     if run is None:
-        run = RunDirectory.create(path, config, experiment.cards)
+        run = RunDirectory.create(path, config, experiment.cards, judges)
     else:
-        run.check_cards(experiment.cards)
+        run.check_cards(experiment.cards, judges)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -83,15 +91,25 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
+    def report_validation(row: dict[str, Any]) -> None:
+        display.validation(row)
+        if trackers:
+            values = {f"held_out/agent_{i}": mean for i, mean in enumerate(row["agents"])}
+            updates = config.turns // config.actor.turns_per_update
+            accelerator.log({"held_out/team": row["team"], **values}, step=updates * row["iteration"])
+
     with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
         run.save_topology(experiment.matrix)
-        finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
+        finished = run_training(
+            experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
+        )
         save_results(experiment, run)
         watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
-    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished)
+    validations = read_jsonl(run.validation) if prepared is not None else []
+    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished, validations)
     if profile:
         display.profile(watch.total)
     if interrupted:
@@ -145,20 +163,32 @@ class Run:
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).metrics))
 
     @property
+    def validations(self) -> pd.DataFrame:
+        """One row per validation; none without a validation section."""
+        file = RunDirectory(self.path).validation
+        return pd.DataFrame(read_jsonl(file) if file.is_file() else [])
+
+    @property
     def dialogues(self) -> pd.DataFrame:
         """One row per turn of each dialogue."""
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
 
-    def agents(self, device: str = "cpu") -> list["Agent"]:
+    def agents(self, device: str = "cpu", adapters: Choice | None = None) -> list["Agent"]:
         """Load the base model once, with all trained adapters.
+
+        Args:
+            adapters: the run's best or last ones; by default the best where held-out judges chose them in training.
 
         Raises:
             UsageError: the run has no adapters yet.
         """
-        run, config = RunDirectory.open(self.path)
+        config = self.config
         agents = build_agents(config, f"{self.path}/config.yaml", torch.device(device), start=False)
+        which = choice(self.path, config, adapters)
         for i in range(len(config.agents)):
-            agents.adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
+            agents.adapters.load(i, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
+        if which == "best":
+            _log.warning('%s: loaded %s; adapters="last" loads the last', self.path, in_words(self.path, config, which))
         return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1))) for i in range(len(config.agents))]
 
 

@@ -88,6 +88,10 @@ def count_vowels(prompts: list[str], responses: list[str]) -> list[float]:
     return [sum(c in "aeiou" for c in text) / 4 for text in responses]
 
 
+def few_vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    return [-score for score in count_vowels(prompts, responses)]
+
+
 def length(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(len(text)) for text in responses]
 

@@ -4,7 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -12,6 +12,11 @@ from rlhf_marl.cli.reward import reward
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.sanitise import printable
 
+_ADAPTERS = click.option(
+    "--adapters",
+    type=click.Choice(["best", "last"]),
+    help="Adapters of the best checkpoint or the last; by default the best where training was validated.",
+)
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -76,6 +81,7 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, instead of the held-out reward models.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
 @click.option("--limit", type=click.IntRange(1), help="Number of questions, spread evenly over the kinds.")
+@_ADAPTERS
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
 @click.option("--markdown", "document", type=click.Path(path_type=Path), help="Also write the tables to this file.")
 def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
@@ -114,17 +120,26 @@ cli.add_command(reward)
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--agent", type=int, required=True, help="Number of the agent, from 0.")
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
+@_ADAPTERS
 @click.option("--merge", is_flag=True, help="Export the full model, with the adapter merged into its weights.")
 @click.option("--push", metavar="OWNER/NAME", help="Also upload to the Hub. Needs HF_TOKEN or `hf auth login`.")
 @click.option("--public", is_flag=True, help="With --push: publish. Without it, a new repository is private.")
-def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
+def export(
+    run_dir: Path,
+    agent: int,
+    to: Path,
+    adapters: Literal["best", "last"] | None,
+    merge: bool,
+    push: str | None,
+    public: bool,
+) -> None:
     """Export a trained agent in the Hugging Face Hub's format.
 
     Writes a folder with the agent's adapter (or the merged model), the tokenizer and a model card.
     """
     from rlhf_marl.hub.export import export as write
 
-    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
+    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public, adapters=adapters))
 
 
 @cli.command()

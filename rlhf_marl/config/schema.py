@@ -282,6 +282,24 @@ class RewardConfig(Section):
     """Weight of the team's answer, for both."""
 
 
+class ValidationConfig(Section):
+    """Held-out questions asked during training, and scored by judges that train nobody."""
+
+    judges: Annotated[list[Text], Field(min_length=1)]
+    """Reward cards, none of which trains an agent."""
+    questions: Text = "prompts/evaluation.jsonl"
+    """A file as `rlhf-marl evaluate` reads it. Questions that are also asked in training are left out."""
+    limit: PositiveInt | None = None
+    """Number of questions, spread evenly over the kinds; null = all."""
+    every: PositiveInt = 5
+    """Iterations between validations; the first is before training, the last after it."""
+    turns: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Turns of questions without follow-ups."""
+    patience: PositiveInt | None = None
+    """Training ends early if so many validations in a row brought no new best while the training reward rose; null =
+    never."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -314,9 +332,12 @@ class Config(Section):
     """Iterations between checkpoints; the last one is always kept."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept. If the newest is damaged, --resume uses the one before."""
-    best_metric: Literal["reward_scaled", "reward_raw"] = "reward_scaled"
-    """The checkpoint with the highest mean of this metric, over agents and the iterations since the previous one, is
-    kept too; its adapters are in best/."""
+    validation: ValidationConfig | None = None
+    """Held-out questions during training; null = none."""
+    best_metric: Literal["reward_scaled", "reward_raw", "held_out"] = "reward_scaled"
+    """The checkpoint with the highest value is kept too; its adapters are in best/. held_out (the default with a
+    validation section): mean over the judges of the team's answers to the held-out questions; evaluate, export and the
+    Python API then use best/. The others: mean over agents and the iterations since the previous checkpoint."""
     stop_after_skipped: PositiveInt = 10
     """The run stops (resumable) after so many updates in a row with a skipped, non-finite step."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -324,14 +345,20 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_kinds(cls, content: Any) -> Any:
-        """Default kinds: `prompts` with only a question is fixed; `controller` without kind and model is shared."""
+    def _defaults(cls, content: Any) -> Any:
+        """Defaults that depend on other keys.
+
+        `prompts` with only a question is fixed; `controller` without kind and model is shared; best_metric is held_out
+        with a validation section.
+        """
         if not isinstance(content, dict):
             return content
         for key, tag, default, elsewhere in _DEFAULT_KINDS:
             section = content.get(key)
             if isinstance(section, dict) and tag not in section and not elsewhere & section.keys():
                 content = content | {key: {tag: default} | section}
+        if content.get("validation") is not None and "best_metric" not in content:
+            content = content | {"best_metric": "held_out"}
         return content
 
     @model_validator(mode="after")
@@ -340,6 +367,8 @@ class Config(Section):
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
             )
+        if self.best_metric == "held_out" and self.validation is None:
+            raise ValueError("best_metric: held_out needs a validation section")
         if self.actor.credit == "local" and not SIGNALS[self.actor.signal].has_reward:
             raise ValueError(
                 f"actor.credit: local needs a signal with an immediate reward; for {self.actor.signal} use consensus"

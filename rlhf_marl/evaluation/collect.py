@@ -56,22 +56,27 @@ def collect(
             adapted=policy == "trained",
         )
         player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens)
-        for start in range(0, len(questions), _BATCH):
-            dialogues = [
-                Dialogue(n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
-                for n, q in list(enumerate(questions))[start : start + _BATCH]
-            ]
-            for turn in player.play(dialogues):
-                statistics = evaluate_responses(
-                    agents.chat_model.model,
-                    agents.adapters,
-                    turn.states,
-                    turn.tokens,
-                    temperature=sampling.temperature,
-                    pad=agents.chat_model.stop_tokens[0],
-                    agents=None if policy == "base" else slice(None),
-                )
-                yield from _rows(agents, turn, questions, policy, statistics)
+        for turn in played(player, questions, turns):
+            statistics = evaluate_responses(
+                agents.chat_model.model,
+                agents.adapters,
+                turn.states,
+                turn.tokens,
+                temperature=sampling.temperature,
+                pad=agents.chat_model.stop_tokens[0],
+                agents=None if policy == "base" else slice(None),
+            )
+            yield from _rows(agents, turn, questions, policy, statistics)
+
+
+def played(player: Player, questions: Sequence[Question], turns: int, first: int = 0) -> Iterator[Turn]:
+    """The turns of the questions' dialogues; dialogue `first` + n asks question n."""
+    for start in range(0, len(questions), _BATCH):
+        dialogues = [
+            Dialogue(first + n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
+            for n, q in list(enumerate(questions))[start : start + _BATCH]
+        ]
+        yield from player.play(dialogues)
 
 
 def n_turns(question: Question, turns: int) -> int:

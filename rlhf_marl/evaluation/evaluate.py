@@ -51,6 +51,7 @@ from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.loading import ChatModel, default_device
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import Choice, choice, in_words
 from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import build_agents, build_reward_models, fits_into_memory
 
@@ -80,6 +81,8 @@ class Options(BaseModel):
     """Seed of the sampled answers."""
     limit: _Count | None = None
     """Number of questions, spread evenly over the kinds; all if None."""
+    adapters: Choice | None = None
+    """The run's best or last adapters; if None, the best where held-out judges chose them in training."""
 
 
 def check_options(given: Mapping[str, Any]) -> Options:
@@ -105,7 +108,8 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     notes: list[str] = []
     questions = _questions(options, trained_questions(config, run, notes), notes)
     cards = reward_cards(run, config, notes)
-    settings = _settings(config, options, questions, cards)
+    which = choice(path, config, options.adapters)
+    settings = _settings(config, options, questions, cards) | {"agents": which}
     stored = read_evaluation(path)
     if stored is not None and is_current(before := stored.numbers["settings"], path) and before | settings == before:
         return stored
@@ -121,7 +125,10 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, UNRECORDED)
         own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))
     sampling = _sampling(config, options, questions, agents.chat_model)
-    settings |= {"adapters": load_agents(agents.adapters, run, config, notes), **agents_fingerprint(path)}
+    if which == "best":
+        notes.append(f"evaluated {in_words(path, config, which)}; --adapters last evaluates the last")
+    source = load_agents(agents.adapters, run, config, notes, which)
+    settings |= {"adapters": source, **agents_fingerprint(path, which)}
     held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]

@@ -22,6 +22,7 @@ from rlhf_marl.reporting.run_record import MALFORMED, RunRecord, read_run
 from rlhf_marl.reporting.tables import compared, cross_rewards, differences, held_out
 from rlhf_marl.reporting.topology import drawing
 from rlhf_marl.runs.metrics import first_and_last_fifth
+from rlhf_marl.runs.validations import held_out_curve
 from rlhf_marl.sanitise import visible
 
 _log = logging.getLogger("rlhf_marl")
@@ -153,6 +154,8 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
         "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,
         "health": run.health,
         "critics": run.critics,
+        "held_out": held_out_curve(run.validations) if run.validations else "",
+        "used": run.used,
         "topology": drawing(run.topology),
         "graph": _described(run.config.get("topology")),
         "n_dialogues": len(run.dialogues),
@@ -191,6 +194,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
                 "name": name,
                 "agents": run.agents,
                 "episodes": [_curve(values) for values in run.episodes],
+                "held_out": _held_out(run),
                 "series": run.series,
                 "training": training,
                 "evaluation": evaluated,
@@ -219,6 +223,16 @@ def _curve(values: Sequence[float]) -> dict[str, Any]:
         "x": [i + 1 for i in points],
         "y": [round(values[i], 4) if math.isfinite(values[i]) else None for i in points],
         "average": [value if value is None else round(value, 4) for value in moving_average(values)],
+    }
+
+
+def _held_out(run: RunRecord) -> dict[str, Any]:
+    """{x: finished dialogues, y: the team's score by the validation's judges}."""
+    dialogues = run.config.get("dialogues")
+    step = dialogues if isinstance(dialogues, int) else 1
+    return {
+        "x": [row["iteration"] * step for row in run.validations],
+        "y": [row["team"] for row in run.validations],
     }
 
 

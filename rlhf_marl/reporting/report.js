@@ -26,7 +26,7 @@ function label(text) {
 
 const charts = {
   reward: (run) => [
-    run.agents.flatMap((name, i) => {
+    heldOut(run).concat(run.agents.flatMap((name, i) => {
       const curve = run.episodes[i];
       const common = { name: label(`${i} ${name}`), legendgroup: i };
       const episodes = curve.average.map((_, k) => k + 1);
@@ -36,7 +36,7 @@ const charts = {
         { ...common, x: episodes, y: curve.average, mode: "lines", line: { color: colour(i), width: 2.5 },
           hovertemplate: "%{y:.2f}" },
       ];
-    }),
+    })),
     { xaxis: { title: { text: "episode" } }, yaxis: { title: { text: "reward (scaled)" } } },
   ],
   compare: () => [
@@ -74,6 +74,12 @@ const charts = {
   kl: perAgent("kl"),
   entropy: perAgent("entropy"),
 };
+
+function heldOut(run) {
+  if (!run.held_out.x.length) return [];
+  return [{ ...run.held_out, mode: "lines+markers", name: "team, held-out questions", hovertemplate: "%{y:.2f}",
+    line: { color: getComputedStyle(document.body).color, width: 2, dash: "dot" } }];
+}
 
 function perAgent(key) {
   return (run) => [run.agents.map((name, i) => ({ ...line(run.series[key][i] || [], i), name: label(`${i} ${name}`) })), {}];

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from rlhf_marl.config import Config
 from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
+from rlhf_marl.runs.validations import ended_early, held_out_curve
 from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
@@ -38,6 +39,7 @@ class Display:
         self._task = self._progress.add_task("", total=config.iterations, rewards="playing the first dialogues")
         self._warned: set[tuple[str, int]] = set()
         self._iterations, self._tokens = 0, 0.0
+        self._held_out = ""
 
     def _print(self, content: str | Table, style: str = "") -> None:
         self._console.print(safe_text(content, style) if isinstance(content, str) else content, soft_wrap=True)
@@ -62,7 +64,7 @@ class Display:
         self._iterations += 1
         self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
         means = ((name, fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
-        rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means)
+        rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means) + self._held_out
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
             speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
@@ -73,10 +75,19 @@ class Display:
                     self._warned.add((kind, row["agent"]))
                     self._print(f"warning: agent {row['agent']}: {words}", "yellow")
 
-    def summary(self, rows: list[Row], turns: list[Row], iterations: int) -> None:
+    def validation(self, row: Row) -> None:
+        """Show a validation: a line of its own, and beside the rewards from now on."""
+        self._held_out = f"  held-out team {row['team']:+.2f}"
+        agents = ", ".join(f"agent {i} {mean:+.2f}" for i, mean in enumerate(row["agents"]))
+        self._print(
+            f"after {row['iteration']} iterations, {row['questions']} held-out questions: "
+            f"team {row['team']:+.2f} ({agents})"
+        )
+
+    def summary(self, rows: list[Row], turns: list[Row], iterations: int, validations: Sequence[Row] = ()) -> None:
         """Print rewards in the first and last fifth of the updates, the critics' quality, warnings and output paths.
 
-        rows, turns: of metrics.jsonl and dialogues.jsonl.
+        rows, turns, validations: of metrics.jsonl, dialogues.jsonl and validation.jsonl.
         """
         table = Table(title=f"{iterations} iterations: mean scaled reward")
         for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
@@ -86,6 +97,8 @@ class Display:
             table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
+        if validations:
+            self._print(held_out_curve(validations))
         if (correlation := value_correlation(turns, self._config.discount)) is not None:
             self._print(VALUE_CORRELATION.format(*correlation))
         symptoms: dict[tuple[int, str], list[str]] = {}
@@ -95,6 +108,8 @@ class Display:
         for (agent, _), found in sorted(symptoms.items()):
             updates = sum(row["agent"] == agent for row in rows)
             self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
+        if (reason := ended_early(validations, iterations)) is not None:
+            self._print(f"{reason}; to continue: --resume with another --validation.patience", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             checkpoint = json.loads(best.read_text("utf-8"))

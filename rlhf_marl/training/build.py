@@ -53,6 +53,7 @@ class Experiment:
         cards: the agents' finished reward models, for the run directory.
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
+        sampler: of the agents' base model, for judges that grade with it; None for a team without one in this process.
     """
 
     config: Config
@@ -62,6 +63,7 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Journal
+    sampler: Sampler | None = None
 
 
 @final
@@ -121,7 +123,7 @@ def build(
         )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
         player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
-        return Experiment(config, made, player, questions, cards, matrix, journal)
+        return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
 
 
 @contextmanager

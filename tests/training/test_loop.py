@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM
 
 import rlhf_marl
 from rlhf_marl.config import check_config
+from rlhf_marl.config.schema import ValidationConfig
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.runs.validations import Validated
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
 from rlhf_marl.training.loop import Done, first_prompts, with_successors
@@ -316,14 +318,29 @@ def row(update, *, reward, actor_skipped=0, critic_skipped=0):
     return {"update": update, "reward_scaled": reward, "reward_raw": -reward, **flags}
 
 
-def test_done_after_an_iteration_by_hand():
+def test_done_after_an_iteration_by_hand(tiny_config):
     rows = [row(4, reward=1.0), row(4, reward=2.0), row(5, reward=3.0), row(5, reward=6.0)]
     before = Done(iterations=2, updates=4, skipped=3, recent=(0.5,))
-    assert before.after(rows, "reward_scaled") == Done(3, 6, 0, (0.5, 3.0))
-    assert before.after(rows, "reward_raw") == Done(3, 6, 0, (0.5, -3.0))
+    assert before.after(rows, tiny_config) == Done(3, 6, 0, (0.5, 3.0))
+    by_raw = tiny_config.model_copy(update={"best_metric": "reward_raw"})
+    assert before.after(rows, by_raw) == Done(3, 6, 0, (0.5, -3.0))
+    validation = ValidationConfig(judges=["j"])
+    held_out = tiny_config.model_copy(update={"best_metric": "held_out", "validation": validation})
+    assert Done(2, 4, 3, (), (0.5,)).after(rows, held_out) == Done(3, 6, 0, (), (0.5, 3.0))
 
 
-def test_skipped_updates_in_a_row_are_counted_over_iterations():
+def test_validations_come_before_every_second_iteration_and_at_the_end(tiny_config):
+    config = tiny_config.model_copy(update={"iterations": 5, "validation": ValidationConfig(judges=["j"], every=2)})
+    assert [i for i in range(6) if Done(i).awaits_validation(config)] == [0, 2, 4, 5]
+    done, line = Done(4, rewards=(1.0, 4.0), validations=(Validated(2, 0.5, 1.0),)).validated({"team": 0.25}, config)
+    assert done == Done(4, validations=(Validated(2, 0.5, 1.0), Validated(4, 0.25, 2.5)))
+    assert line == {"iteration": 4, "team": 0.25, "training_reward": 2.5, "early_stop": None}
+    assert not done.awaits_validation(config)
+    assert Done().validated({"team": 0.5}, config)[1]["training_reward"] is None
+    assert not Done(4).awaits_validation(tiny_config)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_iterations(tiny_config):
     """One agent's actor or critic is enough; a clean update ends the row."""
     bad = [
         row(0, reward=0.0, actor_skipped=1),
@@ -331,13 +348,14 @@ def test_skipped_updates_in_a_row_are_counted_over_iterations():
         row(1, reward=0.0),
         row(1, reward=0.0, critic_skipped=2),
     ]
-    done = Done().after(bad, "reward_raw")
+    config = tiny_config
+    done = Done().after(bad, config)
     assert done.skipped == 2
-    assert done.after([row(2, reward=0.0, actor_skipped=1)], "reward_raw").skipped == 3
+    assert done.after([row(2, reward=0.0, actor_skipped=1)], config).skipped == 3
     mixed = [row(2, reward=0.0), row(3, reward=0.0, critic_skipped=1)]
-    assert done.after(mixed, "reward_raw").skipped == 1
-    assert done.after(mixed[::-1], "reward_raw").skipped == 1  # in the updates' order, not the rows'
-    assert done.after([row(2, reward=0.0)], "reward_raw").skipped == 0
+    assert done.after(mixed, config).skipped == 1
+    assert done.after(mixed[::-1], config).skipped == 1  # in the updates' order, not the rows'
+    assert done.after([row(2, reward=0.0)], config).skipped == 0
 
 
 def test_an_iterations_first_prompts_go_on_where_the_last_ones_ended(quick_content, tmp_path):
