@@ -14,8 +14,10 @@ from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample, Sampler
 from rlhf_marl.sanitise import neutralise
 
-Respond = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]
-"""(states, numbers of the dialogues, turn) -> [agent][dialogue]."""
+Prompts = Sequence[Sequence[Sequence[int]]]
+"""Token ids that each agent reads in each dialogue, [agent][dialogue]; the same list for agents without a role."""
+Respond = Callable[[Prompts, Sequence[int], int], list[list[Sample]]]
+"""(what the agents read, numbers of the dialogues, turn) -> [agent][dialogue]."""
 
 
 @final
@@ -58,7 +60,9 @@ class Turn:
         number: k, from 0.
         dialogues, questions: `number` and `question` of each dialogue, B.
         prompts: the prompt that was answered, B.
-        states: s_k as token ids, B. state_lengths: token counts before truncation, B.
+        states: s_k as token ids, B.
+        observations: what each agent reads: s_k after the agent's role, [agent][dialogue].
+        lengths: token counts of the longest observation before truncation, B.
         samples: the responses a_k, [agent][dialogue].
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
@@ -72,7 +76,8 @@ class Turn:
     questions: list[int]
     prompts: list[str]
     states: list[list[int]]
-    state_lengths: list[int]
+    observations: Prompts
+    lengths: list[int]
     samples: list[list[Sample]]
     merged: list[Merged]
     next_states: list[list[int]]
@@ -104,24 +109,27 @@ class Player:
     """Plays dialogues in parallel.
 
     Attributes:
-        respond: all agents answer all states.
+        respond: all agents answer all dialogues.
         tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones are cut from the left.
+        roles: the system message of each agent, or None. Agents without one read the states themselves.
     """
 
     respond: Respond
     controller: Controller
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
+    roles: Sequence[str | None]
 
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
         """Yield each turn as it ends, so that agents can learn between turns."""
         active = list(dialogues)
-        states, lengths = self._states(active)
+        states = self._states(active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
         number = 0
         while active:
+            observations, lengths = self._observations(active, states)
             with stage("generate"):
-                samples = self.respond(states, [dialogue.number for dialogue in active], number)
+                samples = self.respond(observations, [dialogue.number for dialogue in active], number)
             prompts = [dialogue.prompt for dialogue in active]
             with stage("controller"):
                 merged = self._merge(active, samples, number)
@@ -130,7 +138,7 @@ class Player:
                 if decided.next_prompt is not None:
                     dialogue.advance(decided.aggregate, decided.next_prompt)
                     going.append(dialogue)
-            next_states, next_lengths = self._states(going)
+            next_states = self._states(going)
             following = iter(next_states)
             yield Turn(
                 number=number,
@@ -138,7 +146,8 @@ class Player:
                 questions=[dialogue.question for dialogue in active],
                 prompts=prompts,
                 states=states,
-                state_lengths=lengths,
+                observations=observations,
+                lengths=lengths,
                 samples=samples,
                 merged=merged,
                 next_states=[
@@ -146,12 +155,25 @@ class Player:
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
             )
-            active, states, lengths, number = going, next_states, next_lengths, number + 1
+            active, states, number = going, next_states, number + 1
 
-    def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
-        """Token ids truncated to the budget, and their number before truncation."""
-        whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
-        return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
+    def _states(self, dialogues: Sequence[Dialogue], role: str | None = None) -> list[list[int]]:
+        """Token ids within the budget, as an agent with this role reads them."""
+        return [
+            chat_tokens(self.tokenizer, with_role(role, dialogue.messages), self.max_prompt_tokens)
+            for dialogue in dialogues
+        ]
+
+    def _observations(self, dialogues: Sequence[Dialogue], states: list[list[int]]) -> tuple[Prompts, list[int]]:
+        """What each agent reads, and the token counts of the longest before truncation."""
+        of_role = {
+            role: states if role is None else self._states(dialogues, role) for role in dict.fromkeys(self.roles)
+        }
+        lengths = [
+            max(len(chat_tokens(self.tokenizer, with_role(role, dialogue.messages), 10**9)) for role in of_role)
+            for dialogue in dialogues
+        ]
+        return [of_role[role] for role in self.roles], lengths
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""
@@ -169,10 +191,18 @@ class Player:
         return [merged[b] for b in range(len(dialogues))]
 
 
+def with_role(role: str | None, messages: Sequence[Message]) -> Sequence[Message]:
+    """The messages as an agent with this role reads them: its own system message first, joined with the dialogue's."""
+    if role is None:
+        return messages
+    if messages[0]["role"] == "system":
+        role, messages = f"{role}\n\n{messages[0]['content']}", messages[1:]
+    return [Message(role="system", content=role), *messages]
+
+
 def responses_of(
     sampler: Sampler,
-    n_agents: int,
-    states: Sequence[Sequence[int]],
+    prompts: Prompts,
     dialogues: Sequence[int],
     turn: int,
     *,
@@ -181,15 +211,15 @@ def responses_of(
     temperature: float,
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents answer all states in one batch: [agent][dialogue].
+    """All agents answer all dialogues in one batch: [agent][dialogue].
 
     If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
     """
     samples = sampler.sample(
-        states if adapted else list(states) * n_agents,
-        [SamplingKey(seed, agent, dialogue, turn) for agent in range(n_agents) for dialogue in dialogues],
+        [prompt for of_agent in prompts for prompt in of_agent],
+        [SamplingKey(seed, agent, dialogue, turn) for agent in range(len(prompts)) for dialogue in dialogues],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         agents=slice(None) if adapted else None,
     )
-    return [samples[i : i + len(states)] for i in range(0, len(samples), len(states))]
+    return [samples[i : i + len(dialogues)] for i in range(0, len(samples), len(dialogues))]

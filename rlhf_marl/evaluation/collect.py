@@ -49,13 +49,12 @@ def collect(
         respond = partial(
             responses_of,
             agents.sampler,
-            agents.adapters.n_agents,
             seed=sampling.seed,
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             adapted=policy == "trained",
         )
-        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens)
+        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens, agents.roles)
         for start in range(0, len(questions), _BATCH):
             dialogues = [
                 Dialogue(n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
@@ -65,7 +64,7 @@ def collect(
                 statistics = evaluate_responses(
                     agents.chat_model.model,
                     agents.adapters,
-                    turn.states,
+                    turn.observations,
                     turn.tokens,
                     temperature=sampling.temperature,
                     pad=agents.chat_model.stop_tokens[0],
@@ -93,7 +92,7 @@ def _rows(
             "dialogue": number,
             "turn": turn.number,
             "prompt": turn.prompts[b],
-            "prompt_tokens": turn.state_lengths[b],
+            "prompt_tokens": turn.lengths[b],
             "responses": [sample.text for sample in samples],
             "tokens": [len(sample.tokens) for sample in samples],
             "truncated": [not sample.finished for sample in samples],

@@ -67,11 +67,16 @@ class Experiment:
 @final
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The agents' models: one frozen base, its stacked adapters, and a sampler over both."""
+    """The agents' models: one frozen base, its stacked adapters, and a sampler over both.
+
+    Attributes:
+        roles: the system message of each agent, or None.
+    """
 
     chat_model: ChatModel
     adapters: StackedAdapters
     sampler: Sampler
+    roles: Sequence[str | None]
 
 
 def build(
@@ -120,7 +125,13 @@ def build(
             max_new_tokens=config.generation.max_new_tokens,
         )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
-        player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
+        player = Player(
+            made.respond,
+            controller,
+            agents.chat_model.tokenizer,
+            config.generation.max_prompt_tokens,
+            agents.roles,
+        )
         return Experiment(config, made, player, questions, cards, matrix, journal)
 
 
@@ -175,7 +186,7 @@ def build_agents(
             key = f"{where}: agents.{i}.adapter"
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(i, folder, key, base=(model.name, chat_model.model.config._name_or_path))
-    return Agents(chat_model, adapters, sampler(chat_model, adapters))
+    return Agents(chat_model, adapters, sampler(chat_model, adapters), [None for _ in config.agents])
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:

@@ -165,7 +165,7 @@ class Learner:
             evaluate_responses(
                 self.chat_model.model,
                 self.adapters,
-                turn.states,
+                turn.observations,
                 turn.tokens,
                 temperature=self.temperature,
                 pad=self.chat_model.stop_tokens[0],

@@ -15,7 +15,9 @@ def around():
     def builder_of(new_team):
         def builder(config, name, device, journal):
             team = new_team()
-            player = Player(team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64)
+            player = Player(
+                team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64, [None, None]
+            )
             return Experiment(config, team, player, Questions(["?"], 0), [], torch.eye(2), journal)
 
         return builder

@@ -113,7 +113,7 @@ def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities
     for agent in range(2):
         agents.adapters.load(agent, run.path / "adapters" / f"agent_{agent}", "test")
     ours = evaluate_responses(
-        agents.chat_model.model, agents.adapters, [state], [[response], [response]], temperature=1.0, pad=0
+        agents.chat_model.model, agents.adapters, [[state]] * 2, [[response], [response]], temperature=1.0, pad=0
     ).log_probability
     assert abs(ours[0, 0] - ours[1, 0]) > 1e-3
     for agent in range(2):
@@ -154,7 +154,7 @@ def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
     statistics = evaluate_responses(
         learner.chat_model.model,
         learner.adapters,
-        turn.states,
+        turn.observations,
         turn.tokens,
         temperature=1.0,
         pad=2,
