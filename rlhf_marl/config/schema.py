@@ -4,9 +4,10 @@ Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schem
 """
 
 from collections.abc import Callable, Iterable
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.objectives import OBJECTIVES
@@ -19,8 +20,20 @@ PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+TemplateValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 LayerNames = Text | Annotated[list[Text], Field(min_length=1)]
 FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is not a date; it must be YYYY-MM-DD") from None
+
+
+# YAML reads a date without quotes as a date.
+Day = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is date else given), AfterValidator(_day)]
 
 
 def registered(names: Callable[[], Iterable[str]]) -> Any:
@@ -57,6 +70,13 @@ class ModelConfig(Section):
     """auto: bfloat16 on CUDA, float32 elsewhere."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
+    chat_template: Text | None = None
+    """Name of one of the tokenizer's chat templates if it has several, or a file with a Jinja2 template."""
+    chat_template_kwargs: dict[Text, TemplateValue] = {}
+    """Values of the template's own variables, such as {enable_thinking: false}."""
+    chat_template_date: Day = "2024-07-26"
+    """YYYY-MM-DD: what templates that write the day's date get. It does not change from day to day, so that a run
+    repeats."""
 
 
 class LoraConfig(Section):
@@ -89,7 +109,7 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt = 32
     """Token limit of an answer."""
     max_prompt_tokens: PositiveInt = 128
-    """Token budget of the state (the dialogue so far); longer states are cut from the left."""
+    """Token budget of the state (the dialogue so far); longer states lose their oldest messages."""
     temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
     """Sampling temperature; log-probabilities are trained at the same temperature."""
 

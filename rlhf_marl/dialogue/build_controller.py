@@ -64,9 +64,7 @@ def build_controller(
                 config.model.name,
                 f"{where}: controller.model.name",
                 device,
-                dtype=config.model.dtype,
-                revision=config.model.revision,
-                trust_remote_code=config.model.trust_remote_code,
+                **config.model.model_dump(exclude={"name"}),
             )
             chat = LocalChat(TransformersSampler(model))
         case OpenAIController():

@@ -110,7 +110,7 @@ class Player:
 
     Attributes:
         respond: all agents answer all dialogues.
-        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones are cut from the left.
+        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones lose their oldest messages.
         roles: the system message of each agent, or None. Agents without one read the states themselves.
     """
 

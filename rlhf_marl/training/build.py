@@ -166,9 +166,7 @@ def build_agents(
         model.name,
         f"{where}: model.name",
         device,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
+        **model.model_dump(exclude={"name"}),
     )
     _check_context(config, chat_model, where)
     adapters = StackedAdapters(

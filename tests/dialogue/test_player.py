@@ -8,14 +8,13 @@ from rlhf_marl.policy.sampler import Sample
 from tests.conftest import tiny_tokenizer
 
 
-def test_state_uses_the_models_chat_template_and_is_cut_from_the_left():
+def test_state_uses_the_models_chat_template():
     tokenizer = tiny_tokenizer()
     dialogue = Dialogue(0, 0, [Message(role="user", content="a")], turns=2)
     dialogue.advance("b", "c")
     text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
     whole = chat_tokens(tokenizer, dialogue.messages, 1000)
     assert tokenizer.decode(whole) == text + "<|im_start|>assistant\n"
-    assert chat_tokens(tokenizer, dialogue.messages, 9) == whole[-9:]
     assert dialogue.prompt == "c"
 
 
@@ -149,13 +148,14 @@ def test_shorter_dialogues_leave_and_the_others_keep_their_places():
     assert turns[0].texts == [["000", "010", "020"], ["100", "110", "120"]]
 
 
-def test_long_states_are_cut_from_the_left_and_their_lengths_recorded():
+def test_long_states_lose_their_oldest_messages_and_their_lengths_are_recorded():
     turns, _, _ = play(dialogue(0, "long enough", 2), dialogue(1, "p", 2), budget=24)
     whole = [[state("long enough"), state("p")]]
     whole.append([state("long enough", "A(long enough)", "long enough+"), state("p", "A(p)", "p+")])
     assert [turn.lengths for turn in turns] == [[len(ids) for ids in states] for states in whole]
     assert turns[0].lengths == [30, 20]  # 19 of the template
-    assert [turn.states for turn in turns] == [[ids[-24:] for ids in states] for states in whole]
+    assert turns[0].states == [whole[0][0][-24:], whole[0][1]]
+    assert turns[1].states == [state("long enough+")[-24:], state("p+")]  # whole messages, as many as fit
     assert turns[1].next_states == turns[0].states
 
 
