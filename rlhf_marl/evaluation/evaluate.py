@@ -232,7 +232,7 @@ def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[st
         )
     cut = sum(length > room for length in lengths)
     if cut:
-        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model: its oldest messages were left out")
+        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model and lost its oldest messages")
 
 
 def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:
