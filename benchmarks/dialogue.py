@@ -33,6 +33,7 @@ import peers
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.controller import Controller, ScriptedController
 from rlhf_marl.dialogue.player import responses_of
+from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.evaluation.questions import SHIPPED, load_questions
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.stopwatch import stopwatch
@@ -69,10 +70,8 @@ def prepared(config: Config) -> Experiment:
     respond = partial(
         responses_of,
         TransformersSampler(replace(chat_model, stop_tokens=[peers.NEVER]), adapters),
-        adapters.n_agents,
         seed=config.seed,
-        max_new_tokens=config.generation.max_new_tokens,
-        temperature=config.generation.temperature,
+        decodings=decodings(config),
     )
     return replace(experiment, player=replace(experiment.player, respond=respond))
 

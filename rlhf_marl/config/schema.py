@@ -3,6 +3,7 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import date
 from typing import Annotated, Any, Literal
@@ -13,16 +14,33 @@ from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.signals import CREDITS, SIGNALS, critic_kind
 from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.sanitise import first_line
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
 TemplateValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 LayerNames = Text | Annotated[list[Text], Field(min_length=1)]
 FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+
+
+def _role(given: Any) -> Any:
+    """The text of a role's file, so that the config of a run holds the role itself."""
+    if not isinstance(given, str) or not re.fullmatch(r"\S+\.(txt|md|jinja)", given):
+        return given
+    try:
+        return find_data(given, "file").read_text("utf-8").strip()
+    except (UsageError, UnicodeDecodeError) as error:
+        raise ValueError(first_line(error).removeprefix("file: ")) from None
+
+
+Role = Annotated[str, Field(min_length=1, max_length=20_000), BeforeValidator(_role)]
 
 
 def _day(text: str) -> str:
@@ -94,7 +112,20 @@ class LoraConfig(Section):
     """Layers to leave out of `targets`, as PEFT's exclude_modules: a list of names or a regular expression."""
 
 
+class AgentGeneration(Section):
+    """Where an agent's generation differs from that of the team."""
+
+    max_new_tokens: PositiveInt | None = None
+    temperature: Temperature | None = None
+
+
 class AgentConfig(Section):
+    name: Annotated[str, Field(pattern=r"^\w[\w .'-]{0,39}$")] | None = None
+    """A name for templates, metrics and reports; by default agent 0, agent 1, ..."""
+    system: Role | None = None
+    """The agent's role: a system message that it alone reads, as text or as a file (.txt, .md or .jinja). A Jinja2
+    template over `name` and `names`."""
+    generation: AgentGeneration = AgentGeneration()
     reward_model: Text
     """Path of the reward model's card."""
     adapter: Text | None = None
@@ -110,7 +141,7 @@ class GenerationConfig(Section):
     """Token limit of an answer."""
     max_prompt_tokens: PositiveInt = 128
     """Token budget of the state (the dialogue so far); longer states lose their oldest messages."""
-    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature; log-probabilities are trained at the same temperature."""
 
 
@@ -187,7 +218,7 @@ class OpenAIController(ChatLimits):
 
 
 class ScriptedController(Section):
-    """No model: Jinja2 templates over `prompt` and `responses`. For tests and controlled experiments."""
+    """No model: Jinja2 templates over `prompt`, `responses`, `names` and `history`, the messages before the prompt."""
 
     kind: Literal["scripted"]
     aggregate: Text = "{{ responses[0] }}"
@@ -352,8 +383,20 @@ class Config(Section):
                 content = content | {key: {tag: default} | section}
         return content
 
+    @property
+    def names(self) -> list[str]:
+        """Name of each agent."""
+        return [agent.name or f"agent {i}" for i, agent in enumerate(self.agents)]
+
+    def generation_of(self, agent: int) -> GenerationConfig:
+        """How an agent generates answers."""
+        own = self.agents[agent].generation.model_dump(exclude_none=True)
+        return self.generation.model_copy(update=own)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if taken := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"agents: two are named {taken[0]!r}; names must differ")
         if self.turns % self.actor.turns_per_update:
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"

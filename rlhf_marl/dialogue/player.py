@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
+from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
@@ -111,14 +112,14 @@ class Player:
     Attributes:
         respond: all agents answer all dialogues.
         tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones lose their oldest messages.
-        roles: the system message of each agent, or None. Agents without one read the states themselves.
+        speakers: the agents. Those without a role read the states themselves.
     """
 
     respond: Respond
     controller: Controller
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
-    roles: Sequence[str | None]
+    speakers: Sequence[Speaker]
 
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
         """Yield each turn as it ends, so that agents can learn between turns."""
@@ -157,23 +158,25 @@ class Player:
             )
             active, states, number = going, next_states, number + 1
 
-    def _states(self, dialogues: Sequence[Dialogue], role: str | None = None) -> list[list[int]]:
-        """Token ids within the budget, as an agent with this role reads them."""
-        return [
-            chat_tokens(self.tokenizer, with_role(role, dialogue.messages), self.max_prompt_tokens)
-            for dialogue in dialogues
-        ]
+    def _states(self, dialogues: Sequence[Dialogue]) -> list[list[int]]:
+        return [chat_tokens(self.tokenizer, dialogue.messages, self.max_prompt_tokens) for dialogue in dialogues]
 
     def _observations(self, dialogues: Sequence[Dialogue], states: list[list[int]]) -> tuple[Prompts, list[int]]:
         """What each agent reads, and the token counts of the longest before truncation."""
-        of_role = {
-            role: states if role is None else self._states(dialogues, role) for role in dict.fromkeys(self.roles)
-        }
-        lengths = [
-            max(len(chat_tokens(self.tokenizer, with_role(role, dialogue.messages), 10**9)) for role in of_role)
-            for dialogue in dialogues
-        ]
-        return [of_role[role] for role in self.roles], lengths
+        of_role: dict[str | None, list[list[int]]] = {}
+        lengths = [0 for _ in dialogues]
+        for speaker in self.speakers:
+            if speaker.role in of_role:
+                continue
+            read = [speaker.reads(dialogue.messages) for dialogue in dialogues]
+            whole = [len(chat_tokens(self.tokenizer, messages, 10**9)) for messages in read]
+            lengths = [max(pair) for pair in zip(lengths, whole, strict=True)]
+            of_role[speaker.role] = (
+                states
+                if speaker.role is None
+                else [chat_tokens(self.tokenizer, messages, self.max_prompt_tokens) for messages in read]
+            )
+        return [of_role[speaker.role] for speaker in self.speakers], lengths
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""
@@ -182,22 +185,16 @@ class Player:
         for asked in (False, True):
             places = [b for b, write in enumerate(writes) if write == asked]
             if places:
-                exchanges = [Exchange(dialogues[b].messages, [agent[b].text for agent in samples]) for b in places]
+                names = [speaker.name for speaker in self.speakers]
+                exchanges = [
+                    Exchange(dialogues[b].messages, [agent[b].text for agent in samples], names) for b in places
+                ]
                 found = self.controller.merge(exchanges, turn=turn, last=not asked)
                 merged.update(zip(places, found, strict=True))
         for b, dialogue in enumerate(dialogues):
             if turn + 1 < dialogue.turns and turn < len(dialogue.follow_ups):
                 merged[b] = Merged(merged[b].aggregate, dialogue.follow_ups[turn], merged[b].fallback)
         return [merged[b] for b in range(len(dialogues))]
-
-
-def with_role(role: str | None, messages: Sequence[Message]) -> Sequence[Message]:
-    """The messages as an agent with this role reads them: its own system message first, joined with the dialogue's."""
-    if role is None:
-        return messages
-    if messages[0]["role"] == "system":
-        role, messages = f"{role}\n\n{messages[0]['content']}", messages[1:]
-    return [Message(role="system", content=role), *messages]
 
 
 def responses_of(
@@ -207,19 +204,22 @@ def responses_of(
     turn: int,
     *,
     seed: int,
-    max_new_tokens: int,
-    temperature: float,
+    decodings: Sequence[Decoding],
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents answer all dialogues in one batch: [agent][dialogue].
+    """All agents answer all dialogues, in one batch for each of `decodings`: [agent][dialogue].
 
     If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
     """
-    samples = sampler.sample(
-        [prompt for of_agent in prompts for prompt in of_agent],
-        [SamplingKey(seed, agent, dialogue, turn) for agent in range(len(prompts)) for dialogue in dialogues],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        agents=slice(None) if adapted else None,
-    )
-    return [samples[i : i + len(dialogues)] for i in range(0, len(samples), len(dialogues))]
+    answers: list[list[Sample]] = []
+    for group in decodings:
+        members = range(len(prompts))[group.agents]
+        samples = sampler.sample(
+            [prompt for agent in members for prompt in prompts[agent]],
+            [SamplingKey(seed, agent, dialogue, turn) for agent in members for dialogue in dialogues],
+            max_new_tokens=group.max_new_tokens,
+            temperature=group.temperature,
+            agents=group.agents if adapted else None,
+        )
+        answers += [samples[i : i + len(dialogues)] for i in range(0, len(samples), len(dialogues))]
+    return answers

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
@@ -39,6 +39,12 @@ class Statistics:
     entropy: Tensor
     kl: Tensor
     importance_weight: Tensor
+
+
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of neighbouring agents as one."""
+    names = [field.name for field in fields(Statistics)]
+    return Statistics(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
 def evaluate_responses(

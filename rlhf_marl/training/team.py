@@ -80,12 +80,11 @@ class LocalTeam:
         adjacency: Tensor,
         gossip_rounds: int,
         seed: int,
-        max_new_tokens: int,
     ) -> None:
         self._sampler, self.learner = sampler, learner
         self._cards, self._scorers = cards, scorers
         self._reward, self._adjacency, self._gossip_rounds = reward, adjacency, gossip_rounds
-        self._seed, self._max_new_tokens = seed, max_new_tokens
+        self._seed = seed
 
     @property
     def reward_models(self) -> list[str]:
@@ -98,8 +97,7 @@ class LocalTeam:
             dialogues,
             turn,
             seed=self._seed,
-            max_new_tokens=self._max_new_tokens,
-            temperature=self.learner.temperature,
+            decodings=self.learner.decodings,
         )
 
     def score(self, turn: Turn) -> Turn:

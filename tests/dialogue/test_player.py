@@ -2,6 +2,7 @@
 
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Dialogue, Player, responses_of
+from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample
@@ -55,9 +56,13 @@ def dialogue(number, prompt, turns, follow_ups=()):
     return Dialogue(number, 10 + number, [Message(role="user", content=prompt)], turns, follow_ups)
 
 
+def speakers(*roles):
+    return [Speaker(f"agent {i}", role) for i, role in enumerate(roles)]
+
+
 def play(*dialogues, budget=10**6, roles=(None, None)):
     team, controller = FakeTeam(), FakeController()
-    turns = list(Player(team, controller, tiny_tokenizer(), budget, roles).play(dialogues))
+    turns = list(Player(team, controller, tiny_tokenizer(), budget, speakers(*roles)).play(dialogues))
     return turns, team, controller
 
 
@@ -162,7 +167,7 @@ def test_long_states_lose_their_oldest_messages_and_their_lengths_are_recorded()
 def test_turns_are_played_lazily():
     """Agents learn between turns."""
     team = FakeTeam()
-    turns = Player(team, FakeController(), tiny_tokenizer(), 100, [None, None]).play([dialogue(0, "p", 2)])
+    turns = Player(team, FakeController(), tiny_tokenizer(), 100, speakers(None, None)).play([dialogue(0, "p", 2)])
     next(turns)
     assert len(team.asked) == 1
     next(turns)
@@ -181,7 +186,7 @@ class FakeSampler:
 
 
 def test_the_base_model_answers_in_every_agents_place_with_that_agents_random_numbers():
-    sampler, options = FakeSampler(), {"seed": 3, "max_new_tokens": 5, "temperature": 0.5}
+    sampler, options = FakeSampler(), {"seed": 3, "decodings": [Decoding(slice(None), 5, 0.5)]}
     adapted = responses_of(sampler, [[[1], [2]], [[3], [4]]], [7, 9], 1, **options)
     assert sampler.asked == (
         [[1], [2], [3], [4]],

@@ -53,9 +53,10 @@ def test_metric_rows_of_one_turn_by_hand(config):
         "seconds": 2.0,
         "stage_seconds": {"generate": 1.5, "update": 0.5},
     }
+    names = [{"agent": i, "name": f"agent {i}"} for i in range(2)]
     assert rows == [
-        learned[0] | shared | {"agent": 0, "reward_model": "good", "truncated": 0.5, "warnings": []},
-        learned[1] | shared | {"agent": 1, "reward_model": "kind", "truncated": 0.0, "warnings": ["entropy"]},
+        learned[0] | shared | names[0] | {"reward_model": "good", "truncated": 0.5, "warnings": []},
+        learned[1] | shared | names[1] | {"reward_model": "kind", "truncated": 0.0, "warnings": ["entropy"]},
     ]
 
 

@@ -12,6 +12,7 @@ from rlhf_marl.config import check_config
 from rlhf_marl.config.schema import RewardConfig
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import SamplingKey
@@ -51,7 +52,7 @@ class FakeScorer:
 
 
 def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
-    learner = learner or SimpleNamespace(temperature=0.7, value=lambda turn: None)
+    learner = learner or SimpleNamespace(decodings=[Decoding(slice(None), 6, 0.7)], value=lambda turn: None)
     return LocalTeam(
         sampler or FakeSampler(),
         learner,
@@ -61,7 +62,6 @@ def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
         adjacency=adjacency("ring", n_agents),
         gossip_rounds=5,
         seed=9,
-        max_new_tokens=6,
     )
 
 
