@@ -144,16 +144,18 @@ class Shape:
 
     def ours(self):
         with self.adapters.use(slice(None)):
-            return self.decoder.generate(self.prompts, agents=slice(None), **self.options)
+            return self.decoder.generate(self.prompts * self.adapters.n_agents, agents=slice(None), **self.options)
 
     def tree(self):
         with self.adapters.use(slice(None)):
-            return generate(self.model, self.prompts, n_policies=self.adapters.n_agents, **self.options)
+            return generate(
+                self.model, self.prompts * self.adapters.n_agents, n_policies=self.adapters.n_agents, **self.options
+            )
 
     def prompts_alone(self):
         with self.adapters.use(slice(None)):
             options = self.options | {"max_new_tokens": 1, "uniforms": self.options["uniforms"][:, :1]}
-            return self.decoder.generate(self.prompts, agents=slice(None), **options)
+            return self.decoder.generate(self.prompts * self.adapters.n_agents, agents=slice(None), **options)
 
     def streaming(self, speed: float) -> float:
         """Seconds to read the weights, and each row's cache, once per new token."""
@@ -197,7 +199,13 @@ def measure_agreement(shape: Shape) -> dict[str, float]:
         tokens = [[ids for ids, _ in agent] for agent in per_agent]
         old = [[logs for _, logs in agent] for agent in per_agent]
         of_update = evaluate_responses(
-            shape.model, shape.adapters, shape.prompts, tokens, temperature=1.0, pad=pad, old_log_probabilities=old
+            shape.model,
+            shape.adapters,
+            [shape.prompts] * n,
+            tokens,
+            temperature=1.0,
+            pad=pad,
+            old_log_probabilities=old,
         )
         sampled = torch.tensor([[sum(logs) for logs in agent] for agent in old], device="cuda")
         error = (of_update.log_probability - sampled) / shape.new_tokens

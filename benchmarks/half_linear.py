@@ -1,4 +1,4 @@
-"""Decode step with packed half-precision weights against plain ones, interleaved in one run, on the config's real model.
+"""Decode step with packed half-precision weights against plain ones, interleaved in one run, on a config's model.
 
 python benchmarks/half_linear.py [CONFIG] [--json FILE]
 """

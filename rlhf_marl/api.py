@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 
 from rlhf_marl.config import Config, check_config, load_config
+from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.validation import build_validation, prepare_validation
 from rlhf_marl.files.jsonl import read_jsonl
@@ -189,7 +190,7 @@ class Run:
             agents.adapters.load(i, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
         if which == "best":
             _log.warning('%s: loaded %s; adapters="last" loads the last', self.path, in_words(self.path, config, which))
-        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1))) for i in range(len(config.agents))]
+        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1)), s) for i, s in enumerate(agents.speakers)]
 
 
 @final
@@ -199,11 +200,16 @@ class Agent:
 
     index: int
     _chat: LocalChat
+    _speaker: Speaker
+
+    @property
+    def name(self) -> str:
+        return self._speaker.name
 
     def chat(self, prompt: str | Sequence[Message], max_tokens: int = 64) -> str:
-        """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages."""
+        """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages, in its role."""
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-        return self._chat([messages], max_tokens)[0].strip()
+        return self._chat([self._speaker.reads(messages)], max_tokens)[0].strip()
 
 
 def _accelerator(config: Config, path: Path, where: str) -> Accelerator:

@@ -3,24 +3,55 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
+import re
 from collections.abc import Callable, Iterable
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.signals import CREDITS, SIGNALS, critic_kind
 from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.sanitise import first_line
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+TemplateValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 LayerNames = Text | Annotated[list[Text], Field(min_length=1)]
 FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+
+
+def _role(given: Any) -> Any:
+    """The text of a role's file, so that the config of a run holds the role itself."""
+    if not isinstance(given, str) or not re.fullmatch(r"\S+\.(txt|md|jinja)", given):
+        return given
+    try:
+        return find_data(given, "file").read_text("utf-8").strip()
+    except (UsageError, UnicodeDecodeError) as error:
+        raise ValueError(first_line(error).removeprefix("file: ")) from None
+
+
+Role = Annotated[str, Field(min_length=1, max_length=20_000), BeforeValidator(_role)]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is not a date; it must be YYYY-MM-DD") from None
+
+
+# YAML reads a date without quotes as a date.
+Day = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is date else given), AfterValidator(_day)]
 
 
 def registered(names: Callable[[], Iterable[str]]) -> Any:
@@ -57,6 +88,13 @@ class ModelConfig(Section):
     """auto: bfloat16 on CUDA, float32 elsewhere."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
+    chat_template: Text | None = None
+    """Name of one of the tokenizer's chat templates if it has several, or a file with a Jinja2 template."""
+    chat_template_kwargs: dict[Text, TemplateValue] = {}
+    """Values of the template's own variables, such as {enable_thinking: false}."""
+    chat_template_date: Day = "2024-07-26"
+    """YYYY-MM-DD: what templates that write the day's date get. It does not change from day to day, so that a run
+    repeats."""
 
 
 class LoraConfig(Section):
@@ -74,7 +112,20 @@ class LoraConfig(Section):
     """Layers to leave out of `targets`, as PEFT's exclude_modules: a list of names or a regular expression."""
 
 
+class AgentGeneration(Section):
+    """Where an agent's generation differs from that of the team."""
+
+    max_new_tokens: PositiveInt | None = None
+    temperature: Temperature | None = None
+
+
 class AgentConfig(Section):
+    name: Annotated[str, Field(pattern=r"^\w[\w .'-]{0,39}$")] | None = None
+    """A name for templates, metrics and reports; by default agent 0, agent 1, ..."""
+    system: Role | None = None
+    """The agent's role: a system message that it alone reads, as text or as a file (.txt, .md or .jinja). A Jinja2
+    template over `name` and `names`."""
+    generation: AgentGeneration = AgentGeneration()
     reward_model: Text
     """Path of the reward model's card."""
     adapter: Text | None = None
@@ -89,8 +140,8 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt = 32
     """Token limit of an answer."""
     max_prompt_tokens: PositiveInt = 128
-    """Token budget of the state (the dialogue so far); longer states are cut from the left."""
-    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Token budget of the state (the dialogue so far); longer states lose their oldest messages."""
+    temperature: Temperature = 1.0
     """Sampling temperature; log-probabilities are trained at the same temperature."""
 
 
@@ -167,7 +218,7 @@ class OpenAIController(ChatLimits):
 
 
 class ScriptedController(Section):
-    """No model: Jinja2 templates over `prompt` and `responses`. For tests and controlled experiments."""
+    """No model: Jinja2 templates over `prompt`, `responses`, `names` and `history`, the messages before the prompt."""
 
     kind: Literal["scripted"]
     aggregate: Text = "{{ responses[0] }}"
@@ -361,8 +412,20 @@ class Config(Section):
             content = content | {"best_metric": "held_out"}
         return content
 
+    @property
+    def names(self) -> list[str]:
+        """Name of each agent."""
+        return [agent.name or f"agent {i}" for i, agent in enumerate(self.agents)]
+
+    def generation_of(self, agent: int) -> GenerationConfig:
+        """How an agent generates answers."""
+        own = self.agents[agent].generation.model_dump(exclude_none=True)
+        return self.generation.model_copy(update=own)
+
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if taken := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"agents: two are named {taken[0]!r}; names must differ")
         if self.turns % self.actor.turns_per_update:
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"

@@ -8,14 +8,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
+from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample, Sampler
 from rlhf_marl.sanitise import neutralise
 
-Respond = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]
-"""(states, numbers of the dialogues, turn) -> [agent][dialogue]."""
+Prompts = Sequence[Sequence[Sequence[int]]]
+"""Token ids that each agent reads in each dialogue, [agent][dialogue]; the same list for agents without a role."""
+Respond = Callable[[Prompts, Sequence[int], int], list[list[Sample]]]
+"""(what the agents read, numbers of the dialogues, turn) -> [agent][dialogue]."""
 
 
 @final
@@ -58,7 +61,9 @@ class Turn:
         number: k, from 0.
         dialogues, questions: `number` and `question` of each dialogue, B.
         prompts: the prompt that was answered, B.
-        states: s_k as token ids, B. state_lengths: token counts before truncation, B.
+        states: s_k as token ids, B.
+        observations: what each agent reads: s_k after the agent's role, [agent][dialogue].
+        lengths: token counts of the longest observation before truncation, B.
         samples: the responses a_k, [agent][dialogue].
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
@@ -72,7 +77,8 @@ class Turn:
     questions: list[int]
     prompts: list[str]
     states: list[list[int]]
-    state_lengths: list[int]
+    observations: Prompts
+    lengths: list[int]
     samples: list[list[Sample]]
     merged: list[Merged]
     next_states: list[list[int]]
@@ -104,24 +110,27 @@ class Player:
     """Plays dialogues in parallel.
 
     Attributes:
-        respond: all agents answer all states.
-        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones are cut from the left.
+        respond: all agents answer all dialogues.
+        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones lose their oldest messages.
+        speakers: the agents. Those without a role read the states themselves.
     """
 
     respond: Respond
     controller: Controller
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
+    speakers: Sequence[Speaker]
 
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
         """Yield each turn as it ends, so that agents can learn between turns."""
         active = list(dialogues)
-        states, lengths = self._states(active)
+        states = self._states(active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
         number = 0
         while active:
+            observations, lengths = self._observations(active, states)
             with stage("generate"):
-                samples = self.respond(states, [dialogue.number for dialogue in active], number)
+                samples = self.respond(observations, [dialogue.number for dialogue in active], number)
             prompts = [dialogue.prompt for dialogue in active]
             with stage("controller"):
                 merged = self._merge(active, samples, number)
@@ -130,7 +139,7 @@ class Player:
                 if decided.next_prompt is not None:
                     dialogue.advance(decided.aggregate, decided.next_prompt)
                     going.append(dialogue)
-            next_states, next_lengths = self._states(going)
+            next_states = self._states(going)
             following = iter(next_states)
             yield Turn(
                 number=number,
@@ -138,7 +147,8 @@ class Player:
                 questions=[dialogue.question for dialogue in active],
                 prompts=prompts,
                 states=states,
-                state_lengths=lengths,
+                observations=observations,
+                lengths=lengths,
                 samples=samples,
                 merged=merged,
                 next_states=[
@@ -146,12 +156,27 @@ class Player:
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
             )
-            active, states, lengths, number = going, next_states, next_lengths, number + 1
+            active, states, number = going, next_states, number + 1
 
-    def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
-        """Token ids truncated to the budget, and their number before truncation."""
-        whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
-        return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
+    def _states(self, dialogues: Sequence[Dialogue]) -> list[list[int]]:
+        return [chat_tokens(self.tokenizer, dialogue.messages, self.max_prompt_tokens) for dialogue in dialogues]
+
+    def _observations(self, dialogues: Sequence[Dialogue], states: list[list[int]]) -> tuple[Prompts, list[int]]:
+        """What each agent reads, and the token counts of the longest before truncation."""
+        of_role: dict[str | None, list[list[int]]] = {}
+        lengths = [0 for _ in dialogues]
+        for speaker in self.speakers:
+            if speaker.role in of_role:
+                continue
+            read = [speaker.reads(dialogue.messages) for dialogue in dialogues]
+            whole = [len(chat_tokens(self.tokenizer, messages, 10**9)) for messages in read]
+            lengths = [max(pair) for pair in zip(lengths, whole, strict=True)]
+            of_role[speaker.role] = (
+                states
+                if speaker.role is None
+                else [chat_tokens(self.tokenizer, messages, self.max_prompt_tokens) for messages in read]
+            )
+        return [of_role[speaker.role] for speaker in self.speakers], lengths
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""
@@ -160,7 +185,10 @@ class Player:
         for asked in (False, True):
             places = [b for b, write in enumerate(writes) if write == asked]
             if places:
-                exchanges = [Exchange(dialogues[b].messages, [agent[b].text for agent in samples]) for b in places]
+                names = [speaker.name for speaker in self.speakers]
+                exchanges = [
+                    Exchange(dialogues[b].messages, [agent[b].text for agent in samples], names) for b in places
+                ]
                 found = self.controller.merge(exchanges, turn=turn, last=not asked)
                 merged.update(zip(places, found, strict=True))
         for b, dialogue in enumerate(dialogues):
@@ -171,25 +199,27 @@ class Player:
 
 def responses_of(
     sampler: Sampler,
-    n_agents: int,
-    states: Sequence[Sequence[int]],
+    prompts: Prompts,
     dialogues: Sequence[int],
     turn: int,
     *,
     seed: int,
-    max_new_tokens: int,
-    temperature: float,
+    decodings: Sequence[Decoding],
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents answer all states in one batch: [agent][dialogue].
+    """All agents answer all dialogues, in one batch for each of `decodings`: [agent][dialogue].
 
     If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
     """
-    samples = sampler.sample(
-        states if adapted else list(states) * n_agents,
-        [SamplingKey(seed, agent, dialogue, turn) for agent in range(n_agents) for dialogue in dialogues],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        agents=slice(None) if adapted else None,
-    )
-    return [samples[i : i + len(states)] for i in range(0, len(samples), len(states))]
+    answers: list[list[Sample]] = []
+    for group in decodings:
+        members = range(len(prompts))[group.agents]
+        samples = sampler.sample(
+            [prompt for agent in members for prompt in prompts[agent]],
+            [SamplingKey(seed, agent, dialogue, turn) for agent in members for dialogue in dialogues],
+            max_new_tokens=group.max_new_tokens,
+            temperature=group.temperature,
+            agents=group.agents if adapted else None,
+        )
+        answers += [samples[i : i + len(dialogues)] for i in range(0, len(samples), len(dialogues))]
+    return answers

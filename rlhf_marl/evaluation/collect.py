@@ -9,11 +9,12 @@ import torch
 
 from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.dialogue.player import Dialogue, Player, Turn, responses_of
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.evaluation.judges import PairwiseJudge, Scorer
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses
+from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
 from rlhf_marl.rewards import score_all
 from rlhf_marl.training.build import Agents
 
@@ -26,9 +27,8 @@ class Sampling:
     """How answers are sampled, by both policies."""
 
     seed: int
-    max_new_tokens: int
     max_prompt_tokens: int
-    temperature: float
+    decodings: Sequence[Decoding]
 
 
 def collect(
@@ -49,24 +49,25 @@ def collect(
         respond = partial(
             responses_of,
             agents.sampler,
-            agents.adapters.n_agents,
             seed=sampling.seed,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
+            decodings=sampling.decodings,
             adapted=policy == "trained",
         )
-        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens)
+        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens, agents.speakers)
         for turn in played(player, questions, turns):
-            statistics = evaluate_responses(
-                agents.chat_model.model,
-                agents.adapters,
-                turn.states,
-                turn.tokens,
-                temperature=sampling.temperature,
-                pad=agents.chat_model.stop_tokens[0],
-                agents=None if policy == "base" else slice(None),
-            )
-            yield from _rows(agents, turn, questions, policy, statistics)
+            statistics = [
+                evaluate_responses(
+                    agents.chat_model.model,
+                    agents.adapters,
+                    turn.observations[group.agents],
+                    turn.tokens[group.agents],
+                    temperature=group.temperature,
+                    pad=agents.chat_model.stop_tokens[0],
+                    agents=None if policy == "base" else group.agents,
+                )
+                for group in sampling.decodings
+            ]
+            yield from _rows(agents, turn, questions, policy, joined(statistics))
 
 
 def played(player: Player, questions: Sequence[Question], turns: int, first: int = 0) -> Iterator[Turn]:
@@ -98,7 +99,7 @@ def _rows(
             "dialogue": number,
             "turn": turn.number,
             "prompt": turn.prompts[b],
-            "prompt_tokens": turn.state_lengths[b],
+            "prompt_tokens": turn.lengths[b],
             "responses": [sample.text for sample in samples],
             "tokens": [len(sample.tokens) for sample in samples],
             "truncated": [not sample.finished for sample in samples],

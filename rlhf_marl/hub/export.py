@@ -82,9 +82,8 @@ def export(
         config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
         (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         model = facts.config.model
-        load_tokenizer(
-            model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
-        ).save_pretrained(folder)
+        options = model.model_dump(exclude={"name", "dtype"})
+        load_tokenizer(model.name, f"{where}.name", **options).save_pretrained(folder)
         if merge:
             with quiet():
                 merged_model(facts.config.model, adapter, where).save_pretrained(folder)

@@ -79,13 +79,12 @@ def generate(
     n_policies: int = 1,
     cached_prefix: DynamicCache | None = None,
 ) -> Generated:
-    """Sample continuations of the prompts from every policy; greedy without uniforms.
+    """Sample a continuation of every row's prompt from the row's policy; greedy without uniforms.
 
-    Rows are n_policies times the prompts, policy by policy. Finished rows are dropped from the batch, equally many per
-    policy.
+    Finished rows are dropped from the batch, equally many per policy.
 
     Args:
-        prompts: token ids; padded here on the left.
+        prompts: token ids of every row, policy by policy and equally many of each; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
         cached_prefix: prefix cache of the tokens that all prompts begin with (`PrefixCache`).
 

@@ -68,10 +68,10 @@ def use_half_precision(model: nn.Module) -> None:
     packs = can_pack()
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            weight = getattr(child, "weight", None)
-            if type(child) is nn.Linear and weight.device.type == "cpu" and weight.dtype == torch.float32:
-                if weight.abs().max() > _LARGEST:
-                    continue
-                weight.data.copy_(weight.half())
-                if packs:
-                    setattr(parent, name, HalfLinear(child))
+            if type(child) is not nn.Linear or child.weight.device.type != "cpu":
+                continue
+            if child.weight.dtype != torch.float32 or child.weight.abs().max() > _LARGEST:
+                continue
+            child.weight.data.copy_(child.weight.half())
+            if packs:
+                setattr(parent, name, HalfLinear(child))

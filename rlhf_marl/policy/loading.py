@@ -1,7 +1,7 @@
 """Load models and tokenizers from any reference: safetensors only, one-line errors."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, final
@@ -10,10 +10,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.policy.chat import check_chat_template, stop_tokens
+from rlhf_marl.policy.chat import stop_tokens
 from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
 from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
+from rlhf_marl.policy.templates import DATE, Value, adapt_template, check_chat_template, template_tokens, turn_end
 from rlhf_marl.sanitise import first_line
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +43,7 @@ class ChatModel:
 
     @property
     def context_length(self) -> int:
-        return getattr(self.model.config, "max_position_embeddings", None) or 10**9
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
 
 
 def load_chat_model(
@@ -53,17 +54,59 @@ def load_chat_model(
     dtype: str = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Value] | None = None,
+    chat_template_date: str = DATE,
 ) -> ChatModel:
-    """Load a chat model for inference. Raises UsageError as `load_model_of` does, or without a chat template."""
+    """Load a chat model for inference.
+
+    Raises:
+        UsageError: as `load_model_of` and `adapt_template` do; a template that does not render dialogues; no end token;
+            or a tokenizer that does not fit the model.
+    """
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    tokenizer = load_tokenizer(reference, where, **source)
+    tokenizer = load_tokenizer(
+        reference,
+        where,
+        **source,
+        chat_template=chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        chat_template_date=chat_template_date,
+    )
     check_chat_template(tokenizer, f"{where}: {reference!r}")
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
     model.to(device).requires_grad_(False)
     if dtype == "auto":
         use_half_precision(model)
-    ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
+    end = turn_end(tokenizer)
+    token = tokenizer.added_tokens_decoder.get(end)
+    if token is not None and not token.special:  # a control token, which no message may forge and no answer shows
+        token.special = True
+        tokenizer.add_tokens([token], special_tokens=True)
+    ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None, end)
+    if not ends:
+        raise UsageError(
+            f"{where}: {reference!r} has no end token: neither its tokenizer nor its generation config names one, and "
+            "its chat template writes none after an answer"
+        )
     return ChatModel(model, tokenizer, ends)
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
+    """Raise UsageError if a text can have tokens that the model's embedding lacks.
+
+    Special tokens may be absent, such as those of images in a tokenizer that text models share: texts cannot contain
+    them.
+    """
+    rows = model.get_input_embeddings().num_embeddings
+    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed = set(tokenizer.get_vocab().values()) - special
+    needed.update(end for end in (tokenizer.eos_token_id, tokenizer.bos_token_id) if end is not None)
+    if tokenizer.chat_template:
+        needed.update(template_tokens(tokenizer))
+    if max(needed) >= rows:
+        raise UsageError(f"{where}: its tokenizer has token {max(needed)}; the model's embedding has {rows}, from 0")
 
 
 def default_device() -> torch.device:
@@ -82,10 +125,29 @@ def dtype_for(name: str, device: torch.device) -> torch.dtype:
 
 
 def load_tokenizer(
-    reference: str, where: str, *, revision: str | None = None, trust_remote_code: bool = False
+    reference: str,
+    where: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    chat_template: str | None = None,
+    chat_template_kwargs: Mapping[str, Value] | None = None,
+    chat_template_date: str = DATE,
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model reference; raises UsageError as `load_model_of` does."""
-    return _load(AutoTokenizer, reference, where, revision, trust_remote_code)
+    """The tokenizer of a model reference, with its chat template as `adapt_template` leaves it.
+
+    Raises:
+        UsageError: as `load_model_of` and `adapt_template` do.
+    """
+    tokenizer: PreTrainedTokenizerBase = _load(AutoTokenizer, reference, where, revision, trust_remote_code)
+    adapt_template(
+        tokenizer,
+        where.removesuffix(".name"),
+        chosen=chat_template,
+        values=chat_template_kwargs,
+        day=chat_template_date,
+    )
+    return tokenizer
 
 
 def load_model_of(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
@@ -42,10 +42,16 @@ class Statistics:
     importance_weight: Tensor
 
 
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of neighbouring agents as one."""
+    names = [field.name for field in fields(Statistics)]
+    return Statistics(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
 def evaluate_responses(
     model: PreTrainedModel,
     adapters: StackedAdapters,
-    states: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Sequence[int]]],
     responses: Sequence[Sequence[Sequence[int]]],
     *,
     temperature: float,
@@ -58,7 +64,7 @@ def evaluate_responses(
     objective: Objective = policy_gradient,
     tokens_per_pass: int | None = None,
 ) -> Statistics:
-    """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal, also adds the actors' gradients.
+    """Statistics of responses[agent][dialogue] to prompts[agent][dialogue]; with a signal, also adds actors' gradients.
 
     With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t is added
     to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1, line 16, before division
@@ -68,28 +74,27 @@ def evaluate_responses(
 
     Args:
         agents: whose adapters gave the responses; None: the base model, whose KL is 0.
-        prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
+        prefixes: prefix cache for a prompt that all rows share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
             is the one that sampled.
         tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
-    n_agents, n_dialogues = len(responses), len(states)
+    n_agents, n_dialogues = len(responses), len(responses[0])
     result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
-    longest = most + max(map(len, states))
+    longest = most + max(len(prompt) for row in prompts for prompt in row)
     prefix: SharedPrefix | None = None
-    shared = shared_tokens(model, states) if agents is not None else 0
+    shared = shared_tokens(model, prompts) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
-        reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
+        reading = ReferencePrefill(model, prompts, pad, room=most, prefixes=prefixes or PrefixCache())
     most_tokens = tokens_per_pass or TOKENS_PER_MICROBATCH[model.device.type]
     for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared, most_tokens):
-        n_rows = rows.stop - rows.start
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old: Tensor | None = None
         if old_log_probabilities is not None:
             old, _ = right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
         with torch.inference_mode(), adapters.use(None):
-            base = reading.logits(model, columns, tokens, mask)
+            base = reading.logits(model, rows, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
             if agents is None:
                 logits = base
@@ -97,13 +102,14 @@ def evaluate_responses(
                 first_agent = agents.start or 0
                 with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
                     if columns.start == 0:  # the first microbatch of these agents
-                        prefix = SharedPrefix(model, states, n_rows)
+                        prefix = SharedPrefix(model, [prompt[0][:shared] for prompt in prompts[rows]])
                     assert prefix is not None
-                    logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
+                    asked = [of_agent[columns] for of_agent in prompts[rows]]
+                    logits = response_logits(model, prefix, asked, tokens, mask, pad)
             # In place: base becomes log π - log base, then the gradient with respect to the logits.
             log_probability, entropy, kl = _token_statistics(logits.detach(), base, tokens, mask, temperature)
             old = log_probability if old is None else old
-            block_shape = (n_rows, -1)
+            block_shape = (rows.stop - rows.start, -1)
             result.log_probability[rows, columns] = log_probability.sum(-1).view(block_shape)
             result.entropy[rows, columns] = (entropy.sum(-1) / mask.sum(-1)).view(block_shape)
             result.kl[rows, columns] = kl.sum(-1).view(block_shape)
@@ -141,7 +147,7 @@ def microbatches(
 
 @final
 class SharedPrefix:
-    """Prefix shared by all states: prefilled once per policy and reused by several microbatches.
+    """Prefix that all prompts of a policy share: prefilled once per policy and reused by several microbatches.
 
     Microbatches read a detached copy, which accumulates their gradients. `backward` sends the sum through the prefill.
 
@@ -149,11 +155,11 @@ class SharedPrefix:
         length: tokens in the prefix.
     """
 
-    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
-        self.n_policies = n_policies
-        self._cache, self.length = DynamicCache(config=model.config), shared_tokens(model, states)
+    def __init__(self, model: PreTrainedModel, prefixes: Sequence[Sequence[int]]) -> None:
+        """prefixes: of each policy, all of one length, which may be 0."""
+        self._cache, self.length = DynamicCache(config=model.config), len(prefixes[0])
         if self.length:
-            extend(model, states[0][: self.length], self._cache, n_policies)
+            extend(model, prefixes, self._cache)
         self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
         self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
 
@@ -175,25 +181,24 @@ class SharedPrefix:
 def response_logits(
     model: PreTrainedModel,
     prefix: SharedPrefix,
-    states: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Sequence[int]]],
     tokens: Tensor,
     mask: Tensor,
     pad: int,
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for other prompt tokens.
 
-    Rows are the prefix's policies times the states. The response is predicted from the last prompt token and all
-    response tokens except the last.
+    Rows are those of prompts[policy][row]. The response is predicted from the last prompt token and all response tokens
+    except the last.
     """
     shared = prefix.length
-    rest = [state[shared:] for state in states] * prefix.n_policies
-    state_ids, state_mask = left_pad(rest, pad, model.device)
-    attention = torch.cat([state_mask.new_ones(len(state_mask), shared), state_mask, mask[:, :-1]], dim=-1)
+    prompt_ids, prompt_mask = left_pad([prompt[shared:] for row in prompts for prompt in row], pad, model.device)
+    attention = torch.cat([prompt_mask.new_ones(len(prompt_mask), shared), prompt_mask, mask[:, :-1]], dim=-1)
     return model(
-        input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
+        input_ids=torch.cat([prompt_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
         position_ids=positions(attention)[:, shared:],
-        past_key_values=prefix.cache(len(states)),
+        past_key_values=prefix.cache(len(prompts[0])),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
     ).logits
@@ -201,32 +206,44 @@ def response_logits(
 
 @final
 class ReferencePrefill:
-    """Prefill of the states by the reference model, once per distinct state; reused by several microbatches."""
+    """Prefill of the prompts by the reference model, once for all agents with the same; reused by several microbatches.
+
+    Prompts are [agent][dialogue].
+    """
 
     def __init__(
-        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, prefixes: PrefixCache
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        pad: int,
+        *,
+        room: int,
+        prefixes: PrefixCache,
     ) -> None:
         """room: maximum tokens of a response."""
-        read = [state[:-1] for state in states]  # the last token, which predicts the response, is fed with it
+        asked = prompts[:1] if all(of_agent == prompts[0] for of_agent in prompts) else prompts
+        whole = [prompt for of_agent in asked for prompt in of_agent]
+        places = torch.arange(len(whole), device=model.device).view(len(asked), -1)
+        self._places = places.expand(len(prompts), -1)  # [agent][dialogue] -> row of the cache
+        read = [prompt[:-1] for prompt in whole]  # the last token, which predicts the response, is fed with it
         alike = len(set(map(tuple, read))) == 1
-        rest = [state[-1:] for state in states]
-        self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
-        if not all(read):  # a state has only one token
-            self._cache, rest = DynamicCache(config=model.config), list(states)
+        rest = [prompt[-1:] for prompt in whole]
+        self._mask = torch.zeros(len(whole), 0, dtype=torch.long, device=model.device)
+        if not all(read):  # a prompt has only one token
+            self._cache, rest = DynamicCache(config=model.config), whole
         elif alike and (cached_prefix := prefixes.read(model, read[0])) is not None:
-            self._cache = with_room(cached_prefix, len(states), room)
-            self._mask = self._mask.new_ones(len(states), len(read[0]))
+            self._cache = with_room(cached_prefix, len(whole), room)
+            self._mask = self._mask.new_ones(len(whole), len(read[0]))
         else:
-            _, self._cache, self._mask = prefill(model, read, 1, pad, room=room)
+            _, self._cache, self._mask = prefill(model, read, len(asked), pad, room=room)
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
-    def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
+    def logits(self, model: PreTrainedModel, agents: slice, dialogues: slice, tokens: Tensor, mask: Tensor) -> Tensor:
         """As `response_logits`, for the base model and without gradients.
 
-        Rows are agents times the states of `columns`.
+        Rows are those of prompts[agents][dialogues], agent by agent.
         """
-        which = torch.arange(len(self._mask), device=tokens.device)[columns]
-        rows = which.repeat(len(tokens) // len(which))
+        rows = self._places[agents, dialogues].flatten()
         attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]

@@ -62,10 +62,9 @@ class Sampler(Protocol):
         """One response per row.
 
         Args:
-            prompts: token ids.
+            prompts: token ids of every row.
             keys: seed each row's random numbers; unused and empty at temperature 0, which is greedy.
-            agents: each of these agents answers every prompt: rows are agents times prompts, agent by agent.
-                None: the base model answers, one row per prompt.
+            agents: who answer; rows are agent by agent, and equally many of each. None: the base model answers.
             cached_prefix: token ids that all prompts begin with, to be kept in the prefix cache for later calls.
         """
         ...

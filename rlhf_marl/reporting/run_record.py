@@ -31,10 +31,11 @@ _MOST_AGENTS = 1000  # larger agent numbers are damage
 class RunRecord:
     """The content of one run directory, ready for the report.
 
-    agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
-    [agent][update]}. dialogues and evaluated: for the dialogue browser, see report.js. answers: the rows of
-    evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how well values predict returns.
-    validations: the readable rows of validation.jsonl, in order; used: a sentence on which adapters are handed out.
+    agents: reward model per agent, after the agent's name if it has one. episodes: [agent][dialogue] mean scaled
+    reward over its turns. series: {metric: [agent][update]}. dialogues and evaluated: for the dialogue browser, see
+    report.js. answers: the rows of evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how
+    well values predict returns. validations: the readable rows of validation.jsonl, in order; used: a sentence on which
+    adapters are handed out.
     """
 
     path: Path
@@ -246,12 +247,18 @@ def _questions(turns: list[Row]) -> list[Row]:
 
 
 def _agents(metrics: list[Row], cards: list[Any], turns: list[Row]) -> list[str]:
-    named = {row["agent"]: row["reward_model"] for row in metrics}
+    named = {row["agent"]: _described(row) for row in metrics}
     for i, card in enumerate(cards):
         if isinstance(card, dict):
             named.setdefault(i, str(card.get("name", "unknown")))
     n_agents = max([0, *(i + 1 for i in named), *(len(turn["scores"]) for turn in turns)])
     return [named.get(i, "unknown") for i in range(n_agents)]
+
+
+def _described(row: Row) -> str:
+    """An agent's reward model, after its name unless that is the default, `agent 0`."""
+    name, reward_model = str(row.get("name", "")), str(row["reward_model"])
+    return reward_model if name in ("", f"agent {row['agent']}") else f"{name}: {reward_model}"
 
 
 def _health(rows: list[Row], config: Config | None) -> Iterator[str]:

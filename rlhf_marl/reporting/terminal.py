@@ -63,7 +63,7 @@ class Display:
         """Show one finished iteration."""
         self._iterations += 1
         self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
-        means = ((name, fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
+        means = ((self._shown(agent, name), fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
         rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means) + self._held_out
         self._progress.update(self._task, completed=iterations, rewards=rewards)
         if not self._console.is_terminal:
@@ -73,7 +73,7 @@ class Display:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._print(f"warning: agent {row['agent']}: {words}", "yellow")
+                    self._print(f"warning: {self._who(row['agent'])}: {words}", "yellow")
 
     def validation(self, row: Row) -> None:
         """Show a validation: a line of its own, and beside the rewards from now on."""
@@ -94,7 +94,8 @@ class Display:
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
             first, last = first_and_last_fifth(_rewards(rows, agent))
-            table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+            who = self._config.agents[agent].name or str(agent)
+            table.add_row(safe_text(who), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
         if validations:
@@ -107,7 +108,7 @@ class Display:
                 symptoms.setdefault((row["agent"], kind), []).append(words)
         for (agent, _), found in sorted(symptoms.items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
+            self._print(f"warning: {self._who(agent)}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
         if (reason := ended_early(validations, iterations)) is not None:
             self._print(f"{reason}; to continue: --resume with another --validation.patience", "yellow")
         best = self._path / "checkpoints" / "best.json"
@@ -118,6 +119,15 @@ class Display:
         self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
             self._print(f"HTML report: {self._path / 'report.html'}")
+
+    def _who(self, agent: int) -> str:
+        """`agent 0`, and its name if the config gives one."""
+        name = self._config.agents[agent].name
+        return f"agent {agent}" if name is None else f"agent {agent} ({name})"
+
+    def _shown(self, agent: int, reward_model: str) -> str:
+        """The agent's name if the config gives one, else its reward model's."""
+        return self._config.agents[agent].name or reward_model
 
     def profile(self, seconds: dict[str, float]) -> None:
         """Print the wall time of each stage."""

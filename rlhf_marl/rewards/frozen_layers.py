@@ -79,7 +79,7 @@ def _outputs(
     """Output of the layer `last` for each distinct text, (tokens, width)."""
     found: list[Tensor] = []
     hook = last.register_forward_hook(lambda _, inputs, output: found.append(output))
-    memory = {}
+    memory: dict[tuple[int, ...], Tensor] = {}
     model.eval()
     with torch.no_grad():
         for batch in _batches(sorted(set(map(tuple, texts)), key=len)):

@@ -23,6 +23,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, prepare_contro
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
+from rlhf_marl.dialogue.speakers import Speaker, decodings, speakers_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
@@ -69,11 +70,16 @@ class Experiment:
 @final
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The agents' models: one frozen base, its stacked adapters, and a sampler over both."""
+    """The agents' models: one frozen base, its stacked adapters, and a sampler over both.
+
+    Attributes:
+        speakers: their names and roles.
+    """
 
     chat_model: ChatModel
     adapters: StackedAdapters
     sampler: Sampler
+    speakers: Sequence[Speaker]
 
 
 def build(
@@ -106,10 +112,10 @@ def build(
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
-        prepared = prepare_controller(config.controller, len(config.agents), where)
+        prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
-        questions = _short_enough(config, questions, agents.chat_model, where)
+        questions = _short_enough(config, questions, agents, where)
         made = team(
             agents.sampler,
             build_learner(config, agents, mixer(matrix, rounds)),
@@ -119,10 +125,15 @@ def build(
             reward=config.reward,
             gossip_rounds=rounds,
             seed=config.seed,
-            max_new_tokens=config.generation.max_new_tokens,
         )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
-        player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
+        player = Player(
+            made.respond,
+            controller,
+            agents.chat_model.tokenizer,
+            config.generation.max_prompt_tokens,
+            agents.speakers,
+        )
         return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
 
 
@@ -152,14 +163,12 @@ def build_agents(
     Raises:
         UsageError: no such model, or adapters that do not match it.
     """
-    model = config.model
+    model, speakers = config.model, speakers_of(config, where)
     chat_model = load_chat_model(
         model.name,
         f"{where}: model.name",
         device,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
+        **model.model_dump(exclude={"name"}),
     )
     _check_context(config, chat_model, where)
     adapters = StackedAdapters(
@@ -177,7 +186,7 @@ def build_agents(
             key = f"{where}: agents.{i}.adapter"
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(i, folder, key, base=(model.name, chat_model.model.config._name_or_path))
-    return Agents(chat_model, adapters, sampler(chat_model, adapters))
+    return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
@@ -227,7 +236,7 @@ def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
         features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
         mixer=mixer,
         turn_weights=lambda k: base**k,
-        temperature=config.generation.temperature,
+        decodings=decodings(config),
         prefixes=PrefixCache(),
     )
 
@@ -262,14 +271,17 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _short_enough(config: Config, questions: Questions, chat_model: ChatModel, where: str) -> Questions:
+def _short_enough(config: Config, questions: Questions, agents: Agents, where: str) -> Questions:
     """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
     problems: dict[int, str] = {}
     for index, messages in enumerate(questions.conversations):
         prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
         try:
-            length = len(chat_tokens(chat_model.tokenizer, messages, 10**9))
+            length = max(
+                len(chat_tokens(agents.chat_model.tokenizer, speaker.reads(messages), 10**9))
+                for speaker in agents.speakers
+            )
         except TemplateError as error:
             problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
             continue
@@ -290,7 +302,7 @@ def _short_enough(config: Config, questions: Questions, chat_model: ChatModel, w
 
 
 def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
-    wanted = config.generation.max_prompt_tokens + config.generation.max_new_tokens
+    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config))
     if wanted > chat_model.context_length:
         raise UsageError(
             f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model.name} has a context "
@@ -322,11 +334,13 @@ def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
 
 
 def _features(config: Config, embeddings: Tensor) -> CriticFeatures:
-    generation = config.generation
-    responses = len(config.agents) if critic_kind(config.actor.signal) == "q" else 0
+    agents = range(len(config.agents)) if critic_kind(config.actor.signal) == "q" else []
     return CriticFeatures(
         embeddings,
-        part_lengths=[generation.max_prompt_tokens, *[generation.max_new_tokens] * responses],
+        part_lengths=[
+            config.generation.max_prompt_tokens,
+            *(config.generation_of(agent).max_new_tokens for agent in agents),
+        ],
         token_features=config.critic.token_features,
         width=config.critic.width,
         generator=torch.Generator().manual_seed(_seed(config.seed, _FEATURES)),

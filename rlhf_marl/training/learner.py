@@ -17,10 +17,11 @@ from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_ki
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.loading import ChatModel
-from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
 from rlhf_marl.policy.prefix_cache import PrefixCache
 
 Row = dict[str, Any]
@@ -37,7 +38,7 @@ class Learner:
         critic_steps: K of Algorithm 2.
         learned_rewards: all agents' rewards (N, B) to those that they learn from.
         turn_weights: weight of turn k, as a function of k.
-        temperature: sampling temperature; log-probabilities are trained at the same temperature.
+        decodings: how the agents sample; log-probabilities are trained at the temperature of sampling.
         prefixes: prefix cache of the base model, for the states.
     """
 
@@ -52,7 +53,7 @@ class Learner:
     features: CriticFeatures
     mixer: Mixer
     turn_weights: Callable[[int], float]
-    temperature: float
+    decodings: Sequence[Decoding]
     prefixes: PrefixCache
 
     def update(self, turns: Sequence[Turn]) -> list[Row]:
@@ -158,26 +159,33 @@ class Learner:
             signal = leave_one_out(signal)
         return td_error(values.value, values.reward, values.next_value, values.discount), signal
 
-    def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]) -> list[Any]:
+    def _add_gradients(
+        self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]
+    ) -> list[Statistics]:
         """Set the adapters' gradient to minus line 16's directions, summed over turns and dialogues."""
         self.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
         return [
-            evaluate_responses(
-                self.chat_model.model,
-                self.adapters,
-                turn.states,
-                turn.tokens,
-                temperature=self.temperature,
-                pad=self.chat_model.stop_tokens[0],
-                signal=weight * signal,
-                kl_coefficient=weight * self.actor.kl_coefficient,
-                prefixes=self.prefixes,
-                old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples],
-                tokens_per_pass=self.actor.tokens_per_pass,
-                objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
-            )
+            joined([self._statistics(turn, group, signal[group.agents], weight) for group in self.decodings])
             for turn, signal, weight in zip(turns, signals, weights, strict=True)
         ]
+
+    def _statistics(self, turn: Turn, group: Decoding, signal: Tensor, weight: float) -> Statistics:
+        """Statistics of these agents' responses; adds their gradients."""
+        return evaluate_responses(
+            self.chat_model.model,
+            self.adapters,
+            turn.observations[group.agents],
+            turn.tokens[group.agents],
+            temperature=group.temperature,
+            pad=self.chat_model.stop_tokens[0],
+            signal=weight * signal,
+            kl_coefficient=weight * self.actor.kl_coefficient,
+            agents=group.agents,
+            prefixes=self.prefixes,
+            old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples[group.agents]],
+            tokens_per_pass=self.actor.tokens_per_pass,
+            objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
+        )
 
     def _actor_step(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Line 17 or Adam for each agent. signal: (N, n_samples).

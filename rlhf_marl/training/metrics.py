@@ -40,6 +40,7 @@ def metric_rows(
             "iteration": iteration,
             "turn": turns[-1].number,
             "agent": agent,
+            "name": config.names[agent],
             "reward_model": name,
             **metrics,
             "response_tokens": sum(len(sample.tokens) for sample in samples) / len(samples),

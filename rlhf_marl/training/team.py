@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config.schema import RewardConfig
-from rlhf_marl.dialogue.player import Turn, responses_of
+from rlhf_marl.dialogue.player import Prompts, Turn, responses_of
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.sampler import Sample, Sampler
@@ -32,8 +32,13 @@ class Team(Protocol):
         """Name of each agent's reward model, N."""
         ...
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
-        """All agents answer all states: [agent][dialogue]. dialogues: the dialogues' numbers within the run."""
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        """Every agent answers its prompt of every dialogue: [agent][dialogue].
+
+        Args:
+            prompts: token ids, [agent][dialogue].
+            dialogues: the dialogues' numbers within the run.
+        """
         ...
 
     def score(self, turn: Turn) -> Turn:
@@ -75,27 +80,24 @@ class LocalTeam:
         adjacency: Tensor,
         gossip_rounds: int,
         seed: int,
-        max_new_tokens: int,
     ) -> None:
         self._sampler, self.learner = sampler, learner
         self._cards, self._scorers = cards, scorers
         self._reward, self._adjacency, self._gossip_rounds = reward, adjacency, gossip_rounds
-        self._seed, self._max_new_tokens = seed, max_new_tokens
+        self._seed = seed
 
     @property
     def reward_models(self) -> list[str]:
         return [card.name for card in self._cards]
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
         return responses_of(
             self._sampler,
-            len(self._cards),
-            states,
+            prompts,
             dialogues,
             turn,
             seed=self._seed,
-            max_new_tokens=self._max_new_tokens,
-            temperature=self.learner.temperature,
+            decodings=self.learner.decodings,
         )
 
     def score(self, turn: Turn) -> Turn:

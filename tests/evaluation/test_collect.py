@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from rlhf_marl.dialogue.controller import ScriptedController
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.training.build import build_agents
@@ -22,7 +23,7 @@ def agents(tiny_config):
 
 def played(agents, turns=1):
     controller = ScriptedController("{{ responses[0] }}", ["And {{ prompt }}"])
-    rows = list(collect(agents, controller, Sampling(1, 6, 400, 1.0), QUESTIONS, turns))
+    rows = list(collect(agents, controller, Sampling(1, 400, [Decoding(slice(None), 6, 1.0)]), QUESTIONS, turns))
     return ([row for row in rows if row["policy"] == policy] for policy in ("base", "trained"))
 
 

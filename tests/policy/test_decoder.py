@@ -78,12 +78,13 @@ def test_agents_sample_as_by_the_module_tree(model, agents, targets):
     n = len(range(3)[agents])
     options = {"max_new_tokens": 12, "stop_tokens": [2], "uniforms": uniforms(n * len(PROMPTS)), "temperature": 0.7}
     with adapters.use(agents):
-        expected = generate(model, PROMPTS, n_policies=n, **options)
+        prompts = PROMPTS * n
+        expected = generate(model, prompts, n_policies=n, **options)
         decoder = Decoder(model, adapters)
-        assert_same(decoder.generate(PROMPTS, agents=agents, **options), expected)
+        assert_same(decoder.generate(prompts, agents=agents, **options), expected)
         adapters.parameters.data *= 0.5  # as an update does
         assert_same(
-            decoder.generate(PROMPTS, agents=agents, **options), generate(model, PROMPTS, n_policies=n, **options)
+            decoder.generate(prompts, agents=agents, **options), generate(model, prompts, n_policies=n, **options)
         )
 
 

@@ -13,6 +13,7 @@ from rlhf_marl.algorithm.network import Linear
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.prefix_cache import PrefixCache
@@ -45,7 +46,8 @@ def turn_of(reward=((1.0, 2.0), (3.0, 1.0)), **changes):
         "questions": [0, 0],
         "prompts": ["p", "q"],
         "states": [[10], [11]],
-        "state_lengths": [1, 1],
+        "observations": [[[10], [11]]] * agents,
+        "lengths": [1, 1],
         "samples": samples()[:agents],
         "merged": [],
         "next_states": [[11], [12]],
@@ -65,6 +67,7 @@ def learner_of(
     seeds=(1, 2),
     turn_weight=1.0,
     cooperation="gossip",
+    groups=(slice(None),),
     **actor,
 ):
     """Adapters away from zero, so that all their numbers have gradients."""
@@ -90,7 +93,7 @@ def learner_of(
         features=features,
         mixer=mixer,
         turn_weights=lambda k: turn_weight**k,
-        temperature=TEMPERATURE,
+        decodings=[Decoding(agents, 4, TEMPERATURE) for agents in groups],
         prefixes=PrefixCache(),
     )
 
@@ -354,3 +357,16 @@ def test_the_kl_penalty_pulls_towards_the_base_model():
     after = learner.update([zero])
     assert column(before, "actor_signal") == [0.0, 0.0]
     assert all(new < old for new, old in zip(column(after, "kl"), column(before, "kl"), strict=True))
+
+
+def test_agents_that_sample_in_groups_learn_as_in_one():
+    """Their statistics and gradients do not depend on who shares a batch."""
+    found = []
+    for groups in ((slice(None),), (slice(0, 1), slice(1, 2))):
+        learner = learner_of(groups=groups, kl_coefficient=0.1)
+        rows = learner.update([turn_of()])
+        found.append((rows, learner.adapters.parameters.detach().clone()))
+    (one, together), (two, apart) = found
+    torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-4)
+    for key in ("log_probability", "kl", "entropy", "gradient_norm"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-4)
