@@ -13,6 +13,7 @@ import rlhf_marl
 from rlhf_marl.dialogue.controller import ScriptedController
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions
+from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.evaluation.validation import FIRST_DIALOGUE
 from rlhf_marl.files.jsonl import read_jsonl
@@ -88,9 +89,9 @@ class Speakers:
     def __init__(self):
         self.asked = []
 
-    def respond(self, states, dialogues, turn):
+    def respond(self, prompts, dialogues, turn):
         self.asked.append((list(dialogues), turn))
-        return [[Sample([0], word, [0.0], finished=True) for _ in states] for word in ("abc", "z")]
+        return [[Sample([0], word, [0.0], finished=True) for _ in dialogues] for word in ("abc", "z")]
 
     def score(self, turn):
         rewards = torch.tensor([[1.0] * len(turn.dialogues), [3.0] * len(turn.dialogues)])
@@ -113,7 +114,8 @@ def around(team):
     """Builder of an experiment around a team; the controller repeats agent 0."""
 
     def builder(config, name, device, journal):
-        player = Player(team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64)
+        speakers = [Speaker(name) for name in team.reward_models]
+        player = Player(team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64, speakers)
         return Experiment(config, team, player, Questions(["hi?"], 0), [], torch.eye(2), journal)
 
     return builder
@@ -180,8 +182,8 @@ class Bandits:
     def __init__(self):
         self.w = 0.0
 
-    def respond(self, states, dialogues, turn):
-        return [[Sample([0], f"{self.w:.2f}", [0.0], finished=True) for _ in states] for _ in range(2)]
+    def respond(self, prompts, dialogues, turn):
+        return [[Sample([0], f"{self.w:.2f}", [0.0], finished=True) for _ in dialogues] for _ in range(2)]
 
     def score(self, turn):
         rewards = torch.tensor([[float(text) for text in agent] for agent in turn.texts])
