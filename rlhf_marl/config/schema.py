@@ -308,7 +308,15 @@ class ActorConfig(Section):
     turns_per_update: PositiveInt = 1
     """M: turns whose directions are averaged into one update; divides `turns`."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the base model, summed over a response's tokens."""
+    """Weight of the KL divergence to the base model, summed over a response's tokens; with kl_target, at the start."""
+    kl_target: PositiveFloat | None = None
+    """KL to the base model that each agent's weight adapts towards, in nats per answer token; null = fixed weight."""
+    kl_gain: Annotated[float, Field(gt=0, lt=5)] = 1.0
+    """The weight changes by at most a fifth of this share per update. The published 0.1 is for thousands of updates."""
+    entropy_band: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
+    """[low, high] in nats per token: below low an agent gets an ever larger bonus for entropy, above high a penalty."""
+    entropy_step_size: PositiveFloat = 0.01
+    """Growth of bonus and penalty per update and nat outside the band."""
     turn_weights: Literal["equal", "discounted"] = "equal"
     """discounted: turn k has weight γ^k, as in the gradient of Eq. (1); equal: every turn has weight 1."""
     max_gradient_norm: PositiveFloat | None = None
@@ -430,6 +438,11 @@ class Config(Section):
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
             )
+        if self.actor.kl_target is not None and self.actor.kl_coefficient == 0:
+            raise ValueError("actor.kl_coefficient: kl_target multiplies it, so it must start above 0")
+        if self.actor.entropy_band is not None and not self.actor.entropy_band[0] < self.actor.entropy_band[1]:
+            low, high = self.actor.entropy_band
+            raise ValueError(f"actor.entropy_band: [{low:g}, {high:g}] is empty; give [low, high] with low < high")
         if self.best_metric == "held_out" and self.validation is None:
             raise ValueError("best_metric: held_out needs a validation section")
         if self.actor.credit == "local" and not SIGNALS[self.actor.signal].has_reward:

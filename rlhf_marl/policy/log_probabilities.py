@@ -57,7 +57,8 @@ def evaluate_responses(
     temperature: float,
     pad: int,
     signal: Tensor | None = None,
-    kl_coefficient: float = 0.0,
+    kl_coefficient: float | Tensor = 0.0,
+    entropy_coefficient: Tensor | None = None,
     agents: slice | None = slice(None),
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
@@ -66,13 +67,17 @@ def evaluate_responses(
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] to prompts[agent][dialogue]; with a signal, also adds actors' gradients.
 
-    With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t is added
-    to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1, line 16, before division
-    by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal of token t, which is the
-    given one minus β Σ_{l > t} KL_l, because token t determines the prefixes of the later tokens. Without that term the
-    direction would only be the gradient of the KL at fixed prefixes, not of the response's KL divergence.
+    With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t
+    + η Σ_t ∇H_t is added to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1,
+    line 16, before division by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal
+    of token t, which is the given one minus β Σ_{l > t} KL_l, because token t determines the prefixes of the later
+    tokens. Without that term the direction would only be the gradient of the KL at fixed prefixes, not of the
+    response's KL divergence. η is `entropy_coefficient`. The entropies H_t are taken at fixed prefixes: with the later
+    tokens' entropies in the signal, longer answers would be rewarded.
 
     Args:
+        kl_coefficient: one for all agents, or (n_agents,).
+        entropy_coefficient: (n_agents,); None: 0.
         agents: whose adapters gave the responses; None: the base model, whose KL is 0.
         prefixes: prefix cache for a prompt that all rows share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
@@ -83,6 +88,10 @@ def evaluate_responses(
     result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(len(prompt) for row in prompts for prompt in row)
+    beta = torch.as_tensor(kl_coefficient, device=model.device).reshape(-1, 1).expand(n_agents, n_dialogues)
+    eta: Tensor | None = None
+    if entropy_coefficient is not None:
+        eta = entropy_coefficient.to(model.device).unsqueeze(-1).expand(n_agents, n_dialogues)
     prefix: SharedPrefix | None = None
     shared = shared_tokens(model, prompts) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
@@ -117,9 +126,13 @@ def evaluate_responses(
             if signal is not None:
                 assert prefix is not None  # gradients are those of agents
                 of_response = signal[rows, columns].reshape(-1, 1).to(kl)
+                of_kl = beta[rows, columns].reshape(-1, 1).to(kl)
+                of_entropy = None if eta is None else eta[rows, columns].reshape(-1, 1).to(kl)
                 later_kl = kl.sum(-1, keepdim=True) - kl.cumsum(-1)
-                weight = objective(log_probability, old, of_response - kl_coefficient * later_kl)
-                _logit_gradient(logits.detach(), base, kl, tokens, mask, weight, temperature, kl_coefficient)
+                weight = objective(log_probability, old, of_response - of_kl * later_kl)
+                _logit_gradient(
+                    logits.detach(), base, kl, entropy, tokens, mask, weight, temperature, of_kl, of_entropy
+                )
                 adapters.backward(logits, base)
                 if columns.stop == n_dialogues:  # the last microbatch of these agents
                     prefix.backward()
@@ -286,24 +299,32 @@ def _logit_gradient(
     logits: Tensor,
     divergence: Tensor,
     kl: Tensor,
+    entropy: Tensor,
     tokens: Tensor,
     mask: Tensor,
     weight: Tensor,
     temperature: float,
-    kl_coefficient: float,
+    kl_coefficient: Tensor,
+    entropy_coefficient: Tensor | None,
 ) -> None:
-    """Overwrite `divergence`, log π - log base, by the gradient of kl_coefficient KL - w log π(a).
+    """Overwrite `divergence`, log π - log base, by the gradient of β KL - η H - w log π(a).
 
-    With respect to the logits z: dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the
-    temperature. logits, divergence: (rows, T, vocabulary); the others (rows, T). w (`weight`) is a constant.
+    With respect to the logits z: dKL/dz = π (log π - log base - KL), dH/dz = -π (log π + H) and
+    d(-log π_a)/dz = π - onehot_a, divided by the temperature. logits, divergence: (rows, T, vocabulary); β and η:
+    (rows, 1); the others (rows, T). w (`weight`) is a constant.
     """
     flat_logits, flat_divergence, flat_tokens = logits.flatten(0, 1), divergence.flatten(0, 1), tokens.reshape(-1, 1)
     scale = (mask / temperature).view(-1, 1)
-    flat_weight, flat_kl = weight.reshape(-1, 1), kl.reshape(-1, 1)
+    flat_weight, flat_kl, flat_entropy = weight.reshape(-1, 1), kl.reshape(-1, 1), entropy.reshape(-1, 1)
+    of_kl = kl_coefficient.expand_as(kl).reshape(-1, 1)
+    of_entropy = None if entropy_coefficient is None else entropy_coefficient.expand_as(kl).reshape(-1, 1)
     for part in _chunks(flat_tokens):
-        policy = _log_softmax(flat_logits[part], temperature).exp_()
+        log_policy = _log_softmax(flat_logits[part], temperature)
         w = flat_weight[part]
-        gradient = policy.mul_((flat_divergence[part] - flat_kl[part]).mul_(kl_coefficient).add_(w))
+        factor = (flat_divergence[part] - flat_kl[part]).mul_(of_kl[part]).add_(w)
+        if of_entropy is not None:
+            factor += (log_policy + flat_entropy[part]).mul_(of_entropy[part])
+        gradient = log_policy.exp_().mul_(factor)
         gradient.scatter_add_(-1, flat_tokens[part], -w)
         flat_divergence[part] = gradient.mul_(scale[part])
 

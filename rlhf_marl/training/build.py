@@ -16,6 +16,7 @@ from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
@@ -231,6 +232,8 @@ def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
         scale=SignalScale(len(config.agents), mixer) if actor.optimizer == "scaled_adam" else None,
+        kl=KlCoefficient(len(config.agents), actor.kl_coefficient, actor.kl_target, actor.kl_gain),
+        entropy=EntropyCoefficient(len(config.agents), actor.entropy_band, actor.entropy_step_size),
         critic=_critic(config, mixer, adapters.parameters.device),
         critic_steps=config.critic.steps,
         features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),

@@ -13,6 +13,7 @@ from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind, td_error
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
@@ -35,6 +36,7 @@ class Learner:
     Attributes:
         optimizer: for the adapters; None for the normalised step of line 17, which has no state.
         scale: multiplies Adam's step sizes; None for plain Adam.
+        kl, entropy: the agents' coefficients of the KL penalty and of the entropy bonus.
         critic_steps: K of Algorithm 2.
         learned_rewards: all agents' rewards (N, B) to those that they learn from.
         turn_weights: weight of turn k, as a function of k.
@@ -47,6 +49,8 @@ class Learner:
     adapters: StackedAdapters
     optimizer: AgentAdam | None
     scale: SignalScale | None
+    kl: KlCoefficient
+    entropy: EntropyCoefficient
     critic: Critic
     critic_steps: int
     learned_rewards: Callable[[Tensor], Tensor]
@@ -73,6 +77,8 @@ class Learner:
             statistics = self._add_gradients(turns, signals, weights)
             weighted = [weight * signal for weight, signal in zip(weights, signals, strict=True)]
             gradient_norm, skipped, step_scale = self._actor_step(torch.cat(weighted, dim=-1))
+        kl_coefficient, entropy_coefficient = self.kl.values, self.entropy.values
+        self._adapt_restraint(turns, statistics, ~skipped)
         dead_units = self.critic.network.dead_fraction(self.critic.weights, transitions[-1].x0)
         per_turn = {
             "reward_raw": [turn.reward_raw for turn in turns],
@@ -93,6 +99,8 @@ class Learner:
             "critic_dead_units": dead_units,
             "gradient_norm": gradient_norm,
             "step_scale": step_scale,
+            "kl_coefficient": kl_coefficient,
+            "entropy_coefficient": entropy_coefficient,
             "effective_sample_share": importance.mean(-1).square() / importance.square().mean(-1),
         }
         return [
@@ -171,6 +179,7 @@ class Learner:
 
     def _statistics(self, turn: Turn, group: Decoding, signal: Tensor, weight: float) -> Statistics:
         """Statistics of these agents' responses; adds their gradients."""
+        bonus = self.entropy.values[group.agents]
         return evaluate_responses(
             self.chat_model.model,
             self.adapters,
@@ -179,13 +188,21 @@ class Learner:
             temperature=group.temperature,
             pad=self.chat_model.stop_tokens[0],
             signal=weight * signal,
-            kl_coefficient=weight * self.actor.kl_coefficient,
+            kl_coefficient=weight * self.kl.values[group.agents],
+            entropy_coefficient=weight * bonus if bonus.any() else None,
             agents=group.agents,
             prefixes=self.prefixes,
             old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples[group.agents]],
             tokens_per_pass=self.actor.tokens_per_pass,
             objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
         )
+
+    def _adapt_restraint(self, turns: Sequence[Turn], statistics: Sequence[Statistics], usable: Tensor) -> None:
+        """Adapt the coefficients of KL and entropy to the update's answers. usable: (N,) agents that made a step."""
+        n_tokens = [sum(len(tokens) for turn in turns for tokens in turn.tokens[agent]) for agent in range(len(usable))]
+        kl = torch.stack([s.kl.sum(-1) for s in statistics]).sum(0).cpu() / torch.tensor(n_tokens)
+        self.kl.update(kl, usable)
+        self.entropy.update(torch.stack([s.entropy.mean(-1) for s in statistics]).mean(0), usable)
 
     def _actor_step(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Line 17 or Adam for each agent. signal: (N, n_samples).

@@ -131,6 +131,8 @@ class LocalTeam:
                 parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(agent))
             if self.learner.scale is not None:
                 parts |= _prefixed("signal_scale", self.learner.scale.state_dict(agent))
+            parts |= _prefixed("kl", self.learner.kl.state_dict(agent))
+            parts |= _prefixed("entropy", self.learner.entropy.state_dict(agent))
             parts |= _prefixed("critic", self.learner.critic.state_dict(agent))
             state |= _prefixed(f"agent_{agent}", parts)
         return {name: tensor.clone() for name, tensor in state.items()}
@@ -143,6 +145,8 @@ class LocalTeam:
                 self.learner.optimizer.load_state_dict(agent, _without_prefix("actor_optimizer", own))
             if self.learner.scale is not None:
                 self.learner.scale.load_state_dict(agent, _without_prefix("signal_scale", own))
+            self.learner.kl.load_state_dict(agent, _without_prefix("kl", own))
+            self.learner.entropy.load_state_dict(agent, _without_prefix("entropy", own))
             self.learner.critic.load_state_dict(agent, _without_prefix("critic", own))
 
     def save_adapters(self, folder: Path) -> None:

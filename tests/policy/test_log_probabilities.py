@@ -79,6 +79,43 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
     torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("tokens_per_pass", [1, 20])
+def test_the_gradients_of_kl_and_entropy_with_a_coefficient_per_agent(monkeypatch, system, tokens_per_pass):
+    """Against autograd through β_i KL - η_i H at the sampled prefixes; with η = 0 nothing changes, to the last bit."""
+    model, adapters = system
+    monkeypatch.setattr(policy, "POSITIONS", 3)
+    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", tokens_per_pass)
+    beta, eta = torch.tensor([0.7, 0.0, 0.1]), torch.tensor([0.5, -0.25, 0.0])
+
+    def gradient(entropy_coefficient):
+        adapters.parameters.grad.zero_()
+        evaluate_responses(
+            model,
+            adapters,
+            STATES,
+            RESPONSES,
+            temperature=TEMPERATURE,
+            pad=0,
+            signal=torch.ones(3, 2),
+            kl_coefficient=beta,
+            entropy_coefficient=entropy_coefficient,
+        )
+        return adapters.parameters.grad.clone()
+
+    with_bonus, without, zero = gradient(eta), gradient(None), gradient(torch.zeros(3))
+    assert torch.equal(without, zero)
+    assert torch.equal(with_bonus[2], without[2])
+    adapters.parameters.grad.zero_()
+    for agent in range(3):
+        for dialogue in range(2):
+            log_probability, entropy, kl = plain(model, adapters, agent, STATES[dialogue], RESPONSES[agent][dialogue])
+            weights = [1 - beta[agent] * kl[t + 1 :].sum().detach() for t in range(len(kl))]
+            loss = beta[agent] * kl.sum() - eta[agent] * entropy.sum() - torch.stack(weights) @ log_probability
+            loss.backward()
+    torch.testing.assert_close(with_bonus, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+    assert (with_bonus - without)[:2].norm(dim=-1).min() > 0.01
+
+
 def enumerated(seed):
     """A model with five words and its 25 responses of two words: (model, adapters, responses)."""
     torch.manual_seed(seed)

@@ -11,6 +11,7 @@ from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Linear
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.dialogue.speakers import Decoding
@@ -87,6 +88,8 @@ def learner_of(
         adapters=adapters,
         optimizer=adam,
         scale=scale,
+        kl=KlCoefficient(len(seeds), config.kl_coefficient, config.kl_target, config.kl_gain),
+        entropy=EntropyCoefficient(len(seeds), config.entropy_band, config.entropy_step_size),
         critic=critic,
         critic_steps=critic_steps,
         learned_rewards=COOPERATIONS[cooperation].rewards,

@@ -94,6 +94,37 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_content, tmp_path, signal
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+RESTRAINT = {"kl_coefficient": 0.01, "kl_target": 0.1, "entropy_band": [4.9, 4.95], "entropy_step_size": 0.5}
+
+
+def test_adapted_coefficients_are_resumed_exactly(quick_content, tmp_path):
+    content = quick_content | {"iterations": 4, "actor": RESTRAINT | {"step_size": 0.05}}
+    whole = train(content, tmp_path / "whole")
+    train(content | {"iterations": 2}, tmp_path / "parts")
+    resumed = train(content, tmp_path / "parts", resume=True)
+    assert metrics(whole.path) == metrics(resumed.path)
+    assert whole.metrics["kl_coefficient"].tolist()[:4] == pytest.approx([0.01, 0.01, 0.008, 0.008])
+    assert whole.metrics["entropy_coefficient"].abs().max() > 0
+
+
+def test_kl_stays_nearer_to_its_target_and_entropy_to_its_band(quick_content, tmp_path):
+    """Rewarded for vowels alone, so that KL rises and entropy falls as long as nothing restrains them."""
+    agents = [quick_content["agents"][0]] * 2
+    content = quick_content | {"agents": agents, "iterations": 40, "dialogues": 8, "checkpoint_every": 100}
+    found = {}
+    for name, actor in {
+        "free": {"kl_coefficient": 0.01},
+        "target": {"kl_coefficient": 0.01, "kl_target": 0.1},
+        "band": {"kl_coefficient": 0.01, "entropy_band": [4.5, 6.0], "entropy_step_size": 0.1},
+    }.items():
+        run = train(content | {"actor": actor | {"step_size": 0.05}}, tmp_path / name)
+        rows = run.metrics[run.metrics["iteration"] >= 20]
+        kl = rows["kl"] / rows["response_tokens"]
+        found[name] = ((kl - 0.1).abs().mean(), (4.5 - rows["entropy"]).clip(lower=0).mean())
+    assert found["target"][0] < found["free"][0] / 2
+    assert found["band"][1] < found["free"][1] / 2
+
+
 def test_resume_refuses_another_config_and_names_the_difference(tiny_content, tmp_path):
     train(tiny_content, tmp_path / "run")
     changed = tiny_content | {"actor": {"step_size": 0.5}}
