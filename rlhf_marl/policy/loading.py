@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, final
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
@@ -43,7 +44,7 @@ class ChatModel:
 
     @property
     def context_length(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+        return context_of(self.model)
 
 
 def load_chat_model(
@@ -89,6 +90,19 @@ def load_chat_model(
             "its chat template writes none after an answer"
         )
     return ChatModel(model, tokenizer, ends)
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Most tokens that a model's positions allow; 10**9 if any number does.
+
+    RoBERTa and its kin count positions from their padding id, so their 514 positions are for 512 tokens.
+    """
+    learned = [layer for name, layer in model.named_modules() if name.endswith("position_embeddings")]
+    for layer in learned:
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            return layer.num_embeddings - layer.padding_idx - 1
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else 10**9
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

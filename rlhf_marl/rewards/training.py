@@ -25,7 +25,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import or_stop, writing_folder
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
-from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
@@ -211,6 +211,13 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         model = load_model_of(
             AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
         )
+        check_vocabulary(model, tokenizer, f"{where}: base: {card.base!r}")
+        rows = [_tokens(card, tokenizer, pair) for pair in pairs]
+        if max(len(ids) for row in rows for ids in row.values()) > context_of(model):
+            raise UsageError(
+                f"{where}: max_tokens: {card.max_tokens} given, and a pair has more than the {context_of(model)} "
+                f"tokens that {card.base!r} reads"
+            )
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
@@ -229,7 +236,7 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
                 save_strategy="no",
                 report_to="none",
             ),
-            train_dataset=Dataset.from_list([_tokens(card, tokenizer, pair) for pair in pairs]),
+            train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
