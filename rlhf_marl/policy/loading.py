@@ -77,6 +77,7 @@ def load_chat_model(
     check_chat_template(tokenizer, f"{where}: {reference!r}")
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
     check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
+    hide_absent_tokens(model.to(device), tokenizer)
     use_mkl_linears(model.to(device).requires_grad_(False))
     end = turn_end(tokenizer)
     token = tokenizer.added_tokens_decoder.get(end)
@@ -90,6 +91,25 @@ def load_chat_model(
             "its chat template writes none after an answer"
         )
     return ChatModel(model, tokenizer, ends)
+
+
+def hide_absent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give ids that the tokenizer does not have, such as rows that pad the embedding, probability 0 in all policies.
+
+    Sampling and log-probabilities both get their logits from the model, which this changes once for both.
+    """
+    known = set(tokenizer.get_vocab().values())
+    head = model.get_output_embeddings() or model.get_input_embeddings()
+    absent = [number for number in range(head.weight.shape[0]) if number not in known]
+    if not absent:
+        return
+    index = torch.tensor(absent, device=model.device)
+
+    def hide(module: nn.Module, inputs: Any, output: Any) -> None:
+        # Finite, so that 0 times it is 0 also in the entropy, and at any temperature. Gradients there are 0.
+        output.logits.detach().index_fill_(-1, index, torch.finfo(output.logits.dtype).min / 2048)
+
+    model.register_forward_hook(hide)
 
 
 def context_of(model: PreTrainedModel) -> int:
