@@ -8,7 +8,8 @@ from typing import Any, Literal, TypedDict, final
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import stop_tokens
@@ -76,6 +77,7 @@ def load_chat_model(
     )
     check_chat_template(tokenizer, f"{where}: {reference!r}")
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    check_cache(model, f"{where}: {reference!r}")
     check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
     hide_absent_tokens(model.to(device), tokenizer)
     use_mkl_linears(model.to(device).requires_grad_(False))
@@ -123,6 +125,20 @@ def context_of(model: PreTrainedModel) -> int:
             return layer.num_embeddings - layer.padding_idx - 1
     most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else 10**9
+
+
+def check_cache(model: PreTrainedModel, where: str) -> None:
+    """Raise UsageError if a layer keeps something else than keys and values, as Mamba's and hybrids' do."""
+    others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if not _keeps_keys(layer)}
+    if others:
+        raise UsageError(
+            f"{where}: a {type(model).__name__} caches no keys and values in some layers ({min(others)}); only models "
+            "with attention in all layers are supported"
+        )
+
+
+def _keeps_keys(layer: object) -> bool:
+    return isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionLayer)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:
