@@ -339,6 +339,8 @@ class RewardConfig(Section):
     """response: the agent's own response, as in the paper; team: the team's merged answer; both: the weighted mean."""
     team_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Weight of the team's answer, for both."""
+    missing_end_penalty: NonNegativeFloat = 0.0
+    """Subtracted from an agent's scaled reward for a response that reaches its token limit without an end token."""
 
 
 class ValidationConfig(Section):

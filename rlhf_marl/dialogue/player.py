@@ -69,6 +69,7 @@ class Turn:
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
         value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
+        conversations: each dialogue's messages up to the prompt, for reward models that read whole dialogues, B.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -82,6 +83,7 @@ class Turn:
     samples: list[list[Sample]]
     merged: list[Merged]
     next_states: list[list[int]]
+    conversations: list[list[Message]] = field(default_factory=list)
     reward_raw: Tensor = field(default_factory=lambda: Tensor())
     reward_scaled: Tensor = field(default_factory=lambda: Tensor())
     value: Tensor | None = None
@@ -131,7 +133,7 @@ class Player:
             observations, lengths = self._observations(active, states)
             with stage("generate"):
                 samples = self.respond(observations, [dialogue.number for dialogue in active], number)
-            prompts = [dialogue.prompt for dialogue in active]
+            conversations = [list(dialogue.messages) for dialogue in active]
             with stage("controller"):
                 merged = self._merge(active, samples, number)
             going = []
@@ -145,7 +147,7 @@ class Player:
                 number=number,
                 dialogues=[dialogue.number for dialogue in active],
                 questions=[dialogue.question for dialogue in active],
-                prompts=prompts,
+                prompts=[messages[-1]["content"] for messages in conversations],
                 states=states,
                 observations=observations,
                 lengths=lengths,
@@ -155,6 +157,7 @@ class Player:
                     first[dialogue.number] if decided.next_prompt is None else next(following)
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
+                conversations=conversations,
             )
             active, states, number = going, next_states, number + 1
 

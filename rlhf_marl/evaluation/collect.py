@@ -16,6 +16,7 @@ from rlhf_marl.evaluation.refusal import is_refusal
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
 from rlhf_marl.rewards import score_all
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.training.build import Agents
 
 _BATCH = 16  # dialogues played together
@@ -116,10 +117,26 @@ def _rows(
         }
 
 
+def conversations(rows: Sequence[Row], dialogue: Sequence[str] = ("policy", "dialogue")) -> list[list[Message]]:
+    """The messages up to each row's prompt, from the first prompt on; rows of a dialogue are in order.
+
+    dialogue: the keys that tell dialogues apart.
+    """
+    going: dict[tuple[Any, ...], list[Message]] = {}
+    found = []
+    for row in rows:
+        messages = going.setdefault(tuple(row[key] for key in dialogue), [])
+        messages.append(Message(role="user", content=row["prompt"]))
+        found.append(list(messages))
+        messages.append(Message(role="assistant", content=neutralise(row["aggregate"])))
+    return found
+
+
 @torch.inference_mode()
 def score(rows: Sequence[Row], scorer: Scorer) -> None:
     """Add the scorer's scaled score of every response and of every aggregate to the rows."""
-    prompts = [row["prompt"] for row in rows for _ in (*row["responses"], "team")]
+    asked = conversations(rows) if scorer.card.reads_dialogue else [row["prompt"] for row in rows]
+    prompts = [prompt for prompt, row in zip(asked, rows, strict=True) for _ in (*row["responses"], "team")]
     texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
     scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
     for row in rows:

@@ -248,6 +248,8 @@ def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def _targeted(model: PreTrainedModel, targets: Names, exclude: Names | None, where: str) -> dict[str, nn.Linear]:
     """The linear layers to adapt, by full name, in the model's order."""
     linears, modules = _linears(model), [name for name, _ in model.named_modules()]
+    if not linears:
+        raise UsageError(f"{where}: model.name: a {type(model).__name__} has no linear layers (nn.Linear) to adapt")
     choice = f"choose from {', '.join(sorted({name.rpartition('.')[2] for name in linears}))}"
     for key, names in (("lora.targets", targets), ("lora.exclude", exclude or [])):
         for name in [names] if isinstance(names, str) else names:

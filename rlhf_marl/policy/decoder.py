@@ -18,7 +18,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from rlhf_marl.policy import decoder_reference
 from rlhf_marl.policy.adapters import StackedAdapters, StackedLinear
-from rlhf_marl.policy.generation import Generated, sample, trimmed
+from rlhf_marl.policy.generation import Generated, fill_absent, sample, trimmed
 from rlhf_marl.policy.prefix_cache import prefill, sees_all
 
 _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
@@ -276,7 +276,9 @@ class Decoder:
             x = ops.add_and_norm(hidden, y, layer.down, active, norm, epsilon)
         steps.slot.add_(1)
         steps.position.add_(1)
-        return nn.functional.linear(x, model.get_output_embeddings().weight)
+        logits = nn.functional.linear(x, model.get_output_embeddings().weight)
+        fill_absent(model, logits)
+        return logits
 
 
 @final

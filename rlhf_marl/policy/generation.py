@@ -39,6 +39,14 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     return logits.float() if temperature == 1.0 else logits.float() / temperature
 
 
+def fill_absent(model: nn.Module, logits: Tensor) -> None:
+    """Hide the tokens that `hide_absent_tokens` found, in place, if it found any. logits: (..., vocabulary)."""
+    index = getattr(model, "absent_tokens", None)
+    if index is not None:
+        # Finite, so that 0 times it is 0 also in the entropy, and at any temperature. Gradients there are 0.
+        logits.index_fill_(-1, index, torch.finfo(logits.dtype).min / 2048)
+
+
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
     """Inverse-CDF sampling of softmax(logits / temperature); greedy, at temperature 1, if uniforms is None.
 

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import stop_tokens
+from rlhf_marl.policy.generation import fill_absent
 from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
 from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
@@ -43,7 +46,7 @@ class ChatModel:
 
     @property
     def context_length(self) -> int:
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None) or 10**9
+        return context_of(self.model)
 
 
 def load_chat_model(
@@ -75,8 +78,9 @@ def load_chat_model(
     )
     check_chat_template(tokenizer, f"{where}: {reference!r}")
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    check_cache(model, f"{where}: {reference!r}")
     check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
-    model.to(device).requires_grad_(False)
+    hide_absent_tokens(model.to(device).requires_grad_(False), tokenizer)
     if dtype == "auto":
         use_half_precision(model)
     end = turn_end(tokenizer)
@@ -91,6 +95,47 @@ def load_chat_model(
             "its chat template writes none after an answer"
         )
     return ChatModel(model, tokenizer, ends)
+
+
+def hide_absent_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give ids that the tokenizer does not have, such as rows that pad the embedding, probability 0 in all policies.
+
+    Sampling and log-probabilities both get their logits from the model, which this changes once for both.
+    """
+    known = set(tokenizer.get_vocab().values())
+    head = model.get_output_embeddings() or model.get_input_embeddings()
+    absent = [number for number in range(head.weight.shape[0]) if number not in known]
+    if not absent:
+        return
+    model.register_buffer("absent_tokens", torch.tensor(absent, device=model.device), persistent=False)
+    model.register_forward_hook(lambda _, inputs, output: fill_absent(model, output.logits.detach()))
+
+
+def context_of(model: PreTrainedModel) -> int:
+    """Most tokens that a model's positions allow; 10**9 if any number does.
+
+    RoBERTa and its kin count positions from their padding id, so their 514 positions are for 512 tokens.
+    """
+    learned = [layer for name, layer in model.named_modules() if name.endswith("position_embeddings")]
+    for layer in learned:
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            return layer.num_embeddings - layer.padding_idx - 1
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else 10**9
+
+
+def check_cache(model: PreTrainedModel, where: str) -> None:
+    """Raise UsageError if a layer keeps something else than keys and values, as Mamba's and hybrids' do."""
+    others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if not _keeps_keys(layer)}
+    if others:
+        raise UsageError(
+            f"{where}: a {type(model).__name__} caches no keys and values in some layers ({min(others)}); only models "
+            "with attention in all layers are supported"
+        )
+
+
+def _keeps_keys(layer: object) -> bool:
+    return isinstance(layer, DynamicLayer) and not isinstance(layer, LinearAttentionLayer)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, where: str) -> None:

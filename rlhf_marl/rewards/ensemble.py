@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
-from rlhf_marl.rewards.base import CardBase, Finite, RewardModel, absolute, score_all
+from rlhf_marl.rewards.base import CardBase, Conversation, Finite, RewardModel, absolute, score_all
 from rlhf_marl.services.journal import Journal
 
 
@@ -51,6 +51,10 @@ class EnsembleCard(CardBase):
         where = f"card {self.name}: members"
         return [load_card(m.card, where, within) if isinstance(m.card, str) else m.card for m in self.members]
 
+    @property
+    def reads_dialogue(self) -> bool:
+        return any(card.reads_dialogue for card in self.member_cards())
+
     def with_members(self, cards: Sequence[str | CardBase]) -> Self:
         """A copy with these member cards, or paths of cards."""
         pairs = zip(self.members, cards, strict=True)
@@ -88,8 +92,15 @@ class Ensemble:
         self._weights = [member.weight for member in card.members]
         self._members = members
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        scores = np.array([score_all(card, model, prompts, responses)[1] for card, model in self._members])
+    def score(self, prompts: Sequence[Conversation], responses: Sequence[str]) -> list[float]:
+        """Members that do not read whole dialogues get their last messages."""
+        last = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
+        scores = np.array(
+            [
+                score_all(card, model, prompts if card.reads_dialogue else last, responses)[1]
+                for card, model in self._members
+            ]
+        )
         if self._combine == "minimum":
             return scores.min(0).tolist()
         divisor = sum(self._weights) if self._combine == "mean" else 1.0

@@ -71,11 +71,19 @@ class TrainedCard(CardBase):
 
 
 def cached_folder(card: TrainedCard, where: str) -> Path:
-    """Cache folder of a card's model; its name depends on the recipe and the data."""
+    """Cache folder of a card's model; its name depends on the recipe, the data and a local base."""
     files = _data_files(card, where)
     digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if files else None).encode())
     for file in files:
+        if len(files) > 1:  # of a folder, where a line may move to another file
+            digest.update(f"{file.relative_to(expanded(card.data))}\0{file.stat().st_size}\0".encode())
         digest.update(file.read_bytes())
+    base = expanded(card.base)
+    for file in sorted(base.rglob("*")) if base.is_dir() else []:
+        digest.update(f"{file.relative_to(base)}\0".encode())
+        if file.is_file():
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
     return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
 
 

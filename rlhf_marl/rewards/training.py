@@ -25,7 +25,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import or_stop, writing_folder
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
-from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.rewards.frozen_layers import top_layers
 from rlhf_marl.rewards.preferences import Pair, load_pairs
@@ -212,7 +212,13 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         model = load_model_of(
             AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
         )
+        check_vocabulary(model, tokenizer, f"{where}: base: {card.base!r}")
         texts = [_tokens(card, tokenizer, pair) for pair in pairs]
+        if max(len(ids) for text in texts for ids in text.values()) > context_of(model):
+            raise UsageError(
+                f"{where}: max_tokens: {card.max_tokens} given, and a pair has more than the {context_of(model)} "
+                f"tokens that {card.base!r} reads"
+            )
         if card.trained_layers is not None:
             ids = [text[name] for text in texts for name in ("chosen_ids", "rejected_ids")]
             silence.enter_context(

@@ -8,8 +8,9 @@ from rlhf_marl.policy import decoder_reference
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.decoder import Decoder, Fused
 from rlhf_marl.policy.generation import generate
+from rlhf_marl.policy.loading import hide_absent_tokens
 from rlhf_marl.policy.prefix_cache import PrefixCache
-from tests.conftest import tiny_mistral
+from tests.conftest import tiny_mistral, tiny_tokenizer
 
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6, 5, 4], [11], [5, 6, 7]]
 SIZES = {
@@ -96,6 +97,15 @@ def test_the_base_model_decodes_greedily_with_adapters_off_and_a_cached_prefix(m
         expected = generate(model, prompts, **options)
         assert_same(Decoder(model, adapters).generate(prompts, **options), expected)
         assert_same(Decoder(model, None).generate(prompts, **options), expected)
+
+
+def test_tokens_that_the_tokenizer_lacks_are_not_sampled(model):
+    """The embedding has 384 rows, the tokenizer 259."""
+    hide_absent_tokens(model, tiny_tokenizer())
+    options = {"max_new_tokens": 12, "stop_tokens": [2], "uniforms": uniforms(len(PROMPTS))}
+    rows = Decoder(model, None).generate(PROMPTS, **options)
+    assert max(token for tokens, _ in rows for token in tokens) < 259
+    assert_same(rows, generate(model, PROMPTS, **options))
 
 
 def test_rows_that_have_ended_stop_the_decoding(model, monkeypatch):

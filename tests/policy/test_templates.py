@@ -10,8 +10,11 @@ from tokenizers import AddedToken
 import rlhf_marl
 from rlhf_marl.config import check_config, load_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import Message, chat_tokens, templated
+from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.loading import load_chat_model, load_tokenizer
+from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.policy.templates import adapt_template, turn_end
 from tests.conftest import CHAT_TEMPLATE, tiny_llama, tiny_tokenizer
 from tests.tables import table
@@ -194,6 +197,42 @@ def test_a_tokenizer_that_is_too_large(folder):
 def test_tokens_of_images_in_a_text_models_tokenizer(folder):
     model = loaded(folder(added=["<image>"], rows=259))
     assert max(chat_tokens(model.tokenizer, [Message(role="user", content="an <image> here")], 1000)) < 259
+
+
+@tries("an embedding with more rows than the tokenizer has tokens")
+def test_ids_that_the_tokenizer_lacks_have_no_probability(folder):
+    """In sampling, in the statistics and in the gradient, against a softmax over the tokenizer's ids alone."""
+    model = loaded(folder(rows=320))
+    adapters = StackedAdapters(model.model, [1, 2], rank=2, alpha=4.0, targets=["q_proj", "down_proj"], where="c")
+    adapters.parameters.data.normal_(0, 0.2, generator=torch.Generator().manual_seed(7))
+    prompt, options = [5, 6, 7], {"max_new_tokens": 40, "stop_tokens": [2], "temperature": 5.0}
+    uniforms = torch.rand(8, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with adapters.use(slice(None)):
+        rows = generate(model.model, [prompt] * 8, uniforms=uniforms, n_policies=2, **options)
+    assert max(token for tokens, _ in rows for token in tokens) < 259
+    responses = [[rows[0][0]], [rows[4][0]]]
+    signal = torch.tensor([[1.0], [-2.0]])
+    found = evaluate_responses(
+        model.model, adapters, [[prompt]] * 2, responses, temperature=5.0, pad=2, signal=signal, kl_coefficient=0.3
+    )
+    gradient = adapters.parameters.grad.clone()
+    adapters.parameters.grad.zero_()
+    for agent, ((response,), (_, logs)) in enumerate(zip(responses, (rows[0], rows[4]), strict=True)):
+        known = []
+        for active in (slice(agent, agent + 1), None):
+            with adapters.use(active):
+                logits = model.model(torch.tensor([prompt + response])).logits[0, 2:-1]
+            known.append((logits[:, :259] / 5.0).log_softmax(-1))
+        policy, base = known[0], known[1].detach()
+        taken = policy[torch.arange(len(response)), response]
+        kl = (policy.exp() * (policy - base)).sum(-1)
+        assert logs == pytest.approx(taken.tolist(), abs=1e-4)
+        expected = [taken.sum(), -(policy.exp() * policy).sum(-1).mean(), kl.sum()]
+        values = [of[agent, 0] for of in (found.log_probability, found.entropy, found.kl)]
+        torch.testing.assert_close(values, [value.detach() for value in expected], atol=1e-3, rtol=1e-4)
+        weights = [signal[agent, 0] - 0.3 * kl[t + 1 :].sum().detach() for t in range(len(kl))]
+        (0.3 * kl.sum() - torch.stack(weights) @ taken).backward()
+    torch.testing.assert_close(gradient, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
 
 
 def test_what_stands_before_a_template_changes_nothing_else():

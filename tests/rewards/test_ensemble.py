@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,6 +24,23 @@ def test_ensemble_by_hand(tmp_path, combine, expected):
     ]
     both = EnsembleCard(name="both", kind="ensemble", combine=combine, members=members)
     assert build_reward_model(both).score(["p"], ["abcdef"]) == pytest.approx([expected])
+
+
+def test_each_member_reads_as_much_of_the_dialogue_as_it_asks_for():
+    asked = {}
+
+    def member(name, **options):
+        card = CallableCard(name=name, kind="callable", function="math:prod", **options)
+        score = lambda prompts, responses: asked.update({name: prompts}) or [0.0]  # noqa: E731
+        return card, SimpleNamespace(score=score)
+
+    whole = {"convention": "trl", "conversational": True, "context": "dialogue"}
+    members = [member("last"), member("whole", **whole)]
+    card = EnsembleCard(name="both", kind="ensemble", members=[{"card": card} for card, _ in members])
+    assert card.reads_dialogue
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "q"}]
+    Ensemble(card, members).score([talk], ["y"])
+    assert asked == {"last": ["q"], "whole": [talk]}
 
 
 def test_members_are_kept_with_the_ensemble(cards):

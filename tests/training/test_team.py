@@ -220,3 +220,23 @@ def test_saved_adapters_are_each_agents_own_and_replace_a_folder(experiment, tmp
         assert sum(tensor.numel() for tensor in weights.values()) == parameters.shape[1]
         total = sum(tensor.double().square().sum() for tensor in weights.values())
         torch.testing.assert_close(total, parameters[agent].double().square().sum())
+
+
+def test_a_response_without_its_end_costs_the_penalty():
+    learner = SimpleNamespace(value=lambda turn: None)
+    turn = turn_of([["banana", "xy"], ["papaya", "b"]])
+    turn.samples[0][1] = Sample([5], "xy", [0.0], finished=False)
+    plain, charged = (
+        team_of(scorers=[FakeScorer(len)] * 2, learner=learner, missing_end_penalty=penalty).score(turn)
+        for penalty in (0.0, 0.75)
+    )
+    assert (plain.reward_scaled - charged.reward_scaled).tolist() == [[0.0, 0.75], [0.0, 0.0]]
+    assert plain.reward_raw.tolist() == charged.reward_raw.tolist()
+
+
+def test_a_reward_model_that_asks_for_the_dialogue_gets_its_messages(monkeypatch):
+    scorers, talks = [FakeScorer(len), FakeScorer(len)], [[{"role": "user", "content": "q"}]] * 2
+    monkeypatch.setattr(type(CARDS[0]), "reads_dialogue", property(lambda card: card.name == "long"))
+    turn = replace(turn_of([["a", "b"], ["c", "d"]]), conversations=talks)
+    team_of(scorers=scorers, learner=SimpleNamespace(value=lambda turn: None)).score(turn)
+    assert [scorer.asked[0][0] for scorer in scorers] == [talks, ["why?", "who?"]]
