@@ -83,8 +83,7 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
 def test_the_gradients_of_kl_and_entropy_with_a_coefficient_per_agent(monkeypatch, system, tokens_per_pass):
     """Against autograd through β_i KL - η_i H at the sampled prefixes; with η = 0 nothing changes, to the last bit."""
     model, adapters = system
-    monkeypatch.setattr(policy, "POSITIONS", 3)
-    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", tokens_per_pass)
+    monkeypatch.setitem(policy.POSITIONS, "cpu", 3)
     beta, eta = torch.tensor([0.7, 0.0, 0.1]), torch.tensor([0.5, -0.25, 0.0])
 
     def gradient(entropy_coefficient):
@@ -92,10 +91,11 @@ def test_the_gradients_of_kl_and_entropy_with_a_coefficient_per_agent(monkeypatc
         evaluate_responses(
             model,
             adapters,
-            STATES,
+            [STATES] * 3,
             RESPONSES,
             temperature=TEMPERATURE,
             pad=0,
+            tokens_per_pass=tokens_per_pass,
             signal=torch.ones(3, 2),
             kl_coefficient=beta,
             entropy_coefficient=entropy_coefficient,
