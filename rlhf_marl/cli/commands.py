@@ -42,6 +42,33 @@ def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overri
 @cli.command(context_settings=_CONFIG_KEYS)
 @click.argument("config")
 @click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="KEY=VALUES",
+    help="Key and its values, such as seed=0..4 or topology.gossip_rounds=0,20; repeatable.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder; by default sweeps/<config>.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--evaluate", is_flag=True, help="Also evaluate every run on held-out questions.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def sweep(
+    config: str, over: tuple[str, ...], out: Path | None, jobs: int, evaluate: bool, overrides: tuple[str, ...]
+) -> None:
+    """Train every combination of some keys' values.
+
+    Each combination is a run directory, out/<arm>/<seed>. The same command again skips finished runs and resumes
+    interrupted ones. Writes sweep.html and sweep.json: means with intervals over seeds, and differences between arms,
+    paired by seed. Options after CONFIG override its keys in all runs.
+    """
+    from rlhf_marl.cli.sweep import sweep as run
+
+    run(config, over, out, jobs, evaluate, overrides)
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option(
     "--out", type=click.Path(path_type=Path), default=Path("study"), show_default=True, help="Results folder."
 )
 @click.option("--quick", is_flag=True, help="20 seeds and a tenth of the steps: minutes, with wide intervals.")
