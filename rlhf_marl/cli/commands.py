@@ -26,17 +26,44 @@ def cli() -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Output folder; by default runs/<config>-<time>.")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --run-dir.")
 @click.option("--profile", is_flag=True, help="Print the time per stage at the end.")
+@click.option("--dry-run", is_flag=True, help="Only check the config and print what it would cost, as `check` does.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
+def train(
+    config: str, run_dir: Path | None, resume: bool, profile: bool, dry_run: bool, overrides: tuple[str, ...]
+) -> None:
     """Train the agents that CONFIG describes.
 
     CONFIG is a YAML file. Options after CONFIG override its keys: --actor.signal td_q
     --agents.1.reward_model reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
     """
-    from rlhf_marl.api import train as run
     from rlhf_marl.config import load_config
 
+    if dry_run:
+        from rlhf_marl.cli.check import check as check_only
+
+        check_only(load_config(config, overrides), config, device=None, probe=False, as_json=False)
+        return
+    from rlhf_marl.api import train as run
+
     run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config, profile=profile)
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option("--probe", is_flag=True, help="Also load the models and measure the time of an update.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it would train; by default as here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def check(config: str, probe: bool, device: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Check a config without loading weights, and estimate its costs.
+
+    Finds every file and model, reads cards and templates, and prints what would be trained, the peak memory, tokens
+    per update, disk space, and what is downloaded or trained on first use. Options after CONFIG override its keys.
+    """
+    from rlhf_marl.cli.check import check as run
+    from rlhf_marl.config import load_config
+
+    run(load_config(config, overrides), config, device=device, probe=probe, as_json=as_json)
 
 
 @cli.command(context_settings=_CONFIG_KEYS)

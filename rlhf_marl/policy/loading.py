@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, final
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import check_chat_template, stop_tokens
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
 from rlhf_marl.policy.mkl_linear import use_mkl_linears
-from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
+from rlhf_marl.policy.references import hub_problem, package_model, quiet, resolve_model
 from rlhf_marl.sanitise import first_line
 
+_WITHOUT_WEIGHTS = (AutoConfig, AutoTokenizer)  # read from a GGUF file's header before it is converted
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -54,11 +55,19 @@ def load_chat_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> ChatModel:
-    """Load a chat model for inference. Raises UsageError as `load_model_of` does, or without a chat template."""
+    """Load a chat model for inference; on the meta device only its shapes, for which no weights are read.
+
+    Raises UsageError as `load_model_of` does, or without a chat template.
+    """
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if device.type != "meta":
+        resolve_model(reference, where)  # converts a packaged GGUF file, whose tokenizer is slow to read
     tokenizer = load_tokenizer(reference, where, **source)
     check_chat_template(tokenizer, f"{where}: {reference!r}")
-    model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    if device.type == "meta":
+        model = shapes_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    else:
+        model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
     use_mkl_linears(model.to(device).requires_grad_(False))
     ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None)
     return ChatModel(model, tokenizer, ends)
@@ -115,12 +124,33 @@ def load_model_of(
     return model.eval()
 
 
+def shapes_of(
+    factory: Any,
+    reference: str,
+    where: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model on the meta device, from its config alone; raises UsageError as `load_model_of` does."""
+    config = _load(AutoConfig, reference, where, revision, trust_remote_code)
+    with torch.device("meta"):
+        model = factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
 def _load(
     factory: Any, reference: str, where: str, revision: str | None, trust_remote_code: bool, **options: Any
 ) -> Any:
     if trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise UsageError(f"{where}: trust_remote_code needs a pinned revision (a 40-digit commit hash)")
-    source = resolve_model(reference, where)
+    if factory in _WITHOUT_WEIGHTS and reference.startswith("package:"):
+        folder, unconverted = package_model(reference, where)
+        source = str(folder if unconverted is None else unconverted.parent)
+        options |= {} if unconverted is None else {"gguf_file": unconverted.name}
+    else:
+        source = resolve_model(reference, where)
     local = Path(source).is_dir()
     if trust_remote_code:
         options["code_revision"] = revision  # for code in another repository that the model's config names

@@ -36,7 +36,10 @@ def resolve_model(reference: str, where: str) -> str:
         UsageError: package not installed, file not in it, or a folder without a model.
     """
     if reference.startswith("package:"):
-        return str(_package_model(reference, where))
+        packaged, unconverted = package_model(reference, where)
+        if unconverted is not None:
+            _convert_gguf(unconverted, packaged, where)
+        return str(packaged)
     folder = expanded(reference)
     try:
         if folder.exists() or reference.startswith((".", "/", "~")):
@@ -78,7 +81,8 @@ def _checked_folder(folder: Path, reference: str, where: str) -> Path:
     return folder
 
 
-def _package_model(reference: str, where: str) -> Path:
+def package_model(reference: str, where: str) -> tuple[Path, Path | None]:
+    """The folder of a package:... model, and the GGUF file that must first be converted into it, if any."""
     package, _, inside = reference.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -97,11 +101,9 @@ def _package_model(reference: str, where: str) -> Path:
             f"{where}: {reference!r}: no such file in the package; it has {', '.join(files) or 'no models'}"
         )
     if path.suffix != ".gguf":
-        return _checked_folder(path, reference, where)
+        return _checked_folder(path, reference, where), None
     folder = cache_dir() / "models" / f"{package}-{distribution_of(package)[1] or 0}-{path.stem}"
-    if not (folder / "config.json").is_file():
-        _convert_gguf(path, folder, where)
-    return folder
+    return folder, None if (folder / "config.json").is_file() else path
 
 
 def distribution_of(package: str) -> tuple[str, str]:

@@ -64,6 +64,9 @@ class TrainedCard(CardBase):
     def available(self) -> str:
         return "trained" if (cached_folder(self, self.name) / "card.yaml").is_file() else "trains on first use"
 
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.base, "auto")]
+
     def in_words(self) -> str:
         return "a classifier trained from preference pairs"
 
