@@ -26,6 +26,7 @@ from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.log import warnings_to
 from rlhf_marl.services.journal import Journal
 from rlhf_marl.sweeps.grid import plan
 from rlhf_marl.sweeps.results import frame, run_sweep
@@ -76,6 +77,7 @@ def train(
         run = RunDirectory.create(path, config, experiment.cards)
     else:
         run.check_cards(experiment.cards)
+    display.log_to(run.log)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -87,7 +89,13 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
-    with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
+    with (
+        run.locked(),
+        warnings_to(run.log),
+        _sigint(display.stopping) as interrupted,
+        stopwatch(accelerator.device) as watch,
+        display,
+    ):
         run.save_topology(experiment.matrix)
         finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
         save_results(experiment, run)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rlhf_marl.config import Config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.loading import default_device
-from rlhf_marl.reporting.terminal import safe_text
+from rlhf_marl.reporting.terminal import duration, safe_text
 from rlhf_marl.training.check import Checked, check_experiment
 from rlhf_marl.training.probe import seconds_per_update
 
@@ -99,10 +99,3 @@ def size_of(size: int) -> str:
 def count_of(count: int) -> str:
     """A number of parameters for people: 134.5 M, 196.6 k."""
     return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
-
-
-def duration(seconds: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

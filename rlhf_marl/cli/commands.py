@@ -161,6 +161,37 @@ def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
     click.echo(write_report(run_dir, out))
 
 
+@cli.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List runs with their state, last reward and verdicts.
+
+    Lists every run directory in or below FOLDER, by default runs, the oldest first.
+    """
+    from rlhf_marl.cli.runs import runs as show
+
+    show(folder, as_json=as_json)
+
+
+@cli.command()
+@click.argument("file", default="config.yaml", type=click.Path(path_type=Path))
+@click.option("--model", help="Chat model: hub id, local folder, or package:<import name>/<file>.")
+@click.option("--reward", "rewards", multiple=True, metavar="CARD", help="Reward card of an agent; repeat per agent.")
+@click.option("--graph", help="Communication graph, such as ring, complete or star.")
+@click.option("--question", help="First prompt of every dialogue.")
+@click.option("--iterations", type=click.IntRange(1), help="Number of iterations.")
+@click.option("--yes", is_flag=True, help="Ask nothing: use defaults for what is not given.")
+def init(file: Path, yes: bool, **given: Any) -> None:
+    """Write a commented config to start from.
+
+    On a terminal, asks for what the options do not give. Shipped reward cards may be given by name: --reward harmless.
+    """
+    from rlhf_marl.cli.init import init as write
+
+    write(file, given, ask=not yes)
+
+
 cli.add_command(reward)
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.files.waiting import waiting
 from rlhf_marl.policy.loaded_weights import check_loaded
 
 _INSTALL = {
@@ -121,7 +122,12 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
         if (folder / "config.json").is_file():  # another process was first
             return
         # The conversion's progress bars ignore transformers' switch.
-        with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            waiting(f"{file.name}: first use: converting it and caching it"),
+            writing_folder(folder) as temporary,
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
             )

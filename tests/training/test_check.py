@@ -28,7 +28,7 @@ def test_a_good_config_needs_nothing(tiny_content):
         ({"topology": {"graph": "explicit", "edges": []}}, "tiny: topology: graph: explicit"),
         ({"controller": {"kind": "scripted", "next_prompts": ["{{ nope }}"]}}, "tiny: controller"),
         ({"controller": {"kind": "shared", "templates": "no.yaml"}}, "tiny: controller.templates: 'no.yaml'"),
-        ({"controller": {"kind": "openai", "model": "m", "api_key_env": "NO_KEY"}}, "environment variable NO_KEY is not set"),
+        ({"controller": {"kind": "openai", "model": "m", "api_key_env": "NO_KEY"}}, "variable NO_KEY is not set"),
     ],
 )
 def test_a_mistake_is_the_line_that_training_reports(tiny_content, changes, line):
