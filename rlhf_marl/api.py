@@ -1,4 +1,4 @@
-"""The Python API: `train`, `evaluate`, `export`, and `load_run` to inspect a run."""
+"""The Python API: `train`, `sweep`, `evaluate`, `export`, and `load_run` to inspect a run."""
 
 import logging
 import os
@@ -19,6 +19,8 @@ from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.validation import build_validation, prepare_validation
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
@@ -28,7 +30,10 @@ from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
+from rlhf_marl.runs.log import warnings_to
 from rlhf_marl.services.journal import Journal
+from rlhf_marl.sweeps.grid import plan
+from rlhf_marl.sweeps.results import frame, run_sweep
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
 
@@ -81,6 +86,7 @@ def train(
         run = RunDirectory.create(path, config, experiment.cards, judges)
     else:
         run.check_cards(experiment.cards, judges)
+    display.log_to(run.log)
     trackers = config.tracker != "none"
     if trackers:
         accelerator.init_trackers("rlhf_marl")
@@ -99,7 +105,13 @@ def train(
             updates = config.turns // config.actor.turns_per_update
             accelerator.log({"held_out/team": row["team"], **values}, step=updates * row["iteration"])
 
-    with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
+    with (
+        run.locked(),
+        warnings_to(run.log),
+        _sigint(display.stopping) as interrupted,
+        stopwatch(accelerator.device) as watch,
+        display,
+    ):
         run.save_topology(experiment.matrix)
         finished = run_training(
             experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
@@ -133,6 +145,41 @@ def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     numbers = evaluate_run(Path(run_dir), check_options(options), lambda stage, done, total: None).numbers
     refresh_report(Path(run_dir))
     return numbers
+
+
+def sweep(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    over: Mapping[str, Sequence[Any]],
+    *,
+    out: str | os.PathLike[str],
+    jobs: int = 1,
+    evaluate: bool = False,
+) -> pd.DataFrame:
+    """Train every combination of values, as `rlhf-marl sweep`; returns a row per run and agent.
+
+    Args:
+        config: as for `train`.
+        over: values by dotted key, such as {"seed": range(5), "topology.gossip_rounds": [0, 20]}.
+        out: folder of the runs, sweep.json and sweep.html. Finished runs in it are not run again.
+        jobs: runs at a time, each in a process of its own.
+        evaluate: also evaluate every run on held-out questions.
+
+    Returns:
+        The columns are those of `rlhf_marl.sweeps.results.frame`. A run that failed has `finished` False.
+
+    Raises:
+        UsageError: a mistake in the config or the values, before anything is trained.
+    """
+    name, content = "config", config
+    if isinstance(config, str | os.PathLike):
+        name = os.fspath(config)
+        content = load_yaml(find_data(name, "config"))
+    elif isinstance(config, Config):
+        content = config.model_dump(mode="json")
+    values = {key: list(given) for key, given in over.items()}
+    runs = plan(content, name, values, Path(out))  # type: ignore[arg-type]
+    run_sweep(runs, Path(out), config=name, over=values, jobs=jobs, evaluate=evaluate)
+    return frame(runs)
 
 
 def load_run(path: str | os.PathLike[str]) -> "Run":

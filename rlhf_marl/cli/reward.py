@@ -1,6 +1,7 @@
 """`rlhf-marl reward ...`: list, score, train, calibrate and compare reward models."""
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +18,25 @@ def reward() -> None:
 
 @reward.command("list")
 @click.option("--folder", type=PATH, multiple=True, help="Also list the cards in this folder; repeatable.")
-def list_cards(folder: tuple[Path, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
+def list_cards(folder: tuple[Path, ...], as_json: bool) -> None:
     """List the shipped reward cards.
 
     Shows kind, scorer, licence, and whether the reward model is on this machine.
     """
     from rlhf_marl.files.locate import DATA_ROOT
-    from rlhf_marl.rewards.tools import cards
+    from rlhf_marl.rewards.listing import cards
+    from rlhf_marl.sanitise import printable
 
-    _table(cards([DATA_ROOT / "reward_models", *folder]))
+    rows = cards([DATA_ROOT / "reward_models", *folder])
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        click.echo(printable(row["card"]))
+        for words in (", ".join(filter(None, (row["kind"], row["here"]))), row["scorer"], row["licence"]):
+            if words:
+                click.echo(textwrap.indent(textwrap.fill(printable(words), 74, break_on_hyphens=False), "    "))
 
 
 @reward.command()

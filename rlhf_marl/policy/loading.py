@@ -8,7 +8,14 @@ from typing import Any, Literal, TypedDict, final
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from rlhf_marl.errors import UsageError
@@ -16,10 +23,11 @@ from rlhf_marl.policy.chat import stop_tokens
 from rlhf_marl.policy.generation import fill_absent
 from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
-from rlhf_marl.policy.references import hub_problem, quiet, resolve_model
+from rlhf_marl.policy.references import hub_problem, package_model, quiet, resolve_model
 from rlhf_marl.policy.templates import DATE, Value, adapt_template, check_chat_template, template_tokens, turn_end
 from rlhf_marl.sanitise import first_line
 
+_WITHOUT_WEIGHTS = (AutoConfig, AutoTokenizer)  # read from a GGUF file's header before it is converted
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -61,13 +69,15 @@ def load_chat_model(
     chat_template_kwargs: Mapping[str, Value] | None = None,
     chat_template_date: str = DATE,
 ) -> ChatModel:
-    """Load a chat model for inference.
+    """Load a chat model for inference; on the meta device only its shapes, for which no weights are read.
 
     Raises:
         UsageError: as `load_model_of` and `adapt_template` do; a template that does not render dialogues; no end token;
             or a tokenizer that does not fit the model.
     """
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if device.type != "meta":
+        resolve_model(reference, where)  # converts a packaged GGUF file, whose tokenizer is slow to read
     tokenizer = load_tokenizer(
         reference,
         where,
@@ -77,7 +87,8 @@ def load_chat_model(
         chat_template_date=chat_template_date,
     )
     check_chat_template(tokenizer, f"{where}: {reference!r}")
-    model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    load = shapes_of if device.type == "meta" else load_model_of
+    model = load(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
     check_cache(model, f"{where}: {reference!r}")
     check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
     hide_absent_tokens(model.to(device).requires_grad_(False), tokenizer)
@@ -227,12 +238,33 @@ def load_model_of(
     return model.eval()
 
 
+def shapes_of(
+    factory: Any,
+    reference: str,
+    where: str,
+    *,
+    dtype: torch.dtype,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A model on the meta device, from its config alone; raises UsageError as `load_model_of` does."""
+    config = _load(AutoConfig, reference, where, revision, trust_remote_code)
+    with torch.device("meta"):
+        model = factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
 def _load(
     factory: Any, reference: str, where: str, revision: str | None, trust_remote_code: bool, **options: Any
 ) -> Any:
     if trust_remote_code and not _COMMIT.fullmatch(revision or ""):
         raise UsageError(f"{where}: trust_remote_code needs a pinned revision (a 40-digit commit hash)")
-    source = resolve_model(reference, where)
+    if factory in _WITHOUT_WEIGHTS and reference.startswith("package:"):
+        folder, unconverted = package_model(reference, where)
+        source = str(folder if unconverted is None else unconverted.parent)
+        options |= {} if unconverted is None else {"gguf_file": unconverted.name}
+    else:
+        source = resolve_model(reference, where)
     local = Path(source).is_dir()
     if trust_remote_code:
         options["code_revision"] = revision  # for code in another repository that the model's config names

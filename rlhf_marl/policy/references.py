@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.files.waiting import waiting
 from rlhf_marl.policy.loaded_weights import check_loaded
 
 _INSTALL = {
@@ -38,7 +39,10 @@ def resolve_model(reference: str, where: str) -> str:
         UsageError: package not installed, file not in it, or a folder without a model.
     """
     if reference.startswith("package:"):
-        return str(_package_model(reference, where))
+        packaged, unconverted = package_model(reference, where)
+        if unconverted is not None:
+            _convert_gguf(unconverted, packaged, where)
+        return str(packaged)
     folder = expanded(reference)
     try:
         if folder.exists() or reference.startswith((".", "/", "~")):
@@ -80,7 +84,8 @@ def _checked_folder(folder: Path, reference: str, where: str) -> Path:
     return folder
 
 
-def _package_model(reference: str, where: str) -> Path:
+def package_model(reference: str, where: str) -> tuple[Path, Path | None]:
+    """The folder of a package:... model, and the GGUF file that must first be converted into it, if any."""
     package, _, inside = reference.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -99,11 +104,9 @@ def _package_model(reference: str, where: str) -> Path:
             f"{where}: {reference!r}: no such file in the package; it has {', '.join(files) or 'no models'}"
         )
     if path.suffix != ".gguf":
-        return _checked_folder(path, reference, where)
+        return _checked_folder(path, reference, where), None
     folder = cache_dir() / "models" / f"{package}-{distribution_of(package)[1] or 0}-{path.stem}-half"
-    if not (folder / "config.json").is_file():
-        _convert_gguf(path, folder, where)
-    return folder
+    return folder, None if (folder / "config.json").is_file() else path
 
 
 def distribution_of(package: str) -> tuple[str, str]:
@@ -121,7 +124,13 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
         if (folder / "config.json").is_file():  # another process was first
             return
         # The conversion's progress bars ignore transformers' switch.
-        with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()), _reading_once():
+        with (
+            waiting(f"{file.name}: first use: converting it and caching it"),
+            writing_folder(folder) as temporary,
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),
+            _reading_once(),
+        ):
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
             )

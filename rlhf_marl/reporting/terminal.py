@@ -1,13 +1,15 @@
 """Terminal output of training: live rewards, health warnings and a summary."""
 
 import json
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +20,7 @@ from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
+_WORTH_SAYING = 10.0  # seconds
 
 
 @final
@@ -26,12 +29,15 @@ class Display:
 
     def __init__(self, config: Config, path: Path) -> None:
         self._config, self._path = config, path
+        self._log: Path | None = None
+        self._began: float | None = None
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("iteration"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[rewards]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -43,17 +49,35 @@ class Display:
 
     def _print(self, content: str | Table, style: str = "") -> None:
         self._console.print(safe_text(content, style) if isinstance(content, str) else content, soft_wrap=True)
+        if isinstance(content, str):
+            self._record(content)
+
+    def _record(self, line: str) -> None:
+        """Append a line to the log file, if there is one."""
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {printable(line)}\n")
 
     def loading(self) -> None:
+        config = self._config
+        updates = config.iterations * config.turns // config.actor.turns_per_update
         self._print(
-            f"{len(self._config.agents)} agents over {self._config.model.name}; output in {self._path}; loading"
+            f"{len(config.agents)} agents over {config.model.name}; {config.topology.graph} graph; "
+            f"{updates} updates in {config.iterations} iterations of {config.dialogues} dialogues, "
+            f"{config.turns} turns each"
         )
+        self._print(f"output in {self._path}; loading")
+
+    def log_to(self, file: Path) -> None:
+        """Also append the lines that are printed from now on to a file, and a line per iteration."""
+        self._log = file
 
     def stopping(self) -> None:
         self._print("stopping after this iteration is finished and saved (press Ctrl-C again to stop at once)")
 
     def __enter__(self) -> "Display":
         self._progress.start()
+        self._began = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -66,9 +90,19 @@ class Display:
         means = ((self._shown(agent, name), fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
         rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means) + self._held_out
         self._progress.update(self._task, completed=iterations, rewards=rewards)
-        if not self._console.is_terminal:
-            speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
+        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        line = f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"
+        if self._console.is_terminal:
+            self._record(line)
+        else:
+            self._print(line)
+        left = self._config.iterations - iterations
+        if self._iterations == 1 and left and self._began is not None:
+            seconds = time.monotonic() - self._began
+            if seconds * left > _WORTH_SAYING:
+                self._print(
+                    f"the first iteration took {duration(seconds)}; about {duration(seconds * left)} for the rest"
+                )
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
@@ -140,6 +174,13 @@ class Display:
         self._print(table)
         generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
         self._print(f"agent tokens per second: {generating:.0f} while generating, {self._tokens / wall:.0f} overall")
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def safe_text(words: str, style: str = "") -> Text:

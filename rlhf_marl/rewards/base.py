@@ -90,6 +90,10 @@ class CardBase(BaseModel):
         """For `reward list`: whether it can score without download or training; empty if unknown."""
         return ""
 
+    def loads(self) -> list[tuple[str, str]]:
+        """(reference, dtype) of the models that its scorer loads into this process, without its members'."""
+        return []
+
     def in_words(self) -> str:
         """For published model cards: a description without local folders or server addresses."""
         raise NotImplementedError

@@ -33,6 +33,9 @@ class PrototypeCard(CardBase):
     def available(self) -> str:
         return model_available(self.model)
 
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.model, "float32")]
+
     def in_words(self) -> str:
         return f"similarity to examples, by {public_name(self.model)}"
 

@@ -72,6 +72,9 @@ class SequenceClassifierCard(CardBase):
     def available(self) -> str:
         return model_available(self.model)
 
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.model, self.dtype)]
+
     def in_words(self) -> str:
         return f"classifier {public_name(self.model)}{_held_out(Path(self.model))}"
 

@@ -1,4 +1,4 @@
-"""Implementation of `rlhf-marl reward ...`: list, score, calibrate, agreement of reward models."""
+"""Implementation of `rlhf-marl reward ...`: score, calibrate, agreement of reward models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,6 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.files.user_data import read_rows, text_at
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card, score_all
 from rlhf_marl.rewards.preferences import Pair
@@ -36,27 +35,6 @@ def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
     """Load a card that can score, and its model."""
     card = load_card(reference, where).finished()
     return card, build_reward_model(card)
-
-
-def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per card file in the folders: kind, what it scores with, licence, local availability."""
-    rows = []
-    for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
-        try:
-            card = load_card(str(path), "reward list")
-        except UsageError as error:
-            rows.append({"card": str(path), "kind": "", "scorer": f"not a card: {error}", "licence": "", "here": ""})
-            continue
-        rows.append(
-            {
-                "card": f"reward_models/{path.name}" if path.parent == DATA_ROOT / "reward_models" else str(path),
-                "kind": card.kind,
-                "scorer": card.scores_with(),
-                "licence": card.licence,
-                "here": card.available(),
-            }
-        )
-    return rows
 
 
 def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:

@@ -1,7 +1,6 @@
 """A classifier trained locally from preference pairs, on first use."""
 
 import hashlib
-import logging
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,9 +8,8 @@ from pydantic import Field
 
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
 from rlhf_marl.files.user_data import DATA_FILE
+from rlhf_marl.files.waiting import waiting
 from rlhf_marl.rewards.base import MINILM, CardBase, PositiveInt, RewardModel, Text
-
-_log = logging.getLogger("rlhf_marl")
 
 
 class TrainedCard(CardBase):
@@ -53,8 +51,8 @@ class TrainedCard(CardBase):
         where = f"card {self.name}"
         folder = cached_folder(self, where)
         if not (folder / "card.yaml").is_file():
-            _log.warning("reward model %s: first use: training it from %s and caching it", self.name, self.data)
-            train_reward_model(self, folder, where)
+            with waiting(f"reward model {self.name}: first use: training it from {self.data} and caching it"):
+                train_reward_model(self, folder, where)
         return load_card(str(folder / "card.yaml"), where)
 
     def build(self, base: Any, journal: Any) -> RewardModel:
@@ -65,6 +63,9 @@ class TrainedCard(CardBase):
 
     def available(self) -> str:
         return "trained" if (cached_folder(self, self.name) / "card.yaml").is_file() else "trains on first use"
+
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.base, "auto")]
 
     def in_words(self) -> str:
         return "a classifier trained from preference pairs"

@@ -8,6 +8,7 @@ answers/           service answers since the oldest kept checkpoint; see journal
 adapters/agent_0/  PEFT format                   critics.safetensors
 best/agent_0/      the same, of the best checkpoint
 topology.json      the consensus matrix          report.html        written at the end
+train.log          what training printed
 """
 
 import json
@@ -66,6 +67,7 @@ class RunDirectory:
         self.validation = path / "validation.jsonl"  # absent without a validation section
         self.adapters = path / "adapters"
         self.best = path / "best"
+        self.log = path / "train.log"
         self.critics = path / "critics.safetensors"
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._reward_models = path / "reward_models.json"

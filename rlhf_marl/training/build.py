@@ -116,7 +116,7 @@ def build(
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
         agents = build_agents(config, where, device, sampler=sampler)
-        questions = _short_enough(config, questions, agents, where)
+        questions = short_enough(config, questions, agents, where)
         made = team(
             agents.sampler,
             build_learner(config, agents, mixer(matrix, rounds)),
@@ -274,7 +274,7 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _short_enough(config: Config, questions: Questions, agents: Agents, where: str) -> Questions:
+def short_enough(config: Config, questions: Questions, agents: Agents, where: str) -> Questions:
     """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
     problems: dict[int, str] = {}
