@@ -29,7 +29,7 @@ def test_one_screen_and_nothing_is_written(run, config_file, tmp_path, command):
 
 
 def test_json_has_the_numbers(run, config_file):
-    code, printed, _ = run("check", "tiny.yaml", "--json", "--device", "cuda")
+    code, printed, _ = run("check", "tiny.yaml", "--json", "--device", "cuda", "--model.dtype", "auto")
     numbers = json.loads(printed)
     assert code == 0
     assert (numbers["device"], numbers["dtype"], numbers["seconds_per_update"]) == ("cuda", "bfloat16", None)
