@@ -85,7 +85,7 @@ class ModelConfig(Section):
     revision: str | None = None
     """Hub revision; a full commit hash pins the weights."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on CUDA, float32 elsewhere."""
+    """auto: bfloat16 on CUDA; elsewhere float32, on a CPU with weights rounded to half precision."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
     chat_template: Text | None = None

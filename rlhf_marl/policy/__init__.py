@@ -5,5 +5,5 @@ chat.py          chat templates, stop tokens    padding.py            padded bat
 adapters.py      stacked LoRA                   half_linear.py        fast linear layers on CPUs
 prefix_cache.py  prefill, shared prefixes       generation.py         batched sampling
 sampler.py       the Sampler protocol           log_probabilities.py  log π, entropy, KL and gradients
-instructions.py  prompt templates of tasks
+instructions.py  prompt templates of tasks      decoder.py            straight-line decoding on GPUs
 """
