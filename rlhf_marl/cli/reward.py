@@ -1,6 +1,7 @@
 """`rlhf-marl reward ...`: list, score, train, calibrate and compare reward models."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,6 +88,31 @@ def train(card: str, to: Path | None) -> None:
         f"scale {measured['scale']}, offset {measured['offset']}"
     )
     _table([{name: f"{value:.3g}" for name, value in row.items()} for row in measured["reliability"]])
+    if measured["gate"]:
+        click.echo(f"the gate, on pairs that it was not trained on; trained on {measured['junk']} pairs with junk:")
+        _gate_table(measured["gate"])
+
+
+@reward.command()
+@click.argument("card")
+@click.option(
+    "--pairs",
+    default="reward_models/data/gate.jsonl",
+    show_default=True,
+    help="Pairs of a fluent answer and junk, with the kind of junk in the column `junk`.",
+)
+def gate(card: str, pairs: str) -> None:
+    """Measure how often CARD prefers a fluent answer to junk.
+
+    One row per kind of junk. Fails unless it does so in 95% of the pairs of each kind. Pairs that the card's own data
+    hold are left out.
+    """
+    from rlhf_marl.rewards.gate import check_gate
+    from rlhf_marl.rewards.tools import gated
+
+    finished, table = gated(card, pairs)
+    _gate_table({kind: row.model_dump() for kind, row in table.items()})
+    check_gate(finished.name, table, "reward gate")
 
 
 @reward.command()
@@ -185,6 +211,51 @@ def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
 
     for row in rescored(run_dir, card):
         click.echo(json.dumps(row))
+
+
+@reward.command()
+@click.argument("run_dir", type=PATH)
+@click.option("--to", type=PATH, required=True, help="Output file: JSON Lines, for a card's `junk`.")
+@click.option(
+    "--top",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of each agent's answers to look at: those with the highest rewards.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Most answers of an agent to look at.",
+)
+def mine(run_dir: Path, to: Path, top: float, limit: int) -> None:
+    """Collect junk that a run's reward models scored highly.
+
+    Junk repeats itself, or is less likely under the base model than 95% of that model's own answers. Each becomes a
+    preference pair with the base model's answer to the same prompt.
+    """
+    from rlhf_marl.evaluation.mine import mine as mined
+
+    rows = mined(run_dir, top=top, limit=limit)
+    for agent in sorted({row["agent"] for row in rows}):
+        kinds = [row["junk"] for row in rows if row["agent"] == agent]
+        click.echo(f"agent {agent}: {kinds.count('repeats')} repeat themselves, {kinds.count('unlikely')} are unlikely")
+    if rows:
+        to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        click.echo(f"{len(rows)} pairs: {to}")
+    else:
+        click.echo("no junk among the answers with the highest rewards; nothing written")
+
+
+def _gate_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    _table(
+        [
+            {"junk": kind, "prefers fluent": f"{row['share']:.3f}", "pairs": str(row["pairs"])}
+            for kind, row in rows.items()
+        ]
+    )
 
 
 def _table(rows: list[dict[str, str]]) -> None:
