@@ -100,8 +100,13 @@ class CardBase(BaseModel):
 
     def beside(self, folder: Path) -> Self:
         """The card with absolute paths for the files that lie in its folder."""
-        named = {key: value for key in self.file_keys if (value := getattr(self, key)) is not None}
-        return self.model_copy(update={key: absolute(value, folder) for key, value in named.items()})
+        named = {key: value for key in self.file_keys if (value := getattr(self, key))}
+        return self.model_copy(
+            update={
+                key: [absolute(name, folder) for name in value] if isinstance(value, list) else absolute(value, folder)
+                for key, value in named.items()
+            }
+        )
 
 
 def absolute(name: str, folder: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, final
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import Message, plain_text, templated
@@ -25,6 +25,15 @@ if TYPE_CHECKING:
 
 NonNegativeInt = Annotated[int, Field(ge=0)]
 _log = logging.getLogger("rlhf_marl")
+
+
+class Preferred(BaseModel):
+    """A row of the gate's table: the share of the pairs of one kind in which the fluent answer scores higher."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    pairs: PositiveInt
 
 
 class SequenceClassifierCard(CardBase):
@@ -56,6 +65,8 @@ class SequenceClassifierCard(CardBase):
     max_tokens: PositiveInt | None = None
     """Longest input; by default the model's context. Longer ones are cut from the left, and counted in a warning."""
     batch_size: PositiveInt = 16
+    gate: dict[Text, Preferred] | Literal[False] = False
+    """By kind of junk, how often it prefers fluent answers; measured after training here. off: train with it anyway."""
 
     file_keys = ("model", "adapter")
 

@@ -10,9 +10,10 @@ from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.user_data import read_rows, text_at
-from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card, score_all
-from rlhf_marl.rewards.preferences import Pair
-from rlhf_marl.rewards.sequence_classifier import SequenceClassifier
+from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, load_card, score_all
+from rlhf_marl.rewards.gate import load_gate, measure
+from rlhf_marl.rewards.preferences import Pair, load_pairs
+from rlhf_marl.rewards.sequence_classifier import Preferred, SequenceClassifier
 from rlhf_marl.rewards.training import Accuracy, accuracy
 
 _RESAMPLES = 2000
@@ -47,6 +48,16 @@ def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses
     if len(raw) < 2 or not raw.std(ddof=1) > 0:
         raise UsageError("reward calibrate: needs at least two responses with different scores")
     return float(raw.std(ddof=1)), float(-raw.mean())
+
+
+def gated(reference: str, source: str, where: str = "reward gate") -> tuple[Card, dict[str, Preferred]]:
+    """A card that can score and its gate's table, measured on this source without the pairs that a recipe names."""
+    recipe = load_card(reference, where)
+    named = [recipe.data, *recipe.junk] if isinstance(recipe, TrainedCard) else []
+    trained = [pair for name in named for pair in load_pairs(name, where, on_bad_row="skip")]
+    kinds = load_gate(source, f"{where}: --pairs", trained)
+    card = recipe.finished()
+    return card, measure(kinds, card, build_reward_model(card))
 
 
 def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair], seed: int = 0) -> Agreement:

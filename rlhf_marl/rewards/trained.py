@@ -4,12 +4,19 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
+from pydantic_core import PydanticCustomError
 
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
 from rlhf_marl.files.user_data import DATA_FILE
 from rlhf_marl.files.waiting import waiting
 from rlhf_marl.rewards.base import MINILM, CardBase, PositiveInt, RewardModel, Text
+
+
+def _file_or_off(value: Any) -> Any:
+    if value is False or (isinstance(value, str) and value):
+        return value
+    raise PydanticCustomError("file_or_off", "Input should be a file of labelled pairs, or off")
 
 
 class TrainedCard(CardBase):
@@ -26,6 +33,13 @@ class TrainedCard(CardBase):
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """Rows that are no pair: stop, or leave out and count. skip also leaves out pairs longer than max_tokens, which
     are otherwise cut from the left and counted."""
+    junk: list[Text] = Field(default_factory=list)
+    """More preference pairs, whose rejected answers are junk: trained on, but never held out. Sources as in `data`."""
+    derived_junk: list[Literal["echo", "cut", "repeated", "shuffled"]] = Field(default_factory=list)
+    """Also train every chosen answer against junk derived from it; the kinds take turns."""
+    gate: Annotated[str | Literal[False], PlainValidator(_file_or_off)] = "reward_models/data/gate.jsonl"
+    """Pairs with a column `junk`, their kind. `rlhf-marl train` refuses the trained model unless it prefers the chosen
+    answer in 95% of each kind. off: do not measure."""
     base: Text = MINILM
     """The encoder or language model that gets a scalar head."""
     input: Literal["pair", "chat"] = "pair"
@@ -41,7 +55,7 @@ class TrainedCard(CardBase):
     """Also train on the first so many words of each response, for agents whose answers are cut by a token limit."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    file_keys = ("base", "data")
+    file_keys = ("base", "data", "junk", "gate")
 
     def finished(self) -> CardBase:
         """The card of the trained model; trains it if it is not in the cache."""
@@ -73,12 +87,16 @@ class TrainedCard(CardBase):
 
 def cached_folder(card: TrainedCard, where: str) -> Path:
     """Cache folder of a card's model; its name depends on the recipe, the data and a local base."""
-    files = _data_files(card, where)
-    digest = hashlib.sha256(card.model_dump_json(exclude={"data"} if files else None).encode())
-    for file in files:
-        if len(files) > 1:  # of a folder, where a line may move to another file
-            digest.update(f"{file.relative_to(expanded(card.data))}\0{file.stat().st_size}\0".encode())
-        digest.update(file.read_bytes())
+    sources = {"data": [card.data], "junk": card.junk, "gate": [card.gate] if card.gate else []}
+    files = {key: [_data_files(name, f"{where}: {key}") for name in names] for key, names in sources.items()}
+    local = {key for key, found in files.items() if found and all(found)}  # their content counts, not their place
+    digest = hashlib.sha256(card.model_dump_json(exclude=local).encode())
+    read = [pair for key in sources for pair in zip(sources[key], files[key], strict=True)]
+    for source, several in read:
+        for file in several:
+            if len(several) > 1:  # of a folder, where a line may move to another file
+                digest.update(f"{file.relative_to(expanded(source))}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
     base = expanded(card.base)
     for file in sorted(base.rglob("*")) if base.is_dir() else []:
         digest.update(f"{file.relative_to(base)}\0".encode())
@@ -88,10 +106,10 @@ def cached_folder(card: TrainedCard, where: str) -> Path:
     return cache_dir() / "reward_models" / f"{card.name.replace(' ', '_')}-{digest.hexdigest()[:12]}"
 
 
-def _data_files(card: TrainedCard, where: str) -> list[Path]:
-    """The local files of a card's pairs, in a fixed order; none if they come from the hub."""
-    folder = expanded(card.data)
+def _data_files(source: str, where: str) -> list[Path]:
+    """The local files of a source of pairs, in a fixed order; none if it is on the hub."""
+    folder = expanded(source)
     if folder.is_dir():
         return sorted(file for file in folder.rglob("*") if file.is_file())
-    local = DATA_FILE.search(card.data) or folder.is_file()
-    return [find_data(card.data, f"{where}: data")] if local else []
+    local = DATA_FILE.search(source) or folder.is_file()
+    return [find_data(source, where)] if local else []

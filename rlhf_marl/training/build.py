@@ -35,6 +35,7 @@ from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
+from rlhf_marl.rewards.gate import check_card_gate
 from rlhf_marl.sanitise import first_line
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.learner import Learner
@@ -115,6 +116,8 @@ def build(
         questions = load_questions(config.prompts, config.seed, where)
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
+        for i, card in enumerate(cards):
+            check_card_gate(card, f"{where}: agents.{i}.reward_model")
         agents = build_agents(config, where, device, sampler=sampler)
         questions = short_enough(config, questions, agents, where)
         made = team(

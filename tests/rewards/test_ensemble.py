@@ -90,6 +90,30 @@ def test_rows_are_combined_by_hand(combine, expected):
     assert model.score(["p", "p"], ["x", "y"]) == expected
 
 
+def test_disagreement_is_penalised_by_hand():
+    """Scaled scores 2, 6 and 4, 4 with weights 1 and 3: means 5 and 4, deviations √3 and 0."""
+    cards = [member("a"), member("b", scale=2.0)]
+    members = [{"card": card, "weight": weight} for card, weight in zip(cards, (1.0, 3.0), strict=True)]
+    card = EnsembleCard(name="e", kind="ensemble", disagreement_penalty=2.0, members=members)
+    scorers = list(zip(cards, (Fixed(2, 4), Fixed(12, 8)), strict=True))
+    assert Ensemble(card, scorers).score(["p", "p"], ["x", "y"]) == pytest.approx([1.535898, 4.0])
+    assert card.in_words() == "mean of a, b, minus 2 standard deviations"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"combine": "minimum"}, "disagreement_penalty: goes with combine: mean, not minimum"),
+        ({"members": [{"card": "a.yaml"}, {"card": "b.yaml", "weight": -0.5}]}, "a member has a negative weight"),
+        ({"disagreement_penalty": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_a_penalty_that_cannot_be_meant_is_refused(changes, message):
+    content = {"name": "e", "kind": "ensemble", "disagreement_penalty": 1.0, "members": [{"card": "a.yaml"}]} | changes
+    with pytest.raises(ValueError, match=message):
+        EnsembleCard(**content)
+
+
 def test_weights_without_a_mean_are_refused():
     members = [{"card": "a.yaml", "weight": 1.0}, {"card": "b.yaml", "weight": -1.0}]
     with pytest.raises(ValueError, match="the weights sum to 0, which has no mean; use combine: sum"):
