@@ -42,6 +42,28 @@ def value_correlation(turns: Sequence[Mapping[str, Any]], discount: float) -> tu
     return float(result.statistic), float(low), float(high)
 
 
+def before_and_after(turns: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """One question's first turn, early and late in training: of the question asked again after the most iterations.
+
+    None if no question was asked in two iterations.
+
+    turns: as for `value_correlation`, of one run.
+    """
+    firsts: dict[str, list[Mapping[str, Any]]] = {}
+    for turn in turns:
+        if turn["turn"] == 0:
+            firsts.setdefault(turn["prompt"], []).append(turn)
+    pairs = [(min(asked, key=_when), max(asked, key=_when)) for asked in firsts.values()]
+    early, late = max(pairs, key=lambda pair: pair[1]["iteration"] - pair[0]["iteration"], default=(None, None))
+    if early is None or late is None or early["iteration"] == late["iteration"]:
+        return None
+    return early, late
+
+
+def _when(turn: Mapping[str, Any]) -> tuple[int, int]:
+    return turn["iteration"], turn["dialogue"]
+
+
 def is_finite(value: Any) -> bool:
     """Whether a value read from a file is a number that float arithmetic can hold."""
     return isinstance(value, int | float) and abs(value) < 1e300
