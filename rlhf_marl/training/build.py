@@ -114,6 +114,8 @@ def build(
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
+        for recipe in recipes:
+            recipe.check_columns(questions.columns, f"{where}: prompts")
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
         for i, card in enumerate(cards):
