@@ -218,7 +218,7 @@ def response_logits(
         past_key_values=prefix.cache(len(prompts[0])),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
-    ).logits
+    ).logits[:, -tokens.shape[1] :]  # some models give all, whatever is asked
 
 
 @final
@@ -272,7 +272,7 @@ class ReferencePrefill:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=tokens.shape[1],
-        ).logits
+        ).logits[:, -tokens.shape[1] :]
 
 
 @torch.inference_mode()
