@@ -323,6 +323,9 @@ class ActorConfig(Section):
     """Each agent's gradient is clipped to this norm (except for optimizer normalised); null = no clipping."""
     tokens_per_pass: PositiveInt | None = None
     """Most tokens of one backward pass: more need more memory and may be faster; null = 512 on a CPU, 4096 on a GPU."""
+    mask_truncated: bool = False
+    """Leave responses that reach their token limit without an end token out of the actors' gradients, KL and entropy
+    terms included. Critics, baselines and metrics still see them."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.
@@ -341,6 +344,8 @@ class RewardConfig(Section):
     """Weight of the team's answer, for both."""
     missing_end_penalty: NonNegativeFloat = 0.0
     """Subtracted from an agent's scaled reward for a response that reaches its token limit without an end token."""
+    length_penalty: Annotated[float, Field(ge=-1e3, le=1e3)] = 0.0
+    """Subtracted from an agent's scaled reward per token of its response; negative: long responses are rewarded."""
 
 
 class ValidationConfig(Section):

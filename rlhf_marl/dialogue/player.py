@@ -1,8 +1,8 @@
 """The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ class Dialogue:
         messages: alternating user prompts and aggregated answers; the last one is the prompt to answer.
         turns: number of turns to play.
         follow_ups: predefined prompts after the first; the controller writes the others.
+        row: the other columns of the first question's row, for reward models that read them.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Dialogue:
     messages: list[Message]
     turns: int
     follow_ups: Sequence[str] = ()
+    row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -70,6 +72,7 @@ class Turn:
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
         value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
         conversations: each dialogue's messages up to the prompt, for reward models that read whole dialogues, B.
+        rows: `row` of each dialogue, B.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -84,6 +87,7 @@ class Turn:
     merged: list[Merged]
     next_states: list[list[int]]
     conversations: list[list[Message]] = field(default_factory=list)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
     reward_raw: Tensor = field(default_factory=lambda: Tensor())
     reward_scaled: Tensor = field(default_factory=lambda: Tensor())
     value: Tensor | None = None
@@ -158,6 +162,7 @@ class Player:
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
                 conversations=conversations,
+                rows=[dialogue.row for dialogue in active],
             )
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 

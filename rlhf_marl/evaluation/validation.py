@@ -13,7 +13,7 @@ from rlhf_marl.dialogue.questions import load_questions as load_training_questio
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.collect import played, score
 from rlhf_marl.evaluation.judges import Scorer, check_held_out
-from rlhf_marl.evaluation.questions import Question, load_questions, spread, without_trained
+from rlhf_marl.evaluation.questions import Question, columns_of, load_questions, spread, without_trained
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.rewards import Card, build_reward_model, load_card
 from rlhf_marl.training.build import Experiment
@@ -65,6 +65,8 @@ def prepare_validation(config: Config, where: str) -> Prepared | None:
         if card.name in {other.name for other in cards[:i]}:
             raise UsageError(f"{place}: another judge is also named {card.name!r}; give one of them another name")
     judges = [check_held_out(card, own, place) for card, place in zip(cards, places, strict=True)]
+    for judge in judges:
+        judge.check_columns(columns_of(kept), f"{where}: validation.questions: columns")
     return Prepared(spread(kept, asked.limit), asked.turns, judges)
 
 
@@ -103,7 +105,7 @@ class Validation:
             )
         ]
         for judge in self.judges:
-            score(rows, judge)
+            score(rows, judge, dict(enumerate(question.columns for question in self.questions)))
         team = {judge.name: _mean(rows, [row["aggregate_scores"][judge.name] for row in rows]) for judge in self.judges}
         agents = {
             judge.name: [

@@ -63,6 +63,7 @@ def evaluate_responses(
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
+    learned: Tensor | None = None,
     tokens_per_pass: int | None = None,
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] to prompts[agent][dialogue]; with a signal, also adds actors' gradients.
@@ -82,6 +83,7 @@ def evaluate_responses(
         prefixes: prefix cache for a prompt that all rows share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
             is the one that sampled.
+        learned: (n_agents, n_dialogues) bool, the responses whose gradients are added; None: all.
         tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
     n_agents, n_dialogues = len(responses), len(responses[0])
@@ -130,6 +132,8 @@ def evaluate_responses(
                 of_entropy = None if eta is None else eta[rows, columns].reshape(-1, 1).to(kl)
                 later_kl = kl.sum(-1, keepdim=True) - kl.cumsum(-1)
                 weight = objective(log_probability, old, of_response - of_kl * later_kl)
+                if learned is not None:
+                    mask = mask * learned[rows, columns].reshape(-1, 1).to(mask)
                 _logit_gradient(
                     logits.detach(), base, kl, entropy, tokens, mask, weight, temperature, of_kl, of_entropy
                 )
@@ -214,7 +218,7 @@ def response_logits(
         past_key_values=prefix.cache(len(prompts[0])),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
-    ).logits
+    ).logits[:, -tokens.shape[1] :]  # some models give all, whatever is asked
 
 
 @final
@@ -268,7 +272,7 @@ class ReferencePrefill:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=tokens.shape[1],
-        ).logits
+        ).logits[:, -tokens.shape[1] :]
 
 
 @torch.inference_mode()

@@ -31,6 +31,7 @@ from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
+from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
@@ -114,11 +115,14 @@ def build(
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
+        for recipe in recipes:
+            recipe.check_columns(questions.columns, f"{where}: prompts")
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
         for i, card in enumerate(cards):
             check_card_gate(card, f"{where}: agents.{i}.reward_model")
         agents = build_agents(config, where, device, sampler=sampler)
+        check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
         questions = short_enough(config, questions, agents, where)
         made = team(
             agents.sampler,

@@ -49,6 +49,8 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     named = enumerate(agent.reward_model for agent in config.agents)
     cards = [load_card(card, f"{where}: agents.{i}.reward_model") for i, card in named]
     questions = load_questions(config.prompts, config.seed, where)
+    for card in cards:
+        card.check_columns(questions.columns, f"{where}: prompts")
     prepared = prepare_controller(config.controller, config.names, where)
     agents = build_agents(shaped, where, META, start=False)
     questions = short_enough(config, questions, agents, where)

@@ -180,6 +180,7 @@ class Learner:
     def _statistics(self, turn: Turn, group: Decoding, signal: Tensor, weight: float) -> Statistics:
         """Statistics of these agents' responses; adds their gradients."""
         bonus = self.entropy.values[group.agents]
+        finished = torch.tensor([[sample.finished for sample in agent] for agent in turn.samples[group.agents]])
         return evaluate_responses(
             self.chat_model.model,
             self.adapters,
@@ -194,6 +195,7 @@ class Learner:
             prefixes=self.prefixes,
             old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples[group.agents]],
             tokens_per_pass=self.actor.tokens_per_pass,
+            learned=finished if self.actor.mask_truncated else None,
             objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
         )
 

@@ -247,7 +247,8 @@ def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
     dialogues = []
     for number in range(iteration * config.dialogues, (iteration + 1) * config.dialogues):
         question = questions.index(number)
-        dialogues.append(Dialogue(number, question, [*questions.conversations[question]], config.turns))
+        messages, row = [*questions.conversations[question]], questions.rows[question]
+        dialogues.append(Dialogue(number, question, messages, config.turns, row=row))
     return dialogues
 
 

@@ -110,13 +110,21 @@ class LocalTeam:
                 rewards = self._scores(turn, team if self._reward.of == "team" else turn.texts)
         raw, scaled = rewards.unbind()
         unfinished = torch.tensor([[not sample.finished for sample in agent] for agent in turn.samples])
-        scaled = scaled - self._reward.missing_end_penalty * unfinished
+        lengths = torch.tensor([[len(sample.tokens) for sample in agent] for agent in turn.samples])
+        scaled = scaled - self._reward.missing_end_penalty * unfinished - self._reward.length_penalty * lengths
         return replace(turn, reward_raw=raw, reward_scaled=scaled, value=self.learner.value(turn))
 
     def _scores(self, turn: Turn, texts: Sequence[Sequence[str]]) -> Tensor:
         """Raw and scaled scores of texts[agent][dialogue] by each agent's reward model: (2, N, B)."""
         scores = [
-            score_all(card, scorer, turn.conversations if card.reads_dialogue else turn.prompts, of_agent, agent=agent)
+            score_all(
+                card,
+                scorer,
+                turn.conversations if card.reads_dialogue else turn.prompts,
+                of_agent,
+                agent=agent,
+                rows=turn.rows,
+            )
             for agent, (card, scorer, of_agent) in enumerate(zip(self._cards, self._scorers, texts, strict=True))
         ]
         return torch.tensor(scores).transpose(0, 1)

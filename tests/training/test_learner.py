@@ -194,6 +194,16 @@ def test_log_probabilities_and_entropy_are_those_of_the_policy_that_sampled():
     assert all(row["kl"] > 0 for row in rows)
 
 
+def test_truncated_responses_move_no_actor_if_they_are_masked():
+    turn, moved = turn_of(), {}
+    turn.samples[1] = [replace(sample, finished=False) for sample in turn.samples[1]]
+    for mask in (False, True):
+        learner = learner_of(mask_truncated=mask, kl_coefficient=0.5)
+        learner.update([turn])
+        moved[mask] = learner.adapters.parameters.grad.any(-1).tolist()
+    assert moved == {False: [True, True], True: [True, False]}
+
+
 def test_ppo_clip_ascends_the_clipped_surrogate():
     signal, old = [[0.2, 0.6], [1.2, 0.1]], math.log(1 / 259)  # near a random model's own: some ratios are clipped
     learner = learner_of(objective="ppo_clip", clip_range=0.3, optimizer="normalised")

@@ -234,6 +234,22 @@ def test_a_response_without_its_end_costs_the_penalty():
     assert plain.reward_raw.tolist() == charged.reward_raw.tolist()
 
 
+def test_length_costs_the_penalty_per_token():
+    learner = SimpleNamespace(value=lambda turn: None)
+    turn = turn_of([["banana", "xy"], ["papaya", "b"]])
+    turn.samples[0][1] = Sample([5, 5, 5], "xy", [0.0] * 3, finished=True)
+    turn.samples[1][0] = Sample([5, 2], "papaya", [0.0] * 2, finished=True)
+    plain, charged = (
+        team_of(scorers=[FakeScorer(len)] * 2, learner=learner, length_penalty=penalty).score(turn)
+        for penalty in (0.0, 0.5)
+    )
+    lengths = [[len(sample.tokens) for sample in agent] for agent in turn.samples]
+    assert (lengths[0][1], lengths[1][0]) == (3, 2)
+    difference = plain.reward_scaled - charged.reward_scaled
+    assert difference[0, 1] == 1.5
+    assert difference[1, 0] == 1.0
+
+
 def test_a_reward_model_that_asks_for_the_dialogue_gets_its_messages(monkeypatch):
     scorers, talks = [FakeScorer(len), FakeScorer(len)], [[{"role": "user", "content": "q"}]] * 2
     monkeypatch.setattr(type(CARDS[0]), "reads_dialogue", property(lambda card: card.name == "long"))
