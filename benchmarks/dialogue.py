@@ -68,7 +68,7 @@ def prepared(config: Config) -> Experiment:
     respond = partial(
         responses_of,
         TransformersSampler(replace(chat_model, stop_tokens=[peers.NEVER]), adapters),
-        adapters.n_agents,
+        range(adapters.n_agents),
         seed=config.seed,
         max_new_tokens=config.generation.max_new_tokens,
         temperature=config.generation.temperature,

@@ -53,8 +53,9 @@ class ModelConfig(Section):
     """Hub id, local folder, or package:<import name>/<file> for a model inside an installed package."""
     revision: str | None = None
     """Hub revision; a full commit hash pins the weights."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on CUDA, float32 elsewhere."""
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on CUDA, float32 elsewhere. float64: adapters and critics too, to compare runs to the last digit;
+    otherwise these are float32."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
 

@@ -171,7 +171,7 @@ class Player:
 
 def responses_of(
     sampler: Sampler,
-    n_agents: int,
+    agents: Sequence[int],
     states: Sequence[Sequence[int]],
     dialogues: Sequence[int],
     turn: int,
@@ -181,13 +181,14 @@ def responses_of(
     temperature: float,
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents answer all states in one batch: [agent][dialogue].
+    """All agents of one process answer all states in one batch: [agent][dialogue].
 
-    If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
+    agents: their numbers in the run, in the order of the sampler's adapters. If not `adapted`, the base model answers
+    in place of every agent, with that agent's random numbers.
     """
     samples = sampler.sample(
-        states if adapted else list(states) * n_agents,
-        [SamplingKey(seed, agent, dialogue, turn) for agent in range(n_agents) for dialogue in dialogues],
+        states if adapted else list(states) * len(agents),
+        [SamplingKey(seed, agent, dialogue, turn) for agent in agents for dialogue in dialogues],
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         agents=slice(None) if adapted else None,

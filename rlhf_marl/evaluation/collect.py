@@ -49,7 +49,7 @@ def collect(
         respond = partial(
             responses_of,
             agents.sampler,
-            agents.adapters.n_agents,
+            range(agents.adapters.n_agents),
             seed=sampling.seed,
             max_new_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,

@@ -32,6 +32,7 @@ class Learner:
     """Learner of all agents in one process: stacked adapters over one base model, and one critic per agent.
 
     Attributes:
+        numbers: the agents' numbers in the run.
         optimizer: for the adapters; None for the normalised step of line 17, which has no state.
         scale: multiplies Adam's step sizes; None for plain Adam.
         critic_steps: K of Algorithm 2.
@@ -41,6 +42,7 @@ class Learner:
         prefixes: prefix cache of the base model, for the states.
     """
 
+    numbers: Sequence[int]
     actor: ActorConfig
     chat_model: ChatModel
     adapters: StackedAdapters
@@ -57,6 +59,8 @@ class Learner:
 
     def update(self, turns: Sequence[Turn]) -> list[Row]:
         """Algorithm 2 on the turns, then Algorithm 1, lines 4 to 18, with M = len(turns).
+
+        turns: with the responses of the whole team and the rewards of this process's agents.
 
         Returns:
             Metrics of each agent: means over turns and dialogues unless named otherwise.
@@ -113,11 +117,11 @@ class Learner:
         return self.critic.value(self._features(turn)).cpu()
 
     def gossiped(self, turns: Sequence[Turn]) -> int:
-        """How many numbers an agent sends to each neighbour per round: critic, TD errors, and the signal's scale."""
+        """How many bytes an agent sends to each neighbour per round: critic, TD errors, and the signal's scale."""
         signal = SIGNALS[self.actor.signal]
         critic = 0 if signal.critic == "none" else self.critic.gossiped
         td_errors = sum(len(turn.states) for turn in turns) if signal.has_reward else 0
-        return critic + td_errors + (self.scale is not None)
+        return (critic + td_errors + (self.scale is not None)) * self.critic.weights.element_size()
 
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
@@ -166,13 +170,13 @@ class Learner:
                 self.chat_model.model,
                 self.adapters,
                 turn.states,
-                turn.tokens,
+                [turn.tokens[agent] for agent in self.numbers],
                 temperature=self.temperature,
                 pad=self.chat_model.stop_tokens[0],
                 signal=weight * signal,
                 kl_coefficient=weight * self.actor.kl_coefficient,
                 prefixes=self.prefixes,
-                old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples],
+                old_log_probabilities=[[s.log_probabilities for s in turn.samples[agent]] for agent in self.numbers],
                 objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
             )
             for turn, signal, weight in zip(turns, signals, weights, strict=True)

@@ -62,7 +62,7 @@ class Team(Protocol):
 
 @final
 class LocalTeam:
-    """All agents in this process, stacked on one base model."""
+    """Agents in this process, stacked on one base model: all of the team, or a worker's share of it."""
 
     def __init__(
         self,
@@ -71,13 +71,15 @@ class LocalTeam:
         cards: Sequence[Card],
         scorers: Sequence[RewardModel],
         *,
+        numbers: Sequence[int],
         reward: RewardConfig,
         adjacency: Tensor,
         gossip_rounds: int,
         seed: int,
         max_new_tokens: int,
     ) -> None:
-        self._sampler, self.learner = sampler, learner
+        """numbers: the agents' numbers in the run; cards and scorers are theirs alone, in that order."""
+        self._sampler, self.learner, self.numbers = sampler, learner, numbers
         self._cards, self._scorers = cards, scorers
         self._reward, self._adjacency, self._gossip_rounds = reward, adjacency, gossip_rounds
         self._seed, self._max_new_tokens = seed, max_new_tokens
@@ -89,7 +91,7 @@ class LocalTeam:
     def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
         return responses_of(
             self._sampler,
-            len(self._cards),
+            self.numbers,
             states,
             dialogues,
             turn,
@@ -99,13 +101,14 @@ class LocalTeam:
         )
 
     def score(self, turn: Turn) -> Turn:
-        team = [[merged.aggregate for merged in turn.merged]] * len(self._cards)
+        own = [turn.texts[agent] for agent in self.numbers]
+        team = [[merged.aggregate for merged in turn.merged]] * len(self.numbers)
         with stage("score"):
             if self._reward.of == "both":
                 weight = self._reward.team_weight
-                rewards = (1 - weight) * self._scores(turn, turn.texts) + weight * self._scores(turn, team)
+                rewards = (1 - weight) * self._scores(turn, own) + weight * self._scores(turn, team)
             else:
-                rewards = self._scores(turn, team if self._reward.of == "team" else turn.texts)
+                rewards = self._scores(turn, team if self._reward.of == "team" else own)
         raw, scaled = rewards.unbind()
         return replace(turn, reward_raw=raw, reward_scaled=scaled, value=self.learner.value(turn))
 
@@ -113,7 +116,7 @@ class LocalTeam:
         """Raw and scaled scores of texts[agent][dialogue] by each agent's reward model: (2, N, B)."""
         scores = [
             score_all(card, scorer, turn.prompts, of_agent, agent=agent)
-            for agent, (card, scorer, of_agent) in enumerate(zip(self._cards, self._scorers, texts, strict=True))
+            for agent, card, scorer, of_agent in zip(self.numbers, self._cards, self._scorers, texts, strict=True)
         ]
         return torch.tensor(scores).transpose(0, 1)
 
@@ -123,31 +126,31 @@ class LocalTeam:
 
     def state_dict(self) -> dict[str, Tensor]:
         state: dict[str, Tensor] = {}
-        for agent in range(len(self._cards)):
-            parts = {"adapter": self.learner.adapters.parameters.detach()[agent]}
+        for row, agent in enumerate(self.numbers):
+            parts = {"adapter": self.learner.adapters.parameters.detach()[row]}
             if self.learner.optimizer is not None:
-                parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(agent))
+                parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(row))
             if self.learner.scale is not None:
-                parts |= _prefixed("signal_scale", self.learner.scale.state_dict(agent))
-            parts |= _prefixed("critic", self.learner.critic.state_dict(agent))
+                parts |= _prefixed("signal_scale", self.learner.scale.state_dict(row))
+            parts |= _prefixed("critic", self.learner.critic.state_dict(row))
             state |= _prefixed(f"agent_{agent}", parts)
         return {name: tensor.clone() for name, tensor in state.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for agent in range(len(self._cards)):
+        for row, agent in enumerate(self.numbers):
             own = _without_prefix(f"agent_{agent}", state)
-            self.learner.adapters.parameters.data[agent].copy_(own["adapter"])
+            self.learner.adapters.parameters.data[row].copy_(own["adapter"])
             if self.learner.optimizer is not None:
-                self.learner.optimizer.load_state_dict(agent, _without_prefix("actor_optimizer", own))
+                self.learner.optimizer.load_state_dict(row, _without_prefix("actor_optimizer", own))
             if self.learner.scale is not None:
-                self.learner.scale.load_state_dict(agent, _without_prefix("signal_scale", own))
-            self.learner.critic.load_state_dict(agent, _without_prefix("critic", own))
+                self.learner.scale.load_state_dict(row, _without_prefix("signal_scale", own))
+            self.learner.critic.load_state_dict(row, _without_prefix("critic", own))
 
     def save_adapters(self, folder: Path) -> None:
         with writing_folder(folder) as temporary:
-            for agent in range(len(self._cards)):
+            for row, agent in enumerate(self.numbers):
                 base = self.learner.chat_model.model.config._name_or_path
-                self.learner.adapters.save(agent, temporary / f"agent_{agent}", base)
+                self.learner.adapters.save(row, temporary / f"agent_{agent}", base)
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -157,14 +157,14 @@ class FakeSampler:
 
 def test_the_base_model_answers_in_every_agents_place_with_that_agents_random_numbers():
     sampler, options = FakeSampler(), {"seed": 3, "max_new_tokens": 5, "temperature": 0.5}
-    adapted = responses_of(sampler, 2, [[1], [2]], [7, 9], 1, **options)
+    adapted = responses_of(sampler, range(2), [[1], [2]], [7, 9], 1, **options)
     assert sampler.asked == (
         [[1], [2]],
         [SamplingKey(3, 0, 7, 1), SamplingKey(3, 0, 9, 1), SamplingKey(3, 1, 7, 1), SamplingKey(3, 1, 9, 1)],
         {"max_new_tokens": 5, "temperature": 0.5, "agents": slice(None)},
     )
     keys = sampler.asked[1]
-    plain = responses_of(sampler, 2, [[1], [2]], [7, 9], 1, adapted=False, **options)
+    plain = responses_of(sampler, range(2), [[1], [2]], [7, 9], 1, adapted=False, **options)
     assert sampler.asked == ([[1], [2], [1], [2]], keys, {"max_new_tokens": 5, "temperature": 0.5, "agents": None})
     assert [[sample.text for sample in agent] for agent in plain] == [["0", "1"], ["2", "3"]]
     assert adapted == plain
