@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ def train(
     resume: bool = False,
     name: str = "config",
     profile: bool = False,
-    builder: Callable[..., Experiment] = build,
+    builder: Callable[..., Experiment] | None = None,
 ) -> "Run":
     """Train the config's agents and return the run.
 
@@ -47,7 +47,8 @@ def train(
         name: name of a config that is not a path, for error messages and the default folder.
         profile: print the time per stage at the end.
         builder: builds the experiment from (config, name, device, journal=...). By default
-            `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams; see CONTRIBUTING.md.
+            `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams (see CONTRIBUTING.md), or
+            with `runtime.kind: ray` `rlhf_marl.distributed.build.build_distributed`.
 
     Raises:
         UsageError: one line per mistake in the config or its files.
@@ -67,14 +68,7 @@ def train(
     display = Display(config, path)
     display.loading()
     accelerator = _accelerator(config, path, name)
-    experiment = builder(config, name, accelerator.device, journal=Journal(path / "answers"))
-    if run is None:
-        run = RunDirectory.create(path, config, experiment.cards)
-    else:
-        run.check_cards(experiment.cards)
     trackers = config.tracker != "none"
-    if trackers:
-        accelerator.init_trackers("rlhf_marl")
 
     def report(iterations: int, rows: list[dict[str, Any]]) -> None:
         display.iteration(iterations, rows)
@@ -83,11 +77,19 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
-    with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
-        run.save_topology(experiment.matrix)
-        finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
-        save_results(experiment, run)
-        watch.lap()
+    experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=Journal(path / "answers"))
+    with closing(experiment):
+        if run is None:
+            run = RunDirectory.create(path, config, experiment.cards)
+        else:
+            run.check_cards(experiment.cards)
+        if trackers:
+            accelerator.init_trackers("rlhf_marl")
+        with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
+            run.save_topology(experiment.matrix)
+            finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
+            save_results(experiment, run)
+            watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
@@ -174,6 +176,14 @@ class Agent:
         """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages."""
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         return self._chat([messages], max_tokens)[0].strip()
+
+
+def _builder_of(config: Config) -> Callable[..., Experiment]:
+    if config.runtime.kind == "local":
+        return build
+    from rlhf_marl.distributed.build import build_distributed
+
+    return build_distributed
 
 
 def _accelerator(config: Config, path: Path, where: str) -> Accelerator:

@@ -281,6 +281,32 @@ class RewardConfig(Section):
     """Weight of the team's answer, for both."""
 
 
+class RuntimeConfig(Section):
+    """Where the agents live."""
+
+    kind: Literal["local", "ray"] = "local"
+    """local: all in this process, stacked; ray: in worker processes, on this machine or a Ray cluster, which exchange
+    critics with their neighbours only. Needs rlhf-marl[distributed]; see docs/distributed.md."""
+    address: Text | None = None
+    """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run."""
+    agents_per_worker: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Agents that share a worker process, and its copy of the base model."""
+    cpus_per_worker: Annotated[int, Field(gt=0, le=1024)] = 1
+    """Threads of a worker, and CPUs that Ray reserves for it."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs that Ray reserves for a worker, such as 0.5; 0: it computes on the CPU."""
+    round_timeout: Seconds = 600.0
+    """Seconds to wait for an agent: for its answers, its scores, or its message of one gossip round. Who is slower is
+    lost."""
+    lost: Literal["stop", "continue", "wait"] = "stop"
+    """If an agent's process ends or is too slow. stop: the run stops and can be resumed; continue: the others go on
+    without it, and it comes back at the start of an iteration once it has loaded its models again; wait: the others
+    wait for it."""
+    private_rewards: bool = False
+    """Rewards of single answers and reward cards stay in the agent's worker; the driver learns the mean of each update
+    and the reward model's name."""
+
+
 class Config(Section):
     """One experiment."""
 
@@ -320,6 +346,7 @@ class Config(Section):
     """The run stops (resumable) after so many updates in a row with a skipped, non-finite step."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also send the metrics to this tracker."""
+    runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -354,6 +381,10 @@ class Config(Section):
                     f"actor.credit: local needs a reward of the agent's own; with cooperation {self.cooperation} all "
                     "share one; use consensus"
                 )
+        if self.runtime.kind == "ray" and COOPERATIONS[self.cooperation].shares:
+            raise ValueError(
+                f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"
+            )
         if critic_kind(self.actor.signal) == "none":
             if self.actor.turns_per_update != self.turns:
                 raise ValueError(

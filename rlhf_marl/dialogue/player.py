@@ -59,10 +59,11 @@ class Turn:
         dialogues, questions: `number` and `question` of each dialogue, B.
         prompts: the prompt that was answered, B.
         states: s_k as token ids, B. state_lengths: token counts before truncation, B.
-        samples: the responses a_k, [agent][dialogue].
+        samples: the responses a_k, [agent][dialogue]; those of a lost agent are absent.
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
-        reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
+        reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn; NaN for lost agents and
+            where agents keep them to themselves.
         value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
@@ -160,7 +161,10 @@ class Player:
         for asked in (False, True):
             places = [b for b, write in enumerate(writes) if write == asked]
             if places:
-                exchanges = [Exchange(dialogues[b].messages, [agent[b].text for agent in samples]) for b in places]
+                exchanges = [
+                    Exchange(dialogues[b].messages, [agent[b].text for agent in samples if not agent[b].absent])
+                    for b in places
+                ]
                 found = self.controller.merge(exchanges, turn=turn, last=not asked)
                 merged.update(zip(places, found, strict=True))
         for b, dialogue in enumerate(dialogues):

@@ -48,7 +48,7 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple
     Returns (rows,) token ids and their log-probabilities, in at least float32.
     """
     if uniforms is None:
-        logits = logits.float()
+        logits = tempered(logits, 1.0)
         largest, token = logits.max(-1)
         return token, largest - logits.logsumexp(-1)
     device = logits.device

@@ -80,7 +80,7 @@ def read_run(path: Path) -> RunRecord:
     run.agents = _agents(metrics, run.cards, turns)
     run.dialogues = _dialogues(turns)
     run.episodes = [
-        [_mean([turn["scores"][i] for turn in d["turns"] if i < len(turn["scores"])]) for d in run.dialogues]
+        [_mean([s for turn in d["turns"] for s in turn["scores"][i : i + 1] if s is not None]) for d in run.dialogues]
         for i in range(len(run.agents))
     ]
     for key in _SERIES:
@@ -177,7 +177,7 @@ def _training_turn(row: Row) -> Row:
         "prompt": str(row["prompt"]),
         "responses": [str(response["text"]) for response in row["responses"]],
         "cut": [bool(response["truncated"]) for response in row["responses"]],
-        "scores": [round(float(score), 3) for score in row["reward_scaled"]],
+        "scores": [None if score is None else round(float(score), 3) for score in row["reward_scaled"]],
         "aggregate": str(row["aggregate"]),
         "fallback": bool(row["controller_fallback"]),
     }

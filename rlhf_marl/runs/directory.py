@@ -43,6 +43,7 @@ _OF_A_SERVICE = {
 _MEMBER = re.compile(r"(?<=\.)members\.\d+\.card\.")  # in the key of a member's card
 _MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
 _MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
+_MAY_CHANGE_ON_RESUME |= {f"runtime.{key}" for key in ("address", "gpus_per_worker", "round_timeout", "lost")}
 _BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
 _BEGINNING |= {"environment.json.tmp", "reward_models.json.tmp", "config.yaml.tmp"}
 _log = logging.getLogger("rlhf_marl")

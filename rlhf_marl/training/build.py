@@ -35,7 +35,7 @@ from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
 from rlhf_marl.sanitise import first_line
-from rlhf_marl.services.journal import UNRECORDED, Journal
+from rlhf_marl.services.journal import UNRECORDED, Journal, Recorder
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
@@ -54,6 +54,7 @@ class Experiment:
         cards: the agents' finished reward models, for the run directory.
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
+        close: ends the processes of the team, if it has any.
     """
 
     config: Config
@@ -62,7 +63,8 @@ class Experiment:
     questions: Questions
     cards: Sequence[Card]
     matrix: Tensor
-    journal: Journal
+    journal: Recorder
+    close: Callable[[], None] = lambda: None
 
 
 @final

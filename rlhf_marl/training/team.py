@@ -15,6 +15,7 @@ from torch import Tensor
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config.schema import RewardConfig
 from rlhf_marl.dialogue.player import Turn, responses_of
+from rlhf_marl.errors import RunStopped
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.sampler import Sample, Sampler
@@ -22,6 +23,10 @@ from rlhf_marl.rewards import Card, RewardModel, score_all
 from rlhf_marl.training.learner import Learner
 
 Row = dict[str, Any]
+
+
+class AgentsLost(RunStopped):
+    """Agents are gone, and with them the state that they had since the last checkpoint."""
 
 
 class Team(Protocol):
@@ -43,11 +48,11 @@ class Team(Protocol):
         """
         ...
 
-    def learn(self, turns: Sequence[Turn]) -> list[Row]:
-        """One update from scored turns whose successors are known; metrics of each agent."""
+    def learn(self, turns: Sequence[Turn]) -> Sequence[Row | None]:
+        """One update from scored turns whose successors are known; metrics of each agent, None for those lost."""
         ...
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> Mapping[str, Tensor]:
         """A copy of everything that learning changes; names begin with `agent_<i>.`."""
         ...
 
@@ -148,9 +153,13 @@ class LocalTeam:
 
     def save_adapters(self, folder: Path) -> None:
         with writing_folder(folder) as temporary:
-            for row, agent in enumerate(self.numbers):
-                base = self.learner.chat_model.model.config._name_or_path
-                self.learner.adapters.save(row, temporary / f"agent_{agent}", base)
+            self.write_adapters(temporary)
+
+    def write_adapters(self, folder: Path) -> None:
+        """Write agent_<i>/ of this process's agents into a folder."""
+        for row, agent in enumerate(self.numbers):
+            base = self.learner.chat_model.model.config._name_or_path
+            self.learner.adapters.save(row, folder / f"agent_{agent}", base)
 
 
 def _prefixed(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
