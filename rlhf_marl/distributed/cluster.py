@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -34,10 +35,12 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         return lambda: None
     # Ray prints the deaths of workers by itself, besides the one line that the team writes.
     ray._private.worker._worker_logs_enabled = False
+    may_cluster = ray._private.ray_constants.ENABLE_RAY_CLUSTER
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     folder: str | None = None
     if runtime.address is None:
         # A folder of its own, which other users cannot read. Its path must be short: it holds sockets.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # as the variable below, if Ray was imported before
         folder = tempfile.mkdtemp(prefix="rlhf-marl-")
         quiet |= {
             "num_cpus": n_workers * runtime.cpus_per_worker,
@@ -48,6 +51,7 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
 
     def end() -> None:
         ray.shutdown()
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = may_cluster
         for name in added:
             os.environ.pop(name, None)
         if folder is not None:
@@ -73,11 +77,9 @@ def _prepare_environment(*, local: bool) -> list[str]:
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # without it Ray warns of a future change
     }
     if local:
-        settings |= {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the only switch that makes Ray listen on loopback alone
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        }
+        settings["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # the only switch that makes Ray listen on loopback alone
+    if local and "ray" not in sys.modules:  # it reads these when it is imported; else it makes a token of its own
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     added = [name for name in settings if name not in os.environ]
     os.environ.update({name: settings[name] for name in added})
     return added

@@ -124,7 +124,7 @@ class Mailbox:
             self._changed.notify_all()
 
     def take(self, key: Key, senders: set[int], timeout: float) -> dict[int, Any]:
-        """The messages of all these workers.
+        """The messages of all these workers, in the order of their numbers: sums must not depend on who was first.
 
         Raises:
             NeighboursSilent: some did not come within `timeout` seconds, or the attempt was called off.
@@ -137,7 +137,7 @@ class Mailbox:
             found = self._messages.get(place, {})
             if not senders <= found.keys():
                 raise NeighboursSilent([] if self._called_off >= self._attempt else sorted(senders - found.keys()))
-            return self._messages.pop(place, {})
+            return dict(sorted(self._messages.pop(place, {}).items()))
 
 
 @final

@@ -163,11 +163,14 @@ class RayTeam:
         self._ask("write_state", lambda w: (snapshot, str(folder.resolve())), "writing a checkpoint")
         last = self._last_checkpoint() if self._returning else None
         for agent in chain.from_iterable(self._numbers[w] for w in self._returning):
+            own = agent_file(folder, agent).parent
+            shutil.rmtree(own, ignore_errors=True)  # what a lost worker has begun
             if isinstance(last, AgentStates) and agent_file(last.folder, agent).is_file():
-                agent_file(folder, agent).parent.mkdir()
-                shutil.copyfile(agent_file(last.folder, agent), agent_file(folder, agent))
+                shutil.copytree(agent_file(last.folder, agent).parent, own)
 
     def save_adapters(self, folder: Path) -> None:
+        for worker in list(self._returning):  # at the end of the run, so that everyone's adapter is there
+            self._rejoin(worker, wait=True)
         with writing_folder(folder) as temporary:
             self._ask("write_adapters", lambda w: (str(temporary.resolve()),), "writing its adapter")
 

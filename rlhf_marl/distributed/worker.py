@@ -214,26 +214,30 @@ class Worker:
             del self._snapshots[old]
 
     def fetch(self, snapshot: int) -> dict[str, Tensor]:
-        """A copy of the own agents' state, for the driver."""
-        return self._snapshots[snapshot]
+        """A copy of the own agents' state; the state itself in a worker that has come back since it was made."""
+        return self._snapshots[snapshot] if snapshot in self._snapshots else self._team.state_dict()
 
     def restore(self, snapshot: int) -> None:
         """Go back to a copy."""
-        self._team.load_state_dict(self._snapshots[snapshot])
+        self._team.load_state_dict(self.fetch(snapshot))
 
     def load_state_dict(self, state: Mapping[str, Tensor] | str) -> None:
-        """Restore the own agents' state, given or in a checkpoint's folder."""
+        """Restore the own agents' state, given or in a checkpoint's folder.
+
+        An agent that was lost before its first checkpoint has no file there, and keeps its state.
+        """
         if isinstance(state, str):
-            files = (agent_file(Path(state), agent) for agent in self._numbers)
-            state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+            files = [agent_file(Path(state), agent) for agent in self._numbers]
+            own = {name: tensor for file in files if file.exists() for name, tensor in load_file(file).items()}
+            state = self._team.state_dict() | own
         self._team.load_state_dict(state)
 
     def write_state(self, snapshot: int, folder: str) -> None:
         """Write agent_<i>/state.safetensors of the own agents."""
         for agent in self._numbers:
             file = agent_file(Path(folder), agent)
-            file.parent.mkdir()
-            own = {name: t for name, t in self._snapshots[snapshot].items() if name.startswith(f"agent_{agent}.")}
+            file.parent.mkdir(exist_ok=True)  # a lost worker may have begun it
+            own = {name: t for name, t in self.fetch(snapshot).items() if name.startswith(f"agent_{agent}.")}
             save_file(own, file)
 
     @_mail

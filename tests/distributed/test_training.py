@@ -111,17 +111,77 @@ def test_a_killed_agent_stops_the_run_which_resumes_bit_for_bit(content, whole, 
 def test_survivors_go_on_when_an_agent_is_killed_while_they_wait_for_its_message(content, tmp_path, caplog):
     """Of the path 0 - 1 - 2, agent 1 goes: the ends of the path are left, without any neighbour."""
     content = content | {"iterations": 3, "runtime": {"kind": "ray", "lost": "continue"}}
-    run, team = train(content, tmp_path / "run", before=kill("learn", 3))
-    assert run.metrics["present"].tolist() == [[0, 1, 2]] * 9 + [[0, 2]] * 6
-    assert run.metrics["agent"].tolist() == [0, 1, 2] * 3 + [0, 2] * 3
+    run, team = train(content, tmp_path / "run", before=kill("learn", 4))
+    assert run.metrics["agent"].tolist() == [0, 1, 2] * 4 + [0, 2] * 2
+    assert run.metrics["present"].tolist() == [[0, 1, 2]] * 12 + [[0, 2]] * 4
+    assert [kinds.count("absent") for kinds in run.metrics["warnings"]] == [0] * 12 + [1] * 4
+    # It had answered the first turn of the last iteration, and is missing in the second.
     answers = run.dialogues["responses"].tolist()
-    assert [sum(bool(answer["tokens"]) for answer in of_turn) for of_turn in answers] == [3] * 8 + [2] * 4
-    assert run.dialogues["reward_raw"].iloc[-1][1] is None
-    assert all(" ".join(filter(None, (a["text"] for a in last))) for last in answers[-4:])
-    assert "agent 1 lost while learning: its process ended; going on with agents 0, 2" in caplog.text
-    assert "falls apart: agent 0 and agent 2 no longer hear of each other" in caplog.text
-    assert {"absent"} <= {kind for kinds in run.metrics["warnings"] for kind in kinds}
+    assert [sum(bool(answer["tokens"]) for answer in of_turn) for of_turn in answers] == [3] * 10 + [2] * 2
+    assert [scores[1] is None for scores in run.dialogues["reward_raw"]] == [False] * 10 + [True] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "agent 1 lost while learning: its process ended; going on with agents 0, 2",
+        "the graph of those who are left falls apart: agent 0 and agent 2 no longer hear of each other",
+        "agent 1 is back",  # at the end, to write its adapter
+    ]
     assert team.messages == []
+    states = [AgentStates(run.path / "checkpoints" / name, [file]) for name in NAMES for file in FILES[1:2]]
+    for name, tensor in states[0].items():
+        assert torch.equal(states[1][name], tensor)  # its part of the checkpoint before
+    assert sorted(path.name for path in run.path.glob("adapters/*")) == ["agent_0", "agent_1", "agent_2"]
+
+
+NAMES = ["iteration_00002", "iteration_00003"]
+FILES = [f"agent_{agent}/state.safetensors" for agent in range(3)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["respond", "score", "learn", "write_state"])
+def test_a_lost_agent_comes_back_at_once_if_the_others_wait(content, tmp_path, caplog, method):
+    """Killed before its first checkpoint and after it: no line is lost, and it has its neighbour's critic."""
+    content = content | {"iterations": 4, "checkpoint_every": 1, "runtime": {"kind": "ray", "lost": "wait"}}
+    run, _ = train(content, tmp_path / "run", before=kill(method, 2, agent=2))
+    assert run.metrics["agent"].tolist() == [0, 1, 2] * 8
+    assert all(answer["tokens"] for of_turn in run.dialogues["responses"] for answer in of_turn)
+    assert [record.getMessage().partition(":")[2] for record in caplog.records] == [
+        " its process ended; the others wait for it",
+        "",
+    ]
     state = Checkpoints(run.path / "checkpoints").load()[0]
-    before = AgentStates(run.path / "checkpoints" / "iteration_00002", ["agent_1/state.safetensors"])
-    assert {name for name in state if name.startswith("agent_1.")} == set(before)
+    apart = [state[f"agent_{agent}.critic.weights"] for agent in (1, 2)]
+    assert (apart[0] - apart[1]).norm() < 0.1 * apart[0].norm()
+
+
+@pytest.mark.slow
+def test_an_agent_that_hangs_is_lost_after_the_timeout(content, tmp_path, caplog):
+    def stop(team, called, counted):
+        if (called, counted) == ("learn", 1):
+            os.kill(team.pids[2], signal.SIGSTOP)
+
+    runtime = {"kind": "ray", "lost": "continue", "round_timeout": 5.0}
+    run, _ = train(content | {"iterations": 2, "runtime": runtime}, tmp_path / "run", before=stop)
+    assert "agent 2 lost while learning: it was silent for 5 s; going on with agents 0, 1" in caplog.text
+    assert run.metrics["agent"].tolist() == [0, 1, 2] + [0, 1] * 3
+    assert run.metrics["disagreement_after"].iloc[-1] < run.metrics["disagreement_before"].iloc[-1]
+
+
+@pytest.mark.slow
+def test_private_rewards_stay_in_the_workers(content, tmp_path, whole):
+    """The same run, of which the driver sees the means alone."""
+    run, team = train(content | {"runtime": {"kind": "ray", "private_rewards": True}}, tmp_path / "run")
+    assert all(reward is None for scores in run.dialogues["reward_scaled"] for reward in scores)
+    assert run.dialogues["critic_value"].isna().all()
+    assert run.metrics["reward_scaled"].tolist() == whole[0].metrics["reward_scaled"].tolist()
+    assert (run.path / "reward_models.json").read_text().strip() == "[]"
+    assert team.reward_models == ["first", "second", "first"]
+
+
+@pytest.mark.slow
+def test_two_agents_in_a_worker_and_a_q_critic_equal_a_local_run(content, tmp_path):
+    content = content | {"iterations": 2, "actor": {"step_size": 0.001, "signal": "td_q", "turns_per_update": 2}}
+    run, team = train(content | {"runtime": {"kind": "ray", "agents_per_worker": 2}}, tmp_path / "run")
+    local = rlhf_marl.train(content | {"runtime": {"kind": "local"}}, run_dir=tmp_path / "local")
+    assert run.dialogues["responses"].tolist() == local.dialogues["responses"].tolist()
+    for name in ("td_error", "gradient_norm", "disagreement_before", "disagreement_after"):
+        assert run.metrics[name].tolist() == pytest.approx(local.metrics[name].tolist(), rel=1e-9, abs=1e-9), name
+    assert {(message.sender, message.receiver) for message in team.messages} == {(1, 2), (2, 1)}
