@@ -66,7 +66,8 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
     except Exception as error:  # ConnectionError, RuntimeError, OSError, ValueError, ...
         end()
         what = f"address: no Ray at {runtime.address!r}" if runtime.address else "kind: Ray cannot be started"
-        raise UsageError(f"{where}: runtime.{what}: {first_line(error)}") from None
+        remedy = "; set TMPDIR to a folder with a shorter path" if "AF_UNIX" in str(error) else ""
+        raise UsageError(f"{where}: runtime.{what}: {first_line(error)}{remedy}") from None
     return end
 
 

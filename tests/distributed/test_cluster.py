@@ -60,10 +60,11 @@ def test_no_process_is_left(content, tmp_path, how):
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(content | {"iterations": 100_000}))
     command = [sys.executable, "-m", "rlhf_marl", "train", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"TMPDIR": str(tmp_path), "TEST_MARK": str(tmp_path)}
-    driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "checkpoints" / "iteration_00002").is_dir():
-        assert driver.poll() is None, driver.stderr.read()
+    environment["TEST_MARK"] = str(tmp_path)
+    with (tmp_path / "errors").open("w") as errors:
+        driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=errors)
+    while not list((tmp_path / "run").glob("checkpoints/iteration_*")):
+        assert driver.poll() is None, (tmp_path / "errors").read_text()
         time.sleep(0.1)
     second = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
     assert second.returncode == 2
@@ -79,7 +80,7 @@ def test_no_process_is_left(content, tmp_path, how):
 
 def marked(mark):
     """Processes that inherited this environment, with their command."""
-    found = {}
+    found: dict[int, bytes] = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as command:
