@@ -33,6 +33,7 @@ import peers
 from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.dialogue.controller import Controller, ScriptedController
 from rlhf_marl.dialogue.player import responses_of
+from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.evaluation.questions import SHIPPED, load_questions
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.perf.stopwatch import stopwatch
@@ -40,6 +41,7 @@ from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import SharedPrefix, response_logits
+from rlhf_marl.policy.prefix_cache import shared_tokens
 from rlhf_marl.policy.sampler import TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import Experiment, build, build_reward_models
@@ -68,10 +70,8 @@ def prepared(config: Config) -> Experiment:
     respond = partial(
         responses_of,
         TransformersSampler(replace(chat_model, stop_tokens=[peers.NEVER]), adapters),
-        range(adapters.n_agents),
         seed=config.seed,
-        max_new_tokens=config.generation.max_new_tokens,
-        temperature=config.generation.temperature,
+        decodings=decodings(config),
     )
     return replace(experiment, player=replace(experiment.player, respond=respond))
 
@@ -133,7 +133,7 @@ def ours(experiment: Experiment, prompts: list[list[int]], tokens: int, *, adapt
         with adapters.use(slice(None) if adapted else None):
             generate(
                 model,
-                prompts,
+                prompts * n,
                 max_new_tokens=tokens,
                 stop_tokens=[peers.NEVER],
                 uniforms=uniforms,
@@ -242,8 +242,9 @@ def measure_backward(experiment: Experiment, repeats: int) -> Numbers:
 
     def stacked(agents: slice | None) -> None:
         with adapters.use(agents):
-            beginning = SharedPrefix(model, prompts, n)
-            logits = response_logits(model, beginning, prompts, flat, mask, peers.NEVER)
+            shared = shared_tokens(model, [prompts])
+            beginning = SharedPrefix(model, [prompts[0][:shared]] * n)
+            logits = response_logits(model, beginning, [prompts] * n, flat, mask, peers.NEVER)
         gradient = torch.softmax(logits.detach().float(), -1).mul_(-weight)  # of the weighted sum, at the logits
         gradient.scatter_add_(-1, flat.unsqueeze(-1), weight.expand(-1, flat.shape[1], 1))
         adapters.backward(logits, gradient.to(logits.dtype))
@@ -459,10 +460,10 @@ def measure_memory(arguments: list[str]) -> Numbers:
     return numbers
 
 
-def verdicts(numbers: Numbers) -> None:
+def verdicts(numbers: Numbers, goals: dict[str, tuple[float, bool]] = GOALS) -> None:
     """Each goal beside what was measured."""
     click.echo("\nGoals")
-    for name, (bound, below) in GOALS.items():
+    for name, (bound, below) in goals.items():
         value = numbers.get(name)
         if value is not None:
             met = value <= bound if below else value >= bound

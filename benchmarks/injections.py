@@ -96,7 +96,7 @@ def main(config: str, output: Path | None, limit: int | None) -> None:
     """Attack the controller and a judge that are CONFIG's base model."""
     texts = attacks()[:limit]
     sampler = build_agents(load_config(config), "benchmark", default_device(), start=False).sampler
-    templates = load_templates(find_data("prompts/controller.yaml", "benchmark"))
+    templates = load_templates(find_data("prompts/controller.yaml", "benchmark"), ["a"] * 3)
     controller = ChatController(
         LocalChat(sampler), templates, aggregate_tokens=32, next_prompt_tokens=24, max_response_characters=1000
     )

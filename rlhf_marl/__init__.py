@@ -7,14 +7,14 @@ from rlhf_marl.errors import inert
 from rlhf_marl.perf.threads import wait_without_spinning
 
 if TYPE_CHECKING:
-    from rlhf_marl.api import Agent, Run, evaluate, load_run, train
+    from rlhf_marl.api import Agent, Run, evaluate, load_run, sweep, train
     from rlhf_marl.config import load_config
     from rlhf_marl.hub.export import export
 
 wait_without_spinning()
 logging.getLogger("rlhf_marl").addFilter(inert)
 
-__all__ = ["Agent", "Run", "evaluate", "export", "load_config", "load_run", "train"]
+__all__ = ["Agent", "Run", "evaluate", "export", "load_config", "load_run", "sweep", "train"]
 
 
 def __getattr__(name: str) -> Any:

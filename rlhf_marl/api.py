@@ -1,5 +1,6 @@
-"""The Python API: `train`, `evaluate`, `export`, and `load_run` to inspect a run."""
+"""The Python API: `train`, `sweep`, `evaluate`, `export`, and `load_run` to inspect a run."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,8 +15,12 @@ import torch
 from accelerate import Accelerator
 
 from rlhf_marl.config import Config, check_config, load_config
+from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.validation import build_validation, prepare_validation
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.hub.export import export as export
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
@@ -24,9 +29,15 @@ from rlhf_marl.policy.sampler import LocalChat
 from rlhf_marl.reporting.page import refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
+from rlhf_marl.runs.log import warnings_to
 from rlhf_marl.services.journal import Journal
+from rlhf_marl.sweeps.grid import plan
+from rlhf_marl.sweeps.results import frame, run_sweep
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
+
+_log = logging.getLogger("rlhf_marl")
 
 
 def train(
@@ -67,6 +78,7 @@ def train(
         RunDirectory.check_free(path)  # before minutes of loading
     display = Display(config, path)
     display.loading()
+    prepared = prepare_validation(config, name)  # before minutes of loading
     accelerator = _accelerator(config, path, name)
     trackers = config.tracker != "none"
 
@@ -77,23 +89,43 @@ def train(
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
 
-    experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=Journal(path / "answers"))
+    def report_validation(row: dict[str, Any]) -> None:
+        display.validation(row)
+        if trackers:
+            values = {f"held_out/agent_{i}": mean for i, mean in enumerate(row["agents"])}
+            updates = config.turns // config.actor.turns_per_update
+            accelerator.log({"held_out/team": row["team"], **values}, step=updates * row["iteration"])
+
+    journal = Journal(path / "answers")
+    experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=journal)
     with closing(experiment):
+        validation = build_validation(prepared, experiment, journal) if prepared is not None else None
+        judges = prepared.judges if prepared is not None else ()
         if run is None:
-            run = RunDirectory.create(path, config, experiment.cards)
+            run = RunDirectory.create(path, config, experiment.cards, judges)
         else:
-            run.check_cards(experiment.cards)
+            run.check_cards(experiment.cards, judges)
+        display.log_to(run.log)
         if trackers:
             accelerator.init_trackers("rlhf_marl")
-        with run.locked(), _sigint(display.stopping) as interrupted, stopwatch(accelerator.device) as watch, display:
+        with (
+            run.locked(),
+            warnings_to(run.log),
+            _sigint(display.stopping) as interrupted,
+            stopwatch(accelerator.device) as watch,
+            display,
+        ):
             run.save_topology(experiment.matrix)
-            finished = run_training(experiment, run, report, lambda: bool(interrupted), watch)
+            finished = run_training(
+                experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
+            )
             save_results(experiment, run)
             watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
-    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished)
+    validations = read_jsonl(run.validation) if prepared is not None else []
+    display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished, validations)
     if profile:
         display.profile(watch.total)
     if interrupted:
@@ -116,6 +148,41 @@ def evaluate(run_dir: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     numbers = evaluate_run(Path(run_dir), check_options(options), lambda stage, done, total: None).numbers
     refresh_report(Path(run_dir))
     return numbers
+
+
+def sweep(
+    config: Config | Mapping[str, Any] | str | os.PathLike[str],
+    over: Mapping[str, Sequence[Any]],
+    *,
+    out: str | os.PathLike[str],
+    jobs: int = 1,
+    evaluate: bool = False,
+) -> pd.DataFrame:
+    """Train every combination of values, as `rlhf-marl sweep`; returns a row per run and agent.
+
+    Args:
+        config: as for `train`.
+        over: values by dotted key, such as {"seed": range(5), "topology.gossip_rounds": [0, 20]}.
+        out: folder of the runs, sweep.json and sweep.html. Finished runs in it are not run again.
+        jobs: runs at a time, each in a process of its own.
+        evaluate: also evaluate every run on held-out questions.
+
+    Returns:
+        The columns are those of `rlhf_marl.sweeps.results.frame`. A run that failed has `finished` False.
+
+    Raises:
+        UsageError: a mistake in the config or the values, before anything is trained.
+    """
+    name, content = "config", config
+    if isinstance(config, str | os.PathLike):
+        name = os.fspath(config)
+        content = load_yaml(find_data(name, "config"))
+    elif isinstance(config, Config):
+        content = config.model_dump(mode="json")
+    values = {key: list(given) for key, given in over.items()}
+    runs = plan(content, name, values, Path(out))  # type: ignore[arg-type]
+    run_sweep(runs, Path(out), config=name, over=values, jobs=jobs, evaluate=evaluate)
+    return frame(runs)
 
 
 def load_run(path: str | os.PathLike[str]) -> "Run":
@@ -147,21 +214,33 @@ class Run:
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).metrics))
 
     @property
+    def validations(self) -> pd.DataFrame:
+        """One row per validation; none without a validation section."""
+        file = RunDirectory(self.path).validation
+        return pd.DataFrame(read_jsonl(file) if file.is_file() else [])
+
+    @property
     def dialogues(self) -> pd.DataFrame:
         """One row per turn of each dialogue."""
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
 
-    def agents(self, device: str = "cpu") -> list["Agent"]:
+    def agents(self, device: str = "cpu", adapters: Choice | None = None) -> list["Agent"]:
         """Load the base model once, with all trained adapters.
+
+        Args:
+            adapters: the run's best or last ones; by default the best where held-out judges chose them in training.
 
         Raises:
             UsageError: the run has no adapters yet.
         """
-        run, config = RunDirectory.open(self.path)
+        config = self.config
         agents = build_agents(config, f"{self.path}/config.yaml", torch.device(device), start=False)
+        which = choice(self.path, config, adapters)
         for i in range(len(config.agents)):
-            agents.adapters.load(i, run.adapters / f"agent_{i}", str(self.path))
-        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1))) for i in range(len(config.agents))]
+            agents.adapters.load(i, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
+        if which == "best":
+            _log.warning('%s: loaded %s; adapters="last" loads the last', self.path, in_words(self.path, config, which))
+        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1)), s) for i, s in enumerate(agents.speakers)]
 
 
 @final
@@ -171,11 +250,16 @@ class Agent:
 
     index: int
     _chat: LocalChat
+    _speaker: Speaker
+
+    @property
+    def name(self) -> str:
+        return self._speaker.name
 
     def chat(self, prompt: str | Sequence[Message], max_tokens: int = 64) -> str:
-        """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages."""
+        """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages, in its role."""
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
-        return self._chat([messages], max_tokens)[0].strip()
+        return self._chat([self._speaker.reads(messages)], max_tokens)[0].strip()
 
 
 def _builder_of(config: Config) -> Callable[..., Experiment]:

@@ -88,6 +88,10 @@ def count_vowels(prompts: list[str], responses: list[str]) -> list[float]:
     return [sum(c in "aeiou" for c in text) / 4 for text in responses]
 
 
+def few_vowels(prompts: list[str], responses: list[str]) -> list[float]:
+    return [-score for score in count_vowels(prompts, responses)]
+
+
 def length(prompts: list[str], responses: list[str]) -> list[float]:
     return [float(len(text)) for text in responses]
 
@@ -110,7 +114,7 @@ def tiny_content(tiny_model_folder: Path, tmp_path: Path) -> dict:
         "iterations": 2,
         "dialogues": 2,
         "turns": 2,
-        "model": {"name": str(tiny_model_folder)},
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},  # on a GPU too
         "lora": {"rank": 2, "alpha": 4.0},
         "agents": [{"reward_model": str(vowels)}, {"reward_model": str(long)}],
         "generation": {"max_new_tokens": 6, "max_prompt_tokens": 64},

@@ -33,7 +33,13 @@ from rlhf_marl.rewards.training import train_reward_model
 from rlhf_marl.runs.directory import RunDirectory
 
 TIMES = ("seconds", "stage_seconds", "tokens_per_second")
-NOT_THE_SAME = {".lock", "environment.json", "report.html", "metrics.jsonl"}  # report.html has times, like metrics
+NOT_THE_SAME = {
+    ".lock",
+    "environment.json",
+    "report.html",
+    "metrics.jsonl",
+    "train.log",
+}  # report.html has times, like metrics
 Work = Callable[[Path], None]
 State = Callable[[Path], Any]
 

@@ -3,6 +3,7 @@
 import pytest
 
 import rlhf_marl
+from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import UsageError
 from tests.reporting.runs import write_run
 
@@ -41,6 +42,6 @@ def test_a_message_list_and_a_text_are_the_same_to_an_agent():
         asked.append((conversations, max_tokens))
         return [" said\n"]
 
-    agent = rlhf_marl.api.Agent(0, chat)
+    agent = rlhf_marl.api.Agent(0, chat, Speaker("a"))
     assert agent.chat("hi", 5) == agent.chat([{"role": "user", "content": "hi"}], 5) == "said"
     assert asked[0] == asked[1] == ([[{"role": "user", "content": "hi"}]], 5)

@@ -16,6 +16,7 @@ from rlhf_marl.errors import RunStopped
 from rlhf_marl.files.atomic import unwritable
 from rlhf_marl.runs import checkpoints
 from rlhf_marl.runs.directory import RunDirectory
+from tests.conftest import write_card
 from tests.killing import differing, state_of_run
 from tests.rewards.test_sequence_classifier import saved
 
@@ -65,22 +66,31 @@ class FullDisk:
 NO_ROOM = OSError(28, "No space left on device")
 
 
+@pytest.fixture
+def validated_content(quick_content, tmp_path) -> dict:
+    """A config that is validated after every iteration."""
+    write(tmp_path / "held_out", "questions.jsonl", {"id": "tea", "kind": "ordinary", "prompt": "What is tea?"})
+    judge = write_card(tmp_path, "judge", "tests.conftest:few_vowels")
+    validation = {"questions": str(tmp_path / "held_out" / "questions.jsonl"), "judges": [str(judge)], "every": 1}
+    return quick_content | {"validation": validation}
+
+
 @pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
-def test_a_full_disk_at_every_write(quick_content, tmp_path, monkeypatch, step):
+def test_a_full_disk_at_every_write(validated_content, tmp_path, monkeypatch, step):
     """Once full, the disk stays full; then there is space again, and --resume."""
     monkeypatch.setattr("rlhf_marl.api.refresh_report", lambda path: None)  # it is made anew from what is there
-    expected = state_of_run(rlhf_marl.train(quick_content, run_dir=tmp_path / "whole").path)
+    expected = state_of_run(rlhf_marl.train(validated_content, run_dir=tmp_path / "whole").path)
     disk = FullDisk(monkeypatch)
     for writes in count(step=step):
         path = tmp_path / str(writes)
         disk.writes, disk.allowed = 0, writes
         try:
-            rlhf_marl.train(quick_content, run_dir=path)
+            rlhf_marl.train(validated_content, run_dir=path)
         except RunStopped as stopped:
             disk.allowed = float("inf")
             assert "No space left on device" in str(stopped)  # noqa: PT017
             resume = (path / "config.yaml").is_file()
-            run = rlhf_marl.train(quick_content, run_dir=path, resume=resume)
+            run = rlhf_marl.train(validated_content, run_dir=path, resume=resume)
             assert differing(state_of_run(run.path), expected) == [], f"stopped at write {writes}"
         else:
             break
@@ -104,9 +114,9 @@ def write(folder: Path, name: str, content: object) -> None:
 
 
 @pytest.mark.parametrize("step", [17, pytest.param(1, marks=pytest.mark.slow)], ids=["some", "every"])
-def test_killed_at_every_write_by_the_system(quick_content, tmp_path, step):
+def test_killed_at_every_write_by_the_system(validated_content, tmp_path, step):
     """SIGKILL: nothing is cleaned up. Each time the same command finishes the run, with --resume if it had begun."""
-    write(tmp_path / "writes", "config.json", quick_content)
+    write(tmp_path / "writes", "config.json", validated_content)
     found = killed(tmp_path, writes=step)["writes"]
     assert found["writes"] > 100
     assert found["kills"] == found["writes"] // step or step > 1

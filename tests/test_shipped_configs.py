@@ -16,12 +16,14 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.rewards.shipped_functions import doors
-from tests.conftest import tiny_tokenizer
+from rlhf_marl.sanitise import neutralise
+from tests.conftest import tiny_tokenizer, write_card
 from tests.rewards.test_sequence_classifier import saved as classifier
 
 PAPER_CARDS = [f"reward_models/{name}.yaml" for name in ("deberta_v3_large_v2", "fsfairx_llama3_8b", "rm_gemma_2b")]
 CONFIGS = Path(__file__).parent.parent / "configs"
-TRAINING = sorted(path for path in CONFIGS.glob("*.yaml") if path.stem != "study")
+TRAINING = sorted(path for path in CONFIGS.rglob("*.yaml") if path.stem != "study")
+GALLERY = sorted(path.stem for path in (CONFIGS / "gallery").glob("*.yaml"))
 
 
 def saved(folder: Path, seed: int, **architecture: int) -> str:
@@ -53,6 +55,56 @@ def paper(tmp_path):
 def test_is_valid_and_survives_a_round_trip(path):
     config = load_config(str(path))
     assert check_config(json.loads(config.model_dump_json()), "again") == config
+
+
+@pytest.fixture
+def gallery(tiny_model_folder, tmp_path):
+    """Runs a config of the gallery with the tiny model and one reward card: its name, command-line options -> run."""
+    card = str(write_card(tmp_path, "vowels", "tests.conftest:count_vowels"))
+
+    def call(name, *options):
+        tiny = ["--model.name", str(tiny_model_folder), "--agents.reward_model", card, "--iterations", "1"]
+        config = load_config(f"configs/gallery/{name}.yaml", [*tiny, *options])
+        return rlhf_marl.train(config, run_dir=tmp_path / name)
+
+    return call
+
+
+def test_the_gallerys_debate(gallery):
+    run = gallery("debate", "--generation.max_prompt_tokens", "400")
+    (first, second, third) = [run.dialogues[run.dialogues["turn"] == turn].iloc[0] for turn in range(3)]
+    for turn in (first, second, third):
+        said = [response["text"] for response in turn["responses"]]
+        lines = [f"{name}: {neutralise(text)}" for name, text in zip(("Ada", "Ben"), said, strict=True)]
+        assert turn["aggregate"].rstrip("\n") == "\n".join(lines).rstrip("\n")
+    assert second["prompt"] == f"The motion was: {first['prompt']} What do you answer the other side?"
+    assert third["prompt"] == "Your last word?"
+    assert run.metrics["name"].unique().tolist() == ["Ada", "Ben"]
+
+
+def test_the_gallerys_critic_and_worker(gallery):
+    run = gallery("critic_and_worker", "--generation.max_prompt_tokens", "400")
+    (first, second, third) = [run.dialogues[run.dialogues["turn"] == turn].iloc[0] for turn in range(3)]
+    question = load_config("configs/gallery/critic_and_worker.yaml").prompts.question
+    for turn, following in ((first, second), (second, third)):
+        worker, critic = (neutralise(response["text"]) for response in turn["responses"])
+        assert turn["aggregate"] == worker
+        assert following["prompt"] == f"{question} Someone criticised your last answer: {critic}".strip()
+        assert turn["reward_raw"][0] == turn["reward_raw"][1] == sum(letter in "aeiou" for letter in worker) / 4
+    lengths = [[len(response["tokens"]) for response in row] for row in run.dialogues["responses"]]
+    assert max(critic for _, critic in lengths) == 16
+    assert max(worker for worker, _ in lengths) == 32
+
+
+def test_the_gallerys_personas(gallery):
+    run = gallery("personas", "--controller.aggregate_tokens", "4", "--controller.next_prompt_tokens", "4")
+    assert run.metrics["name"].unique().tolist() == ["mediator", "lawyer", "friend"]
+    assert [len(responses) for responses in run.dialogues["responses"]] == [3] * 8
+    assert [agent.name for agent in run.agents()] == ["mediator", "lawyer", "friend"]
+
+
+def test_every_config_of_the_gallery_has_a_test():
+    assert [f"test_the_gallerys_{name}" in globals() for name in GALLERY] == [True] * len(GALLERY)
 
 
 def test_paper_states_the_papers_numbers():

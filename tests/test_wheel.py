@@ -34,7 +34,7 @@ def test_wheel_carries_the_model_cards_template(site):
 
 
 def test_wheel_carries_the_parts_of_the_report(site):
-    parts = {"report.html.j2", "report.css", "report.js", "plotly-cartesian.min.js"}
+    parts = {"report.html.j2", "report.css", "charts.js", "report.js", "plotly-cartesian.min.js"}
     assert parts < {path.name for path in (site / "rlhf_marl" / "reporting").iterdir()}
 
 

@@ -4,7 +4,7 @@ import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -12,6 +12,11 @@ from rlhf_marl.cli.reward import reward
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.sanitise import printable
 
+_ADAPTERS = click.option(
+    "--adapters",
+    type=click.Choice(["best", "last"]),
+    help="Adapters of the best checkpoint or the last; by default the best where training was validated.",
+)
 _CONFIG_KEYS = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
@@ -26,17 +31,71 @@ def cli() -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Output folder; by default runs/<config>-<time>.")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --run-dir.")
 @click.option("--profile", is_flag=True, help="Print the time per stage at the end.")
+@click.option("--dry-run", is_flag=True, help="Only check the config and print what it would cost, as `check` does.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
-def train(config: str, run_dir: Path | None, resume: bool, profile: bool, overrides: tuple[str, ...]) -> None:
+def train(
+    config: str, run_dir: Path | None, resume: bool, profile: bool, dry_run: bool, overrides: tuple[str, ...]
+) -> None:
     """Train the agents that CONFIG describes.
 
     CONFIG is a YAML file. Options after CONFIG override its keys: --actor.signal td_q
     --agents.1.reward_model reward_models/courteous.yaml. `rlhf-marl schema` lists all keys with their meaning.
     """
-    from rlhf_marl.api import train as run
     from rlhf_marl.config import load_config
 
+    if dry_run:
+        from rlhf_marl.cli.check import check as check_only
+
+        check_only(load_config(config, overrides), config, device=None, probe=False, as_json=False)
+        return
+    from rlhf_marl.api import train as run
+
     run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config, profile=profile)
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option("--probe", is_flag=True, help="Also load the models and measure the time of an update.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where it would train; by default as here.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers as JSON.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def check(config: str, probe: bool, device: str | None, as_json: bool, overrides: tuple[str, ...]) -> None:
+    """Check a config without loading weights, and estimate its costs.
+
+    Finds every file and model, reads cards and templates, and prints what would be trained, the peak memory, tokens
+    per update, disk space, and what is downloaded or trained on first use. Options after CONFIG override its keys.
+    """
+    from rlhf_marl.cli.check import check as run
+    from rlhf_marl.config import load_config
+
+    run(load_config(config, overrides), config, device=device, probe=probe, as_json=as_json)
+
+
+@cli.command(context_settings=_CONFIG_KEYS)
+@click.argument("config")
+@click.option(
+    "--over",
+    multiple=True,
+    required=True,
+    metavar="KEY=VALUES",
+    help="Key and its values, such as seed=0..4 or topology.gossip_rounds=0,20; repeatable.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder; by default sweeps/<config>.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--evaluate", is_flag=True, help="Also evaluate every run on held-out questions.")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
+def sweep(
+    config: str, over: tuple[str, ...], out: Path | None, jobs: int, evaluate: bool, overrides: tuple[str, ...]
+) -> None:
+    """Train every combination of some keys' values.
+
+    Each combination is a run directory, out/<arm>/<seed>. The same command again skips finished runs and resumes
+    interrupted ones. Writes sweep.html and sweep.json: means with intervals over seeds, and differences between arms,
+    paired by seed. Options after CONFIG override its keys in all runs.
+    """
+    from rlhf_marl.cli.sweep import sweep as run
+
+    run(config, over, out, jobs, evaluate, overrides)
 
 
 @cli.command(context_settings=_CONFIG_KEYS)
@@ -76,6 +135,7 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
 @click.option("--judge", metavar="CARD", help="A chat judge for win rates, instead of the held-out reward models.")
 @click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
 @click.option("--limit", type=click.IntRange(1), help="Number of questions, spread evenly over the kinds.")
+@_ADAPTERS
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Also write the numbers to this file.")
 @click.option("--markdown", "document", type=click.Path(path_type=Path), help="Also write the tables to this file.")
 def evaluate(run_dir: tuple[Path, ...], output: Path | None, document: Path | None, **options: Any) -> None:
@@ -107,6 +167,37 @@ def report(run_dir: tuple[Path, ...], out: Path | None) -> None:
     click.echo(write_report(run_dir, out))
 
 
+@cli.command()
+@click.argument("folder", default="runs", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the runs as JSON.")
+def runs(folder: Path, as_json: bool) -> None:
+    """List runs with their state, last reward and verdicts.
+
+    Lists every run directory in or below FOLDER, by default runs, the oldest first.
+    """
+    from rlhf_marl.cli.runs import runs as show
+
+    show(folder, as_json=as_json)
+
+
+@cli.command()
+@click.argument("file", default="config.yaml", type=click.Path(path_type=Path))
+@click.option("--model", help="Chat model: hub id, local folder, or package:<import name>/<file>.")
+@click.option("--reward", "rewards", multiple=True, metavar="CARD", help="Reward card of an agent; repeat per agent.")
+@click.option("--graph", help="Communication graph, such as ring, complete or star.")
+@click.option("--question", help="First prompt of every dialogue.")
+@click.option("--iterations", type=click.IntRange(1), help="Number of iterations.")
+@click.option("--yes", is_flag=True, help="Ask nothing: use defaults for what is not given.")
+def init(file: Path, yes: bool, **given: Any) -> None:
+    """Write a commented config to start from.
+
+    On a terminal, asks for what the options do not give. Shipped reward cards may be given by name: --reward harmless.
+    """
+    from rlhf_marl.cli.init import init as write
+
+    write(file, given, ask=not yes)
+
+
 cli.add_command(reward)
 
 
@@ -114,17 +205,26 @@ cli.add_command(reward)
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--agent", type=int, required=True, help="Number of the agent, from 0.")
 @click.option("--to", type=click.Path(path_type=Path), required=True, help="A new folder, or an unchanged export.")
+@_ADAPTERS
 @click.option("--merge", is_flag=True, help="Export the full model, with the adapter merged into its weights.")
 @click.option("--push", metavar="OWNER/NAME", help="Also upload to the Hub. Needs HF_TOKEN or `hf auth login`.")
 @click.option("--public", is_flag=True, help="With --push: publish. Without it, a new repository is private.")
-def export(run_dir: Path, agent: int, to: Path, merge: bool, push: str | None, public: bool) -> None:
+def export(
+    run_dir: Path,
+    agent: int,
+    to: Path,
+    adapters: Literal["best", "last"] | None,
+    merge: bool,
+    push: str | None,
+    public: bool,
+) -> None:
     """Export a trained agent in the Hugging Face Hub's format.
 
     Writes a folder with the agent's adapter (or the merged model), the tokenizer and a model card.
     """
     from rlhf_marl.hub.export import export as write
 
-    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public))
+    click.echo(write(run_dir, agent=agent, to=to, merge=merge, push=push, public=public, adapters=adapters))
 
 
 @cli.command()

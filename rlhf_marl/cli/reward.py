@@ -1,6 +1,8 @@
 """`rlhf-marl reward ...`: list, score, train, calibrate and compare reward models."""
 
 import json
+import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +19,25 @@ def reward() -> None:
 
 @reward.command("list")
 @click.option("--folder", type=PATH, multiple=True, help="Also list the cards in this folder; repeatable.")
-def list_cards(folder: tuple[Path, ...]) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
+def list_cards(folder: tuple[Path, ...], as_json: bool) -> None:
     """List the shipped reward cards.
 
     Shows kind, scorer, licence, and whether the reward model is on this machine.
     """
     from rlhf_marl.files.locate import DATA_ROOT
-    from rlhf_marl.rewards.tools import cards
+    from rlhf_marl.rewards.listing import cards
+    from rlhf_marl.sanitise import printable
 
-    _table(cards([DATA_ROOT / "reward_models", *folder]))
+    rows = cards([DATA_ROOT / "reward_models", *folder])
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    for row in rows:
+        click.echo(printable(row["card"]))
+        for words in (", ".join(filter(None, (row["kind"], row["here"]))), row["scorer"], row["licence"]):
+            if words:
+                click.echo(textwrap.indent(textwrap.fill(printable(words), 74, break_on_hyphens=False), "    "))
 
 
 @reward.command()
@@ -87,6 +99,31 @@ def train(card: str, to: Path | None) -> None:
         f"scale {measured['scale']}, offset {measured['offset']}"
     )
     _table([{name: f"{value:.3g}" for name, value in row.items()} for row in measured["reliability"]])
+    if measured["gate"]:
+        click.echo(f"the gate, on pairs that it was not trained on; trained on {measured['junk']} pairs with junk:")
+        _gate_table(measured["gate"])
+
+
+@reward.command()
+@click.argument("card")
+@click.option(
+    "--pairs",
+    default="reward_models/data/gate.jsonl",
+    show_default=True,
+    help="Pairs of a fluent answer and junk, with the kind of junk in the column `junk`.",
+)
+def gate(card: str, pairs: str) -> None:
+    """Measure how often CARD prefers a fluent answer to junk.
+
+    One row per kind of junk. Fails unless it does so in 95% of the pairs of each kind. Pairs that the card's own data
+    hold are left out.
+    """
+    from rlhf_marl.rewards.gate import check_gate
+    from rlhf_marl.rewards.tools import gated
+
+    finished, table = gated(card, pairs)
+    _gate_table({kind: row.model_dump() for kind, row in table.items()})
+    check_gate(finished.name, table, "reward gate")
 
 
 @reward.command()
@@ -185,6 +222,15 @@ def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
 
     for row in rescored(run_dir, card):
         click.echo(json.dumps(row))
+
+
+def _gate_table(rows: Mapping[str, Mapping[str, float]]) -> None:
+    _table(
+        [
+            {"junk": kind, "prefers fluent": f"{row['share']:.3f}", "pairs": str(row["pairs"])}
+            for kind, row in rows.items()
+        ]
+    )
 
 
 def _table(rows: list[dict[str, str]]) -> None:

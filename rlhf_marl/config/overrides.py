@@ -25,11 +25,16 @@ def apply_overrides(content: dict[str, Any], overrides: Sequence[str]) -> dict[s
             if not remaining:
                 raise UsageError(f"command line: --{key}: no value given")
             text = remaining.pop(0)
-        _set(content, key.split("."), _value(text), key)
+        set_key(content, key, parse_value(text))
     return content
 
 
-def _value(text: str) -> Any:
+def set_key(content: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key in nested mappings and lists, as an override does; raises UsageError if there is no place."""
+    _set(content, key.split("."), value, key)
+
+
+def parse_value(text: str) -> Any:
     """Parse numbers, true, false, null, lists, {mappings} and quoted text as YAML; anything else is plain text."""
     try:
         value = parse_yaml(text)

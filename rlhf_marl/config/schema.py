@@ -3,24 +3,55 @@
 Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schema`).
 """
 
+import re
 from collections.abc import Callable, Iterable
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.signals import CREDITS, SIGNALS, critic_kind
 from rlhf_marl.config.validation import LARGEST, Address, Retries, Seconds
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.locate import find_data
+from rlhf_marl.sanitise import first_line
 
 PositiveInt = Annotated[int, Field(gt=0, le=LARGEST)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=LARGEST)]
+Temperature = Annotated[float, Field(ge=0.001, le=1000)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Text = Annotated[str, Field(min_length=1)]
+TemplateValue = str | int | Annotated[float, Field(allow_inf_nan=False)] | bool | None
 LayerNames = Text | Annotated[list[Text], Field(min_length=1)]
 FunctionReference = Annotated[str, Field(pattern=r"^(\w+(\.\w+)*|.+\.py):\w+$")]
+
+
+def _role(given: Any) -> Any:
+    """The text of a role's file, so that the config of a run holds the role itself."""
+    if not isinstance(given, str) or not re.fullmatch(r"\S+\.(txt|md|jinja)", given):
+        return given
+    try:
+        return find_data(given, "file").read_text("utf-8").strip()
+    except (UsageError, UnicodeDecodeError) as error:
+        raise ValueError(first_line(error).removeprefix("file: ")) from None
+
+
+Role = Annotated[str, Field(min_length=1, max_length=20_000), BeforeValidator(_role)]
+
+
+def _day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError(f"{text!r} is not a date; it must be YYYY-MM-DD") from None
+
+
+# YAML reads a date without quotes as a date.
+Day = Annotated[str, BeforeValidator(lambda given: str(given) if type(given) is date else given), AfterValidator(_day)]
 
 
 def registered(names: Callable[[], Iterable[str]]) -> Any:
@@ -54,10 +85,17 @@ class ModelConfig(Section):
     revision: str | None = None
     """Hub revision; a full commit hash pins the weights."""
     dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on CUDA, float32 elsewhere. float64: adapters and critics too, to compare runs to the last digit;
-    otherwise these are float32."""
+    """auto: bfloat16 on CUDA; elsewhere float32, on a CPU with weights rounded to half precision. float64: adapters and
+    critics too, to compare runs to the last digit; otherwise these are float32."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
+    chat_template: Text | None = None
+    """Name of one of the tokenizer's chat templates if it has several, or a file with a Jinja2 template."""
+    chat_template_kwargs: dict[Text, TemplateValue] = {}
+    """Values of the template's own variables, such as {enable_thinking: false}."""
+    chat_template_date: Day = "2024-07-26"
+    """YYYY-MM-DD: what templates that write the day's date get. It does not change from day to day, so that a run
+    repeats."""
 
 
 class LoraConfig(Section):
@@ -75,7 +113,20 @@ class LoraConfig(Section):
     """Layers to leave out of `targets`, as PEFT's exclude_modules: a list of names or a regular expression."""
 
 
+class AgentGeneration(Section):
+    """Where an agent's generation differs from that of the team."""
+
+    max_new_tokens: PositiveInt | None = None
+    temperature: Temperature | None = None
+
+
 class AgentConfig(Section):
+    name: Annotated[str, Field(pattern=r"^\w[\w .'-]{0,39}$")] | None = None
+    """A name for templates, metrics and reports; by default agent 0, agent 1, ..."""
+    system: Role | None = None
+    """The agent's role: a system message that it alone reads, as text or as a file (.txt, .md or .jinja). A Jinja2
+    template over `name` and `names`."""
+    generation: AgentGeneration = AgentGeneration()
     reward_model: Text
     """Path of the reward model's card."""
     adapter: Text | None = None
@@ -90,8 +141,8 @@ class GenerationConfig(Section):
     max_new_tokens: PositiveInt = 32
     """Token limit of an answer."""
     max_prompt_tokens: PositiveInt = 128
-    """Token budget of the state (the dialogue so far); longer states are cut from the left."""
-    temperature: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Token budget of the state (the dialogue so far); longer states lose their oldest messages."""
+    temperature: Temperature = 1.0
     """Sampling temperature; log-probabilities are trained at the same temperature."""
 
 
@@ -168,7 +219,7 @@ class OpenAIController(ChatLimits):
 
 
 class ScriptedController(Section):
-    """No model: Jinja2 templates over `prompt` and `responses`. For tests and controlled experiments."""
+    """No model: Jinja2 templates over `prompt`, `responses`, `names` and `history`, the messages before the prompt."""
 
     kind: Literal["scripted"]
     aggregate: Text = "{{ responses[0] }}"
@@ -258,11 +309,21 @@ class ActorConfig(Section):
     turns_per_update: PositiveInt = 1
     """M: turns whose directions are averaged into one update; divides `turns`."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the KL divergence to the base model, summed over a response's tokens."""
+    """Weight of the KL divergence to the base model, summed over a response's tokens; with kl_target, at the start."""
+    kl_target: PositiveFloat | None = None
+    """KL to the base model that each agent's weight adapts towards, in nats per answer token; null = fixed weight."""
+    kl_gain: Annotated[float, Field(gt=0, lt=5)] = 1.0
+    """The weight changes by at most a fifth of this share per update. The published 0.1 is for thousands of updates."""
+    entropy_band: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
+    """[low, high] in nats per token: below low an agent gets an ever larger bonus for entropy, above high a penalty."""
+    entropy_step_size: PositiveFloat = 0.01
+    """Growth of bonus and penalty per update and nat outside the band."""
     turn_weights: Literal["equal", "discounted"] = "equal"
     """discounted: turn k has weight γ^k, as in the gradient of Eq. (1); equal: every turn has weight 1."""
     max_gradient_norm: PositiveFloat | None = None
     """Each agent's gradient is clipped to this norm (except for optimizer normalised); null = no clipping."""
+    tokens_per_pass: PositiveInt | None = None
+    """Most tokens of one backward pass: more need more memory and may be faster; null = 512 on a CPU, 4096 on a GPU."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.
@@ -279,6 +340,26 @@ class RewardConfig(Section):
     """response: the agent's own response, as in the paper; team: the team's merged answer; both: the weighted mean."""
     team_weight: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Weight of the team's answer, for both."""
+    missing_end_penalty: NonNegativeFloat = 0.0
+    """Subtracted from an agent's scaled reward for a response that reaches its token limit without an end token."""
+
+
+class ValidationConfig(Section):
+    """Held-out questions asked during training, and scored by judges that train nobody."""
+
+    judges: Annotated[list[Text], Field(min_length=1)]
+    """Reward cards, none of which trains an agent."""
+    questions: Text = "prompts/evaluation.jsonl"
+    """A file as `rlhf-marl evaluate` reads it. Questions that are also asked in training are left out."""
+    limit: PositiveInt | None = None
+    """Number of questions, spread evenly over the kinds; null = all."""
+    every: PositiveInt = 5
+    """Iterations between validations; the first is before training, the last after it."""
+    turns: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Turns of questions without follow-ups."""
+    patience: PositiveInt | None = None
+    """Training ends early if so many validations in a row brought no new best while the training reward rose; null =
+    never."""
 
 
 class RuntimeConfig(Section):
@@ -339,9 +420,12 @@ class Config(Section):
     """Iterations between checkpoints; the last one is always kept."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints are kept. If the newest is damaged, --resume uses the one before."""
-    best_metric: Literal["reward_scaled", "reward_raw"] = "reward_scaled"
-    """The checkpoint with the highest mean of this metric, over agents and the iterations since the previous one, is
-    kept too; its adapters are in best/."""
+    validation: ValidationConfig | None = None
+    """Held-out questions during training; null = none."""
+    best_metric: Literal["reward_scaled", "reward_raw", "held_out"] = "reward_scaled"
+    """The checkpoint with the highest value is kept too; its adapters are in best/. held_out (the default with a
+    validation section): mean over the judges of the team's answers to the held-out questions; evaluate, export and the
+    Python API then use best/. The others: mean over agents and the iterations since the previous checkpoint."""
     stop_after_skipped: PositiveInt = 10
     """The run stops (resumable) after so many updates in a row with a skipped, non-finite step."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
@@ -350,22 +434,47 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_kinds(cls, content: Any) -> Any:
-        """Default kinds: `prompts` with only a question is fixed; `controller` without kind and model is shared."""
+    def _defaults(cls, content: Any) -> Any:
+        """Defaults that depend on other keys.
+
+        `prompts` with only a question is fixed; `controller` without kind and model is shared; best_metric is held_out
+        with a validation section.
+        """
         if not isinstance(content, dict):
             return content
         for key, tag, default, elsewhere in _DEFAULT_KINDS:
             section = content.get(key)
             if isinstance(section, dict) and tag not in section and not elsewhere & section.keys():
                 content = content | {key: {tag: default} | section}
+        if content.get("validation") is not None and "best_metric" not in content:
+            content = content | {"best_metric": "held_out"}
         return content
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each agent."""
+        return [agent.name or f"agent {i}" for i, agent in enumerate(self.agents)]
+
+    def generation_of(self, agent: int) -> GenerationConfig:
+        """How an agent generates answers."""
+        own = self.agents[agent].generation.model_dump(exclude_none=True)
+        return self.generation.model_copy(update=own)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Config":
+        if taken := [name for name in self.names if self.names.count(name) > 1]:
+            raise ValueError(f"agents: two are named {taken[0]!r}; names must differ")
         if self.turns % self.actor.turns_per_update:
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
             )
+        if self.actor.kl_target is not None and self.actor.kl_coefficient == 0:
+            raise ValueError("actor.kl_coefficient: kl_target multiplies it, so it must start above 0")
+        if self.actor.entropy_band is not None and not self.actor.entropy_band[0] < self.actor.entropy_band[1]:
+            low, high = self.actor.entropy_band
+            raise ValueError(f"actor.entropy_band: [{low:g}, {high:g}] is empty; give [low, high] with low < high")
+        if self.best_metric == "held_out" and self.validation is None:
+            raise ValueError("best_metric: held_out needs a validation section")
         if self.actor.credit == "local" and not SIGNALS[self.actor.signal].has_reward:
             raise ValueError(
                 f"actor.credit: local needs a signal with an immediate reward; for {self.actor.signal} use consensus"
@@ -384,6 +493,10 @@ class Config(Section):
         if self.runtime.kind == "ray" and COOPERATIONS[self.cooperation].shares:
             raise ValueError(
                 f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"
+            )
+        if self.runtime.kind == "ray" and self.validation is not None:
+            raise ValueError(
+                "validation: not possible with runtime.kind ray yet; use `rlhf-marl evaluate` after the run"
             )
         if critic_kind(self.actor.signal) == "none":
             if self.actor.turns_per_update != self.turns:

@@ -1,6 +1,6 @@
 """Build the controller that a config describes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -24,22 +24,25 @@ from rlhf_marl.services.journal import Journal
 Prepared = controllers.Templates | Callable[..., tuple[str, str | None]] | None
 
 
-def prepare_controller(config: Controller, n_agents: int, where: str) -> Prepared:
+def prepare_controller(config: Controller, names: Sequence[str], where: str) -> Prepared:
     """Read and check what a controller needs besides models: a chat controller's templates, a callable's function.
+
+    Args:
+        names: of the agents.
 
     Raises:
         UsageError: a missing file, an invalid template, or a function that cannot be imported.
     """
     match config:
         case ScriptedController():
-            example = {"prompt": "p", "responses": ["text"] * n_agents}
+            example = {"prompt": "p", "responses": ["text"] * len(names), "names": names, "history": []}
             for text in (config.aggregate, *config.next_prompts):
                 render(text, f"{where}: controller", **example)
             return None
         case CallableController():
             return load_function(config.function, f"{where}: controller.function")
         case _:
-            return controllers.load_templates(find_data(config.templates, f"{where}: controller.templates"))
+            return controllers.load_templates(find_data(config.templates, f"{where}: controller.templates"), names)
 
 
 def build_controller(
@@ -69,9 +72,7 @@ def build_controller(
                 config.model.name,
                 f"{where}: controller.model.name",
                 device,
-                dtype=config.model.dtype,
-                revision=config.model.revision,
-                trust_remote_code=config.model.trust_remote_code,
+                **config.model.model_dump(exclude={"name"}),
             )
             chat = LocalChat(TransformersSampler(model))
         case OpenAIController():

@@ -14,10 +14,11 @@ from rlhf_marl.services.endpoint import Endpoint, text_of
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """The controller's input: one dialogue's messages, ending with the prompt, and the agents' responses to it."""
+    """The controller's input: one dialogue's messages, ending with the prompt, and the agents' responses and names."""
 
     messages: Sequence[Message]
     responses: Sequence[str]
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,19 @@ class Chat(Protocol):
 
 
 class Templates(Instructions):
-    """The controller's two tasks. Variables: `prompt`, `responses`, `history` and, for next_prompt, `aggregate`."""
+    """The controller's two tasks.
+
+    Variables: `prompt`, `responses`, `names`, `history` and, for next_prompt, `aggregate`.
+    """
 
     aggregate: Task
     next_prompt: Task
 
 
-def load_templates(path: Path) -> Templates:
-    """Read and compile-check a template file; raises UsageError with one line per mistake."""
+def load_templates(path: Path, names: Sequence[str]) -> Templates:
+    """Read a template file and check it with these agents; raises UsageError with one line per mistake."""
     templates = load_instructions(path, Templates)
-    example = {"prompt": "p", "responses": ["a", "b"], "history": [], "aggregate": "c"}
+    example = {"prompt": "p", "responses": ["a"] * len(names), "names": names, "history": [], "aggregate": "c"}
     for name, task in templates:
         task.messages(f"{path}: {name}.user", **example)
     return templates
@@ -105,6 +109,7 @@ class ChatController:
             "history": exchange.messages[:-1],
             "prompt": exchange.messages[-1]["content"],
             "responses": [neutralise(text, self._limit) for text in exchange.responses],
+            "names": exchange.names,
         }
 
     def _ask(self, task: Task, variables: Sequence[dict], max_tokens: int) -> list[str]:
@@ -126,6 +131,8 @@ class ScriptedController:
             variables = {
                 "prompt": exchange.messages[-1]["content"],
                 "responses": [neutralise(text) for text in exchange.responses],
+                "names": exchange.names,
+                "history": exchange.messages[:-1],
             }
             aggregate = render(self._aggregate, "controller.aggregate", **variables)
             template = self._next_prompts[min(turn, len(self._next_prompts) - 1)]

@@ -1,6 +1,6 @@
 """The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -8,14 +8,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
+from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample, Sampler
 from rlhf_marl.sanitise import neutralise
 
-Respond = Callable[[Sequence[Sequence[int]], Sequence[int], int], list[list[Sample]]]
-"""(states, numbers of the dialogues, turn) -> [agent][dialogue]."""
+Prompts = Sequence[Sequence[Sequence[int]]]
+"""Token ids that each agent reads in each dialogue, [agent][dialogue]; the same list for agents without a role."""
+Respond = Callable[[Prompts, Sequence[int], int], list[list[Sample]]]
+"""(what the agents read, numbers of the dialogues, turn) -> [agent][dialogue]."""
 
 
 @final
@@ -58,13 +61,16 @@ class Turn:
         number: k, from 0.
         dialogues, questions: `number` and `question` of each dialogue, B.
         prompts: the prompt that was answered, B.
-        states: s_k as token ids, B. state_lengths: token counts before truncation, B.
+        states: s_k as token ids, B.
+        observations: what each agent reads: s_k after the agent's role, [agent][dialogue].
+        lengths: token counts of the longest observation before truncation, B.
         samples: the responses a_k, [agent][dialogue]; those of a lost agent are absent.
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
         reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn; NaN for lost agents and
             where agents keep them to themselves.
         value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
+        conversations: each dialogue's messages up to the prompt, for reward models that read whole dialogues, B.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -73,10 +79,12 @@ class Turn:
     questions: list[int]
     prompts: list[str]
     states: list[list[int]]
-    state_lengths: list[int]
+    observations: Prompts
+    lengths: list[int]
     samples: list[list[Sample]]
     merged: list[Merged]
     next_states: list[list[int]]
+    conversations: list[list[Message]] = field(default_factory=list)
     reward_raw: Tensor = field(default_factory=lambda: Tensor())
     reward_scaled: Tensor = field(default_factory=lambda: Tensor())
     value: Tensor | None = None
@@ -105,25 +113,28 @@ class Player:
     """Plays dialogues in parallel.
 
     Attributes:
-        respond: all agents answer all states.
-        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones are cut from the left.
+        respond: all agents answer all dialogues.
+        tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones lose their oldest messages.
+        speakers: the agents. Those without a role read the states themselves.
     """
 
     respond: Respond
     controller: Controller
     tokenizer: PreTrainedTokenizerBase
     max_prompt_tokens: int
+    speakers: Sequence[Speaker]
 
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
         """Yield each turn as it ends, so that agents can learn between turns."""
         active = list(dialogues)
-        states, lengths = self._states(active)
+        states, lengths = self._fitted(dialogue.messages for dialogue in active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
         number = 0
         while active:
+            observations, longest = self._observations(active, states, lengths)
             with stage("generate"):
-                samples = self.respond(states, [dialogue.number for dialogue in active], number)
-            prompts = [dialogue.prompt for dialogue in active]
+                samples = self.respond(observations, [dialogue.number for dialogue in active], number)
+            conversations = [list(dialogue.messages) for dialogue in active]
             with stage("controller"):
                 merged = self._merge(active, samples, number)
             going = []
@@ -131,28 +142,49 @@ class Player:
                 if decided.next_prompt is not None:
                     dialogue.advance(decided.aggregate, decided.next_prompt)
                     going.append(dialogue)
-            next_states, next_lengths = self._states(going)
+            next_states, next_lengths = self._fitted(dialogue.messages for dialogue in going)
             following = iter(next_states)
             yield Turn(
                 number=number,
                 dialogues=[dialogue.number for dialogue in active],
                 questions=[dialogue.question for dialogue in active],
-                prompts=prompts,
+                prompts=[messages[-1]["content"] for messages in conversations],
                 states=states,
-                state_lengths=lengths,
+                observations=observations,
+                lengths=longest,
                 samples=samples,
                 merged=merged,
                 next_states=[
                     first[dialogue.number] if decided.next_prompt is None else next(following)
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
+                conversations=conversations,
             )
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 
-    def _states(self, dialogues: Sequence[Dialogue]) -> tuple[list[list[int]], list[int]]:
-        """Token ids truncated to the budget, and their number before truncation."""
-        whole = [chat_tokens(self.tokenizer, dialogue.messages, 10**9) for dialogue in dialogues]
-        return [ids[max(0, len(ids) - self.max_prompt_tokens) :] for ids in whole], [len(ids) for ids in whole]
+    def _fitted(self, conversations: Iterable[Sequence[Message]]) -> tuple[list[list[int]], list[int]]:
+        """Token ids within the budget, and how many there were before truncation."""
+        fitted, lengths = [], []
+        for messages in conversations:
+            ids = chat_tokens(self.tokenizer, messages, 10**9)
+            lengths.append(len(ids))
+            if len(ids) > self.max_prompt_tokens:
+                ids = chat_tokens(self.tokenizer, messages, self.max_prompt_tokens)
+            fitted.append(ids)
+        return fitted, lengths
+
+    def _observations(
+        self, dialogues: Sequence[Dialogue], states: list[list[int]], lengths: list[int]
+    ) -> tuple[Prompts, list[int]]:
+        """What each agent reads, and the token counts of the longest before truncation. lengths: of the states."""
+        of_role: dict[str | None, tuple[list[list[int]], list[int]]] = {}
+        for speaker in self.speakers:
+            if speaker.role is None:
+                of_role[None] = states, lengths
+            elif speaker.role not in of_role:
+                of_role[speaker.role] = self._fitted(speaker.reads(dialogue.messages) for dialogue in dialogues)
+        longest = [max(counts) for counts in zip(*(found for _, found in of_role.values()), strict=True)]
+        return [of_role[speaker.role][0] for speaker in self.speakers], longest
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""
@@ -161,10 +193,7 @@ class Player:
         for asked in (False, True):
             places = [b for b, write in enumerate(writes) if write == asked]
             if places:
-                exchanges = [
-                    Exchange(dialogues[b].messages, [agent[b].text for agent in samples if not agent[b].absent])
-                    for b in places
-                ]
+                exchanges = [self._exchange(dialogues[b], [agent[b] for agent in samples]) for b in places]
                 found = self.controller.merge(exchanges, turn=turn, last=not asked)
                 merged.update(zip(places, found, strict=True))
         for b, dialogue in enumerate(dialogues):
@@ -172,29 +201,39 @@ class Player:
                 merged[b] = Merged(merged[b].aggregate, dialogue.follow_ups[turn], merged[b].fallback)
         return [merged[b] for b in range(len(dialogues))]
 
+    def _exchange(self, dialogue: Dialogue, samples: Sequence[Sample]) -> Exchange:
+        """The controller's input, without agents that are lost."""
+        there = [(s.text, speaker.name) for s, speaker in zip(samples, self.speakers, strict=True) if not s.absent]
+        return Exchange(dialogue.messages, [text for text, _ in there], [name for _, name in there])
+
 
 def responses_of(
     sampler: Sampler,
-    agents: Sequence[int],
-    states: Sequence[Sequence[int]],
+    prompts: Prompts,
     dialogues: Sequence[int],
     turn: int,
     *,
     seed: int,
-    max_new_tokens: int,
-    temperature: float,
+    decodings: Sequence[Decoding],
+    numbers: Sequence[int] | None = None,
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents of one process answer all states in one batch: [agent][dialogue].
+    """All agents of this process answer all dialogues, in one batch for each of `decodings`: [agent][dialogue].
 
-    agents: their numbers in the run, in the order of the sampler's adapters. If not `adapted`, the base model answers
-    in place of every agent, with that agent's random numbers.
+    Args:
+        prompts: of these agents alone.
+        numbers: the agents' numbers in the run; by default the whole team is in this process.
+        adapted: if not, the base model answers in place of every agent, with that agent's random numbers.
     """
-    samples = sampler.sample(
-        states if adapted else list(states) * len(agents),
-        [SamplingKey(seed, agent, dialogue, turn) for agent in agents for dialogue in dialogues],
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        agents=slice(None) if adapted else None,
-    )
-    return [samples[i : i + len(states)] for i in range(0, len(samples), len(states))]
+    numbers = range(len(prompts)) if numbers is None else numbers
+    answers: list[list[Sample]] = []
+    for group in decodings:
+        samples = sampler.sample(
+            [prompt for of_agent in prompts[group.agents] for prompt in of_agent],
+            [SamplingKey(seed, agent, dialogue, turn) for agent in numbers[group.agents] for dialogue in dialogues],
+            max_new_tokens=group.max_new_tokens,
+            temperature=group.temperature,
+            agents=group.agents if adapted else None,
+        )
+        answers += [samples[i : i + len(dialogues)] for i in range(0, len(samples), len(dialogues))]
+    return answers

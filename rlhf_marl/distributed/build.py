@@ -9,8 +9,9 @@ from rlhf_marl.config.schema import SharedController
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
+from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.distributed.cluster import connect
-from rlhf_marl.policy.loading import Source, load_chat_model, load_tokenizer
+from rlhf_marl.policy.loading import load_chat_model, load_tokenizer
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.build import (
@@ -43,16 +44,16 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         graph, matrix = build_topology(config, where)
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)
         questions = load_questions(config.prompts, config.seed, where)
-        prepared = prepare_controller(config.controller, len(config.agents), where)
-        model = config.model
-        source: Source = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+        prepared = prepare_controller(config.controller, config.names, where)
+        speakers = speakers_of(config, where)
         base: Sampler | None = None
+        name, options = f"{where}: model.name", config.model.model_dump(exclude={"name"})
         if isinstance(config.controller, SharedController):
-            chat_model = load_chat_model(model.name, f"{where}: model.name", device, dtype=model.dtype, **source)
+            chat_model = load_chat_model(config.model.name, name, device, **options)
             tokenizer, base = chat_model.tokenizer, TransformersSampler(chat_model)
         else:
-            tokenizer = load_tokenizer(model.name, f"{where}: model.name", **source)
-        questions = short_enough(config, questions, tokenizer, where)
+            tokenizer = load_tokenizer(config.model.name, name, **{k: v for k, v in options.items() if k != "dtype"})
+        questions = short_enough(config, questions, tokenizer, speakers, where)
         controller = build_controller(config.controller, prepared, base, device, where, journal)
     n_workers = -(-len(config.agents) // config.runtime.agents_per_worker)
     disconnect = connect(config.runtime, n_workers, where)
@@ -69,8 +70,8 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         team.close()
         disconnect()
 
-    player = Player(team.respond, controller, tokenizer, config.generation.max_prompt_tokens)
-    return Experiment(config, team, player, questions, team.cards, matrix, _Journals(journal, team), close)
+    player = Player(team.respond, controller, tokenizer, config.generation.max_prompt_tokens, speakers)
+    return Experiment(config, team, player, questions, team.cards, matrix, _Journals(journal, team), close=close)
 
 
 @final

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.topology import MATRICES
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.player import Prompts, Turn
 from rlhf_marl.distributed.exchange import Message, NeighboursSilent, View
 from rlhf_marl.distributed.worker import Learned, Loaded, Worker
 from rlhf_marl.errors import RlhfMarlError, RunStopped, UsageError
@@ -82,8 +82,8 @@ class RayTeam:
             for agent, card in enumerate(chain.from_iterable(loaded[w].cards for w in sorted(loaded)))
         ]
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
-        found = self._ask("respond", lambda w: (states, dialogues, turn), "answering")
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        found = self._ask("respond", lambda w: (prompts, dialogues, turn), "answering")
         return list(self._of_agents(found, [ABSENT] * len(dialogues)))
 
     def score(self, turn: Turn) -> Turn:

@@ -17,11 +17,12 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.player import Prompts, Turn
 from rlhf_marl.distributed.exchange import Key, Mailbox, Message, NeighbourMixer, View
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.sampler import Sample
 from rlhf_marl.rewards import load_card
+from rlhf_marl.rewards.gate import check_card_gate
 from rlhf_marl.runs.checkpoints import agent_file
 from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import (
@@ -114,6 +115,8 @@ class Worker:
                 recipes = [load_card(config.agents[i].reward_model, where) for i, where in names]
                 agents = build_agents(config, self._where, device, numbers=self._numbers)
                 cards = [recipe.finished() for recipe in recipes]
+                for i, card in zip(self._numbers, cards, strict=True):
+                    check_card_gate(card, f"{self._where}: agents.{i}.reward_model")
                 self._mixer = NeighbourMixer(
                     self._worker,
                     self._numbers,
@@ -134,7 +137,6 @@ class Worker:
                     reward=config.reward,
                     gossip_rounds=gossip_rounds(config),
                     seed=config.seed,
-                    max_new_tokens=config.generation.max_new_tokens,
                 )
         finally:
             logging.getLogger("rlhf_marl").removeHandler(records)
@@ -169,9 +171,9 @@ class Worker:
         """Remove service answers of earlier iterations."""
         self._journal.forget_before(iteration)
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
-        """The own agents' answers: [agent][dialogue]."""
-        return self._team.respond(states, dialogues, turn)
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        """The own agents' answers, [agent][dialogue], to their prompts among those of the whole team."""
+        return self._team.respond(prompts, dialogues, turn)
 
     def score(self, turn: Turn) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Raw and scaled rewards and critic values of the own agents: (n_agents, B) each; None if they are private."""

@@ -9,12 +9,14 @@ import torch
 
 from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.dialogue.player import Dialogue, Player, Turn, responses_of
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.evaluation.judges import PairwiseJudge, Scorer
 from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
 from rlhf_marl.policy.chat import Message
-from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses
+from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
 from rlhf_marl.rewards import score_all
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.training.build import Agents
 
 _BATCH = 16  # dialogues played together
@@ -26,9 +28,8 @@ class Sampling:
     """How answers are sampled, by both policies."""
 
     seed: int
-    max_new_tokens: int
     max_prompt_tokens: int
-    temperature: float
+    decodings: Sequence[Decoding]
 
 
 def collect(
@@ -49,29 +50,35 @@ def collect(
         respond = partial(
             responses_of,
             agents.sampler,
-            range(agents.adapters.n_agents),
             seed=sampling.seed,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
+            decodings=sampling.decodings,
             adapted=policy == "trained",
         )
-        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens)
-        for start in range(0, len(questions), _BATCH):
-            dialogues = [
-                Dialogue(n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
-                for n, q in list(enumerate(questions))[start : start + _BATCH]
-            ]
-            for turn in player.play(dialogues):
-                statistics = evaluate_responses(
+        player = Player(respond, controller, agents.chat_model.tokenizer, sampling.max_prompt_tokens, agents.speakers)
+        for turn in played(player, questions, turns):
+            statistics = [
+                evaluate_responses(
                     agents.chat_model.model,
                     agents.adapters,
-                    turn.states,
-                    turn.tokens,
-                    temperature=sampling.temperature,
+                    turn.observations[group.agents],
+                    turn.tokens[group.agents],
+                    temperature=group.temperature,
                     pad=agents.chat_model.stop_tokens[0],
-                    agents=None if policy == "base" else slice(None),
+                    agents=None if policy == "base" else group.agents,
                 )
-                yield from _rows(agents, turn, questions, policy, statistics)
+                for group in sampling.decodings
+            ]
+            yield from _rows(agents, turn, questions, policy, joined(statistics))
+
+
+def played(player: Player, questions: Sequence[Question], turns: int, first: int = 0) -> Iterator[Turn]:
+    """The turns of the questions' dialogues; dialogue `first` + n asks question n."""
+    for start in range(0, len(questions), _BATCH):
+        dialogues = [
+            Dialogue(first + n, n, [Message(role="user", content=q.prompt)], n_turns(q, turns), q.follow_ups)
+            for n, q in list(enumerate(questions))[start : start + _BATCH]
+        ]
+        yield from player.play(dialogues)
 
 
 def n_turns(question: Question, turns: int) -> int:
@@ -93,7 +100,7 @@ def _rows(
             "dialogue": number,
             "turn": turn.number,
             "prompt": turn.prompts[b],
-            "prompt_tokens": turn.state_lengths[b],
+            "prompt_tokens": turn.lengths[b],
             "responses": [sample.text for sample in samples],
             "tokens": [len(sample.tokens) for sample in samples],
             "truncated": [not sample.finished for sample in samples],
@@ -110,10 +117,26 @@ def _rows(
         }
 
 
+def conversations(rows: Sequence[Row], dialogue: Sequence[str] = ("policy", "dialogue")) -> list[list[Message]]:
+    """The messages up to each row's prompt, from the first prompt on; rows of a dialogue are in order.
+
+    dialogue: the keys that tell dialogues apart.
+    """
+    going: dict[tuple[Any, ...], list[Message]] = {}
+    found = []
+    for row in rows:
+        messages = going.setdefault(tuple(row[key] for key in dialogue), [])
+        messages.append(Message(role="user", content=row["prompt"]))
+        found.append(list(messages))
+        messages.append(Message(role="assistant", content=neutralise(row["aggregate"])))
+    return found
+
+
 @torch.inference_mode()
 def score(rows: Sequence[Row], scorer: Scorer) -> None:
     """Add the scorer's scaled score of every response and of every aggregate to the rows."""
-    prompts = [row["prompt"] for row in rows for _ in (*row["responses"], "team")]
+    asked = conversations(rows) if scorer.card.reads_dialogue else [row["prompt"] for row in rows]
+    prompts = [prompt for prompt, row in zip(asked, rows, strict=True) for _ in (*row["responses"], "team")]
     texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
     scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
     for row in rows:

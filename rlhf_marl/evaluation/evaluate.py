@@ -16,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rlhf_marl.config import Config
 from rlhf_marl.config.validation import explain
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
+from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
 from rlhf_marl.evaluation.collect import Row, Sampling, collect, compare_pairs, n_turns, score
@@ -48,11 +49,12 @@ from rlhf_marl.evaluation.trained_run import (
 from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
-from rlhf_marl.policy.loading import ChatModel, default_device
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import Choice, choice, in_words
 from rlhf_marl.services.journal import UNRECORDED
-from rlhf_marl.training.build import build_agents, build_reward_models, fits_into_memory
+from rlhf_marl.training.build import Agents, build_agents, build_reward_models, fits_into_memory
 
 Progress = Callable[[str, int, int], None]
 
@@ -80,6 +82,8 @@ class Options(BaseModel):
     """Seed of the sampled answers."""
     limit: _Count | None = None
     """Number of questions, spread evenly over the kinds; all if None."""
+    adapters: Choice | None = None
+    """The run's best or last adapters; if None, the best where held-out judges chose them in training."""
 
 
 def check_options(given: Mapping[str, Any]) -> Options:
@@ -105,23 +109,26 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     notes: list[str] = []
     questions = _questions(options, trained_questions(config, run, notes), notes)
     cards = reward_cards(run, config, notes)
-    settings = _settings(config, options, questions, cards)
+    which = choice(path, config, options.adapters)
+    settings = _settings(config, options, questions, cards) | {"agents": which}
     stored = read_evaluation(path)
     if stored is not None and is_current(before := stored.numbers["settings"], path) and before | settings == before:
         return stored
     check_state(run, config, notes)
     where, device = f"{path}/config.yaml", default_device()
     if options.max_new_tokens is not None:
-        generation = config.generation.model_copy(update={"max_new_tokens": options.max_new_tokens})
-        config = config.model_copy(update={"generation": generation})
+        config = _with_limit(config, options.max_new_tokens)
     with fits_into_memory(where):
-        prepared = prepare_controller(config.controller, len(config.agents), where)
+        prepared = prepare_controller(config.controller, config.names, where)
         cards = [card.finished() for card in cards]
         agents = build_agents(config, where, device, start=False)
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, UNRECORDED)
         own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))
-    sampling = _sampling(config, options, questions, agents.chat_model)
-    settings |= {"adapters": load_agents(agents.adapters, run, config, notes), **agents_fingerprint(path)}
+    sampling = _sampling(config, options, questions, agents)
+    if which == "best":
+        notes.append(f"evaluated {in_words(path, config, which)}; --adapters last evaluates the last")
+    source = load_agents(agents.adapters, run, config, notes, which)
+    settings |= {"adapters": source, **agents_fingerprint(path, which)}
     held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
@@ -204,12 +211,24 @@ def _settings(config: Config, options: Options, questions: list[Question], cards
     }
 
 
-def _sampling(config: Config, options: Options, questions: Sequence[Question], chat_model: ChatModel) -> Sampling:
+def _with_limit(config: Config, max_new_tokens: int) -> Config:
+    """The config with this token limit for the answers of all agents."""
+    generation = config.generation.model_copy(update={"max_new_tokens": max_new_tokens})
+    agents = [
+        agent.model_copy(update={"generation": agent.generation.model_copy(update={"max_new_tokens": None})})
+        for agent in config.agents
+    ]
+    return config.model_copy(update={"generation": generation, "agents": agents})
+
+
+def _sampling(config: Config, options: Options, questions: Sequence[Question], agents: Agents) -> Sampling:
     """Sampling with a prompt budget for complete dialogues, up to the model's context length."""
-    new_tokens = options.max_new_tokens or config.generation.max_new_tokens
+    chat_model, groups = agents.chat_model, decodings(config)
+    new_tokens = max(group.max_new_tokens for group in groups)
     longest = max(
-        len(chat_tokens(chat_model.tokenizer, [Message(role="user", content=question.prompt)], 10**9))
+        len(chat_tokens(chat_model.tokenizer, speaker.reads([Message(role="user", content=question.prompt)]), 10**9))
         for question in questions
+        for speaker in agents.speakers
     )
     room = chat_model.context_length - new_tokens
     if longest > room:
@@ -218,7 +237,7 @@ def _sampling(config: Config, options: Options, questions: Sequence[Question], c
             f"--questions: the longest question has {longest} tokens; with an answer it exceeds {config.model.name}'s "
             f"context of {context} tokens"
         )
-    return Sampling(options.seed, new_tokens, room, config.generation.temperature)
+    return Sampling(options.seed, room, groups)
 
 
 def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[str]) -> None:
@@ -232,7 +251,7 @@ def _note_lengths(rows: Sequence[Row], config: Config, room: int, notes: list[st
         )
     cut = sum(length > room for length in lengths)
     if cut:
-        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model and was cut from the left")
+        notes.append(f"in {cut} of {len(rows)} turns the dialogue was too long for the model: its oldest messages left")
 
 
 def _write(path: Path, numbers: dict[str, Any], rows: list[Row]) -> None:

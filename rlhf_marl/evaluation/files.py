@@ -13,8 +13,8 @@ from rlhf_marl.config.validation import explain
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.schema import VERSION, Numbers
 from rlhf_marl.files.hashing import sha256_of
-from rlhf_marl.files.iterations import newest_checkpoint
 from rlhf_marl.files.user_data import read_rows
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, checkpoint_of
 
 NUMBERS, DIALOGUES = "evaluation.json", "evaluation_dialogues.jsonl"
 
@@ -57,11 +57,11 @@ def read_evaluation(path: Path) -> Evaluation | None:
     return Evaluation(numbers, rows, reused=True) if rows else None
 
 
-def agents_fingerprint(path: Path) -> dict[str, str | None]:
-    """SHA-256 of the adapters of a run directory and of its newest checkpoint's manifest; None where there is none."""
-    adapters = sorted(path.glob("adapters/agent_*/adapter_model.safetensors"))
-    newest = newest_checkpoint(path)
-    manifest = [file for file in [newest / "manifest.json"] if file.is_file()] if newest else []
+def agents_fingerprint(path: Path, which: Choice = "last") -> dict[str, str | None]:
+    """SHA-256 of a run's best or last adapters, and of their checkpoint's manifest; None where there is none."""
+    adapters = sorted(path.glob(f"{FOLDERS[which]}/agent_*/adapter_model.safetensors"))
+    checkpoint = checkpoint_of(path, which)
+    manifest = [file for file in [checkpoint / "manifest.json"] if file.is_file()] if checkpoint else []
     return {"adapters_sha256": _sha256(path, adapters), "checkpoint_sha256": _sha256(path, manifest)}
 
 
@@ -70,7 +70,7 @@ def is_current(settings: Mapping[str, Any], path: Path) -> bool:
 
     Checkpoints may have been removed since, because a finished run does not need them.
     """
-    now = agents_fingerprint(path)
+    now = agents_fingerprint(path, settings.get("agents", "last"))
     return settings.get("adapters_sha256") == now["adapters_sha256"] and (
         now["checkpoint_sha256"] in (None, settings.get("checkpoint_sha256"))
     )

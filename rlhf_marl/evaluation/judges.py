@@ -64,8 +64,7 @@ def held_out_scorers(
     Raises:
         UsageError: a chosen card that does not exist or cannot score.
     """
-    trained = {name for scorer in own for name in _names(scorer.card)}
-    contents = {content for scorer in own for content in _contents(scorer.card)}
+    cards = [scorer.card for scorer in own]
     judges: list[Scorer] = []
     warnings: list[str] = []
     for reference in references if references is not None else HELD_OUT_CARDS:
@@ -73,18 +72,37 @@ def held_out_scorers(
         if any(judge.name == card.name for judge in judges):
             raise UsageError(f"--judges: two cards are named {card.name!r}; give one of them another name")
         try:
-            if not _names(card) & trained:
-                card = card.finished()
-            if _names(card) & trained or _contents(card) & contents:
+            if trains(card, cards) is not None:
                 if references is not None:
                     warnings.append(f"judge {card.name} is not held out: it trained an agent of this run")
                 continue
+            card = card.finished()
             judges.append(Scorer(card.name, card, build_reward_model(card, base), []))
         except UsageError as error:
             if references is not None:
                 raise
             warnings.append(f"held-out judge {card.name} is excluded: {error}")
     return judges, warnings
+
+
+def check_held_out(card: Card, own: Sequence[Card], where: str) -> Card:
+    """The finished card; raises UsageError if it trains an agent. own: a card per agent."""
+    agent = trains(card, own)
+    if agent is not None:
+        raise UsageError(f"{where}: {card.name!r} trains agent {agent}; a judge must train nobody")
+    return card.finished()
+
+
+def trains(card: Card, own: Sequence[Card]) -> int | None:
+    """The first agent whose reward model has a name or a model in common with the card's; None if there is none.
+
+    own: a card per agent. Names are compared first: to finish a card can mean to train it.
+    """
+    names = [_names(other) & _names(card) for other in own]
+    if any(names):
+        return next(agent for agent, common in enumerate(names) if common)
+    contents = _contents(card.finished())
+    return next((agent for agent, other in enumerate(own) if _contents(other.finished()) & contents), None)
 
 
 def _names(card: Card) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.collect import conversations
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.rewards import score_all
 from rlhf_marl.rewards.tools import opened
@@ -25,7 +26,8 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
         card, model = opened(reference, "reward rescore")
         for agent in range(len(config.agents)):
             responses = [turn["responses"][agent]["text"] for turn in turns]
-            _, scaled = score_all(card, model, prompts, responses, agent=agent)
+            asked = conversations(turns, ("iteration", "dialogue")) if card.reads_dialogue else prompts
+            _, scaled = score_all(card, model, asked, responses, agent=agent)
             means = pd.Series(scaled).groupby([turn["iteration"] for turn in turns], sort=False).mean()
             rows += [
                 {"card": card.name, "agent": agent, "iteration": iteration, "reward_scaled": mean}

@@ -1,6 +1,6 @@
 """The content of evaluation.json. Numbers are finite or null; keys that are not listed are ignored."""
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -112,8 +112,10 @@ class Settings(_Part):
     """Digest of each scorer's card, by name."""
     cards: dict[str, Any]
     """Digests of the agents' own cards, and of each requested card."""
+    agents: Literal["best", "last"] = "last"
+    """The best adapters of the run, or the last."""
     adapters: str
-    """Source of the adapters: `adapters`, or a checkpoint."""
+    """Source of the adapters: `adapters`, `best`, or a checkpoint."""
     adapters_sha256: str | None
     checkpoint_sha256: str | None
     confidence: Annotated[float, Field(gt=0, lt=1)]

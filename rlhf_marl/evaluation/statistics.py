@@ -1,4 +1,4 @@
-"""Paired bootstrap intervals; questions are resampled, with all their turns."""
+"""Intervals: paired bootstrap over questions, with all their turns; Student's over seeds."""
 
 import math
 import warnings
@@ -44,6 +44,16 @@ def interval(values: Sequence[float], confidence: float = CONFIDENCE, seed: int 
         if math.isfinite(found.low) and math.isfinite(found.high):
             break
     return float(found.low), float(found.high)
+
+
+def over_seeds(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Mean over seeds and Student's 95% interval; (mean, NaN, NaN) for fewer than two seeds."""
+    sample = np.asarray(values, dtype=float)
+    mean, n = float(sample.mean()), len(sample)
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * sample.std(ddof=1) / n**0.5)
+    return mean, mean - half, mean + half
 
 
 def paired(base: Sequence[float], trained: Sequence[float]) -> Metric | None:

@@ -16,12 +16,14 @@ from safetensors import SafetensorError
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.iterations import iteration_name, newest_checkpoint
+from rlhf_marl.files.iterations import iteration_name
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl, read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.checkpoints import State
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, checkpoint_of
+from rlhf_marl.runs.validations import ended_early
 
 
 class OnlyRecorded(UsageError):
@@ -31,21 +33,24 @@ class OnlyRecorded(UsageError):
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
 
 
-def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, notes: list[str]) -> str:
+def load_agents(
+    adapters: StackedAdapters, run: RunDirectory, config: Config, notes: list[str], which: Choice = "last"
+) -> str:
     """Load the trained adapters; returns their source.
 
-    They come from adapters/, or from the newest checkpoint if adapters/ cannot be used or the run has trained further
-    since it wrote them.
+    The last ones come from adapters/, or from the newest checkpoint if adapters/ cannot be used or the run has trained
+    further since it wrote them. The best ones come from best/ or the best checkpoint.
 
     Raises:
         OnlyRecorded: there are neither.
     """
-    reason = _load_adapters(adapters, run)
-    checkpoint = newest_state(run)
+    folder, word = FOLDERS[which], "best" if which == "best" else "newest"
+    reason = _load_adapters(adapters, run, folder)
+    checkpoint = state_of(run, which)
     if checkpoint is None:
         if reason is not None:
             raise OnlyRecorded(_nothing_trained(run, reason))
-        return "adapters"
+        return folder
     tensors, values = checkpoint
     parameters = adapters.parameters.data
     names = [f"agent_{agent}.adapter" for agent in range(adapters.n_agents)]
@@ -53,35 +58,35 @@ def load_agents(adapters: StackedAdapters, run: RunDirectory, config: Config, no
     trained = torch.stack([tensors[name] for name in names]) if fits else torch.empty(0)
     if reason is None:
         if torch.equal(trained, parameters.cpu()):
-            return "adapters"
-        newest = newest_checkpoint(run.path)
-        if newest is not None and newest.name != iteration_name(values["iteration"]):
-            notes.append(f"checkpoint {newest.name} is damaged: adapters/ may be older than it")
-            return "adapters"
+            return folder
+        meant = checkpoint_of(run.path, which)
+        if meant is not None and meant.name != iteration_name(values["iteration"]):
+            notes.append(f"checkpoint {meant.name} is damaged: {folder}/ may be older than it")
+            return folder
         reason = "the run has trained further since it wrote them"
     if not fits:
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
     parameters.copy_(trained)
     notes.append(
-        f"adapters/ cannot be used ({reason}): evaluated the newest checkpoint, after {values['iteration']} of "
+        f"{folder}/ cannot be used ({reason}): evaluated the {word} checkpoint, after {values['iteration']} of "
         f"{config.iterations} iterations"
     )
     return f"checkpoint of iteration {values['iteration']}"
 
 
-def newest_state(run: RunDirectory) -> State | None:
-    """The newest undamaged checkpoint; None if all are damaged, of another version, or gone."""
+def state_of(run: RunDirectory, which: Choice) -> State | None:
+    """The newest or best undamaged checkpoint; None if all are damaged, of another version, or gone."""
     try:
-        return run.load_checkpoint()
+        return run.load_checkpoint() if which == "last" else run.checkpoints.best()
     except UsageError:
         return None
 
 
-def _load_adapters(adapters: StackedAdapters, run: RunDirectory) -> str | None:
-    """Load adapters/; returns the reason if that fails."""
+def _load_adapters(adapters: StackedAdapters, run: RunDirectory, folder: str) -> str | None:
+    """Load the adapters in a folder of the run; returns the reason if that fails."""
     try:
         for agent in range(adapters.n_agents):
-            adapters.load(agent, run.adapters / f"agent_{agent}", str(run.path))
+            adapters.load(agent, run.path / folder / f"agent_{agent}", str(run.path))
     except _ABSENT as error:
         return str(error).splitlines()[0]
     return None
@@ -171,7 +176,8 @@ def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
     try:
         rows = read_jsonl(run.metrics)
         iterations = max((row["iteration"] for row in rows), default=-1) + 1
-        if iterations < config.iterations:
+        validations = read_jsonl(run.validation) if run.validation.is_file() else []
+        if iterations < config.iterations and ended_early(validations, iterations) is None:
             notes.append(f"the run is not finished: {iterations} of {config.iterations} iterations are recorded")
     except (OSError, UsageError, KeyError, TypeError) as error:
         notes.append(f"metrics.jsonl is damaged or missing ({error}); the evaluation does not need it")

@@ -11,13 +11,19 @@ def iteration_name(iteration: int) -> str:
     return f"iteration_{iteration:05d}"
 
 
+def iteration_of(name: str) -> int | None:
+    """10 for iteration_00010; None for other names."""
+    found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
 def iteration_paths(folder: Path, suffix: str = "") -> list[tuple[int, Path]]:
     """(iteration, path) of every entry named after an iteration, in order; other names are ignored."""
     if not folder.exists():
         return []
     entries = [path for path in folder.iterdir() if path.name.endswith(suffix)]
-    names = ((_NAME.fullmatch(path.name.removesuffix(suffix)), path) for path in entries)
-    return sorted((int(name[1]), path) for name, path in names if name)
+    numbers = ((iteration_of(path.name.removesuffix(suffix)), path) for path in entries)
+    return sorted((number, path) for number, path in numbers if number is not None)
 
 
 def checkpoint_folders(folder: Path) -> list[tuple[int, Path]]:

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import DatasetPrompts, FixedPrompt, JsonlPrompts
+from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.evaluation.schema import Numbers
 from rlhf_marl.hub.base_model import Base
 from rlhf_marl.hub.results import Interval, hub_results, measured, training_rewards
@@ -57,8 +58,9 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
     own = facts.cards[agent]
     found = facts.evaluation
     evaluation = next((e for e in found.agents if e.agent == agent), None) if found else None
-    title = f"Agent {agent} ({own.name})"
     config = facts.config
+    speaker = speakers_of(config, "config.yaml")[agent]
+    title = f"{speaker.name[:1].upper()}{speaker.name[1:]} ({own.name})"
     text = (
         _environment()
         .from_string(_TEMPLATE.read_text("utf-8"))
@@ -68,6 +70,7 @@ def model_card(facts: RunFacts, agent: int, base: Base, *, merged: bool) -> Mode
             base=base,
             agent=agent,
             own=own,
+            role=repr(speaker.role) if speaker.role else "",
             cards=facts.cards,
             data=_data(config),
             controller=_controller(config),

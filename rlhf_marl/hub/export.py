@@ -6,6 +6,7 @@ merged:   model, config, tokenizer, README.md, and the adapter in adapter/. (Nex
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.errors import RlhfMarlError, UsageError
-from rlhf_marl.evaluation.trained_run import newest_state, recorded
+from rlhf_marl.evaluation.trained_run import recorded, state_of
 from rlhf_marl.hub import push as hub
 from rlhf_marl.hub.base_model import describe_base
 from rlhf_marl.hub.card import RunFacts, model_card
@@ -31,7 +32,9 @@ from rlhf_marl.hub.results import load_evaluation
 from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
 
+_log = logging.getLogger("rlhf_marl")
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -43,6 +46,7 @@ def export(
     merge: bool = False,
     push: str | None = None,
     public: bool = False,
+    adapters: Choice | None = None,
 ) -> str:
     """Write one trained agent to a folder that others can use, and optionally upload it.
 
@@ -53,6 +57,7 @@ def export(
         merge: write the base model with the adapter merged into its weights; the adapter goes to adapter/.
         push: OWNER/NAME on the hub; a new repository is private unless `public`. The token comes from HF_TOKEN or
             `hf auth login`.
+        adapters: the run's best or last adapter; by default the best where held-out judges chose it in training.
 
     Returns:
         The folder's path, or the repository's address.
@@ -62,7 +67,7 @@ def export(
         RlhfMarlError: the disk or the hub failed.
     """
     source, target = Path(run_dir), Path(to).absolute()
-    facts, adapter = _read_run(source, agent)
+    facts, adapter = _read_run(source, agent, adapters)
     check_target(target)
     if public and push is None:
         raise UsageError("--public: only with --push")
@@ -77,9 +82,8 @@ def export(
         config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
         (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
         model = facts.config.model
-        load_tokenizer(
-            model.name, f"{where}.name", revision=model.revision, trust_remote_code=model.trust_remote_code
-        ).save_pretrained(folder)
+        options = model.model_dump(exclude={"name", "dtype"})
+        load_tokenizer(model.name, f"{where}.name", **options).save_pretrained(folder)
         if merge:
             with quiet():
                 merged_model(facts.config.model, adapter, where).save_pretrained(folder)
@@ -110,7 +114,7 @@ def merged_model(model: ModelConfig, adapter: Path, where: str) -> PreTrainedMod
     return merged
 
 
-def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
+def _read_run(path: Path, agent: int, asked: Choice | None) -> tuple[RunFacts, Path]:
     """A run's facts and the folder of the agent's adapter; raises UsageError for what is missing or does not fit."""
     run, config, packages = _open(path)
     cards = run.cards()
@@ -119,13 +123,16 @@ def _read_run(path: Path, agent: int) -> tuple[RunFacts, Path]:
     if not 0 <= agent < len(cards):
         names = ", ".join(f"{number} ({card.name})" for number, card in enumerate(cards))
         raise UsageError(f"--agent: {agent} given; {path} has {len(cards)} agents: {names}")
-    adapter = run.adapters / f"agent_{agent}"
-    done = _check_adapter(run, config, adapter, agent)
+    which = choice(path, config, asked)
+    adapter = path / FOLDERS[which] / f"agent_{agent}"
+    done = _check_adapter(run, config, adapter, agent, which)
+    if which == "best":
+        _log.warning("%s: exports %s; --adapters last exports the last", path, in_words(path, config, which))
     if run.metrics.is_file() and run.metrics.stat().st_size == 0:
         raise UsageError(f"{run.metrics}: has no updates, so the adapters are untrained")
     rows = [row for row in recorded(run) if done is None or row["iteration"] < done]
     iterations = done if done is not None else max((row["iteration"] + 1 for row in rows), default=None)
-    return RunFacts(config, rows, iterations, cards, packages, load_evaluation(path)), adapter
+    return RunFacts(config, rows, iterations, cards, packages, load_evaluation(path, which)), adapter
 
 
 def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
@@ -147,13 +154,13 @@ def _open(path: Path) -> tuple[RunDirectory, Config, dict[str, str]]:
         ) from None
 
 
-def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int) -> int | None:
-    """How many iterations the adapter was trained for, by the newest checkpoint; None without checkpoints.
+def _check_adapter(run: RunDirectory, config: Config, adapter: Path, agent: int, which: Choice) -> int | None:
+    """How many iterations the adapter was trained for, by the newest or best checkpoint; None without checkpoints.
 
     Raises:
         UsageError: the run has not written its adapters yet, or has trained further since.
     """
-    checkpoint = newest_state(run)
+    checkpoint = state_of(run, which)
     done = checkpoint[1]["iteration"] if checkpoint is not None else None
     if not all((adapter / name).is_file() for name in (_CONFIG, _WEIGHTS)):
         problem = "has no adapters yet"

@@ -11,16 +11,17 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import NUMBERS, is_current, read_numbers
 from rlhf_marl.evaluation.labels import LABELS
 from rlhf_marl.evaluation.schema import Agent, Mean, Metric, Numbers, WinRate
+from rlhf_marl.runs.handed_out import Choice
 from rlhf_marl.runs.metrics import first_and_last_fifth, is_finite
 
 Interval = Metric | WinRate | Mean
 
 
-def load_evaluation(path: Path) -> Numbers | None:
-    """A run's evaluation; None if there is none.
+def load_evaluation(path: Path, which: Choice = "last") -> Numbers | None:
+    """The evaluation of a run's best or last adapters; None if there is none.
 
     Raises:
-        UsageError: it is damaged, of another version, or of other agents than the run has now.
+        UsageError: it is damaged, of another version, of the other adapters, or of other agents than the run has now.
     """
     file = path / NUMBERS
     hint = "evaluate the run again, or move the file away to share without it"
@@ -32,6 +33,8 @@ def load_evaluation(path: Path) -> Numbers | None:
         raise UsageError(f"{file}: cannot be read: {error.strerror}; {hint}") from None
     except UsageError as error:
         raise UsageError(f"{error}; {hint}") from None
+    if found.settings.agents != which:
+        raise UsageError(f"{file}: is of the run's {found.settings.agents} adapters, not of the {which} ones; {hint}")
     if not is_current(content["settings"], path):
         raise UsageError(f"{file}: belongs to other adapters or checkpoints than the run has now; {hint}")
     return found

@@ -8,12 +8,14 @@ from typing import final
 
 import torch
 
-STAGES = ("generate", "score", "controller", "critic", "gossip", "update", "other")
+STAGES = ("generate", "score", "controller", "critic", "gossip", "update", "validate", "other")
 
 
 @final
 class Stopwatch:
     """Wall time per stage since construction. Time in a nested stage counts only for the inner stage.
+
+    Within `validate`, all time counts for `validate`: the other stages are those of training.
 
     Attributes:
         total: seconds of every stage up to the last lap.
@@ -37,7 +39,7 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Context whose time counts for this stage."""
         self._count()
-        self._open.append(name)
+        self._open.append("validate" if "validate" in self._open else name)
         try:
             yield
         finally:

@@ -29,11 +29,11 @@ from rlhf_marl.policy.adapter_files import (
     shortest_names,
     warn_of_other_base,
 )
-from rlhf_marl.policy.mkl_linear import MklLinear
+from rlhf_marl.policy.half_linear import HalfLinear
 from rlhf_marl.sanitise import printable
 
 _ALL = slice(None)
-_PLAIN = (nn.Linear, MklLinear)  # quantised and other linear layers have their own matmul
+_PLAIN = (nn.Linear, HalfLinear)  # quantised and other linear layers have their own matmul
 
 
 @final
@@ -53,7 +53,7 @@ class StackedLinear(nn.Module):
         self.active = active
         self.scaling = scaling
         # A decode step calls hundreds of packed layers. They have no hooks, so nn.Module.__call__ is bypassed.
-        self._multiply = base.forward if type(base) is MklLinear else base.__call__
+        self._multiply = base.forward if type(base) is HalfLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
         self.b: Tensor  # (n_agents, rank, out), a view too
 
@@ -65,30 +65,32 @@ class StackedLinear(nn.Module):
         a, b = self.a, self.b
         if agents != _ALL:
             a, b = a[agents], b[agents]
-        if torch.is_grad_enabled() and self.base.weight.dtype == a.dtype and type(self.base) in _PLAIN:
+        if torch.is_grad_enabled() and type(self.base) in _PLAIN:
             return _StackedProduct.apply(x, self.base, a, b, self.scaling)
         y = self._multiply(x)
-        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]).to(a.dtype), a)
-        if y.dtype == b.dtype:
-            y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is used nowhere else
-            return y
-        return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y).to(y.dtype)
+        b = b.to(y.dtype)
+        low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a.to(x.dtype)).to(y.dtype)
+        if torch.is_grad_enabled():
+            return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y)
+        y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is used nowhere else
+        return y
 
 
 class _StackedProduct(torch.autograd.Function):
     """x W^T + bias + scaling x A B as one autograd node: fewer passes over activations and their gradients.
 
     With g the output gradient: dx = g W + scaling (g B^T) A^T, dA = scaling x^T (g B^T), dB = scaling (x A)^T g.
-    W and the bias are frozen.
+    W and the bias are frozen. All products are in x's dtype.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, base: nn.Linear, a: Tensor, b: Tensor, scaling: float) -> Tensor:
+        dtype, a, b = a.dtype, a.to(x.dtype), b.to(x.dtype)
         y = base(x)  # autograd is off in here
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a)
         y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=scaling)
         ctx.save_for_backward(x, base.weight, a, b, low_rank)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.dtype = scaling, dtype
         return y
 
     @staticmethod
@@ -99,6 +101,7 @@ class _StackedProduct(torch.autograd.Function):
         through = torch.bmm(b, g.mT).mul_(ctx.scaling)  # (scaling g B^T)^T, (n_agents, rank, rows): faster transposed
         of_a = torch.bmm(through, x.reshape(a.shape[0], -1, x.shape[-1])).mT
         of_b = torch.bmm(low_rank.mT, g).mul_(ctx.scaling)
+        of_a, of_b = of_a.to(ctx.dtype), of_b.to(ctx.dtype)
         if not ctx.needs_input_grad[0]:
             return None, None, of_a, of_b, None
         of_x = torch.matmul(g, weight).baddbmm_(through.mT, a.mT)
@@ -246,6 +249,8 @@ def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def _targeted(model: PreTrainedModel, targets: Names, exclude: Names | None, where: str) -> dict[str, nn.Linear]:
     """The linear layers to adapt, by full name, in the model's order."""
     linears, modules = _linears(model), [name for name, _ in model.named_modules()]
+    if not linears:
+        raise UsageError(f"{where}: model.name: a {type(model).__name__} has no linear layers (nn.Linear) to adapt")
     choice = f"choose from {', '.join(sorted({name.rpartition('.')[2] for name in linears}))}"
     for key, names in (("lora.targets", targets), ("lora.exclude", exclude or [])):
         for name in [names] if isinstance(names, str) else names:

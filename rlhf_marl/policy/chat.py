@@ -5,9 +5,6 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import TemplateError
 
-from rlhf_marl.errors import UsageError
-from rlhf_marl.sanitise import first_line
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -27,13 +24,30 @@ def plain_text(tokenizer: "PreTrainedTokenizerBase", text: str) -> str:
 
 
 def chat_tokens(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], budget: int) -> list[int]:
-    """Token ids of a chat in the model's template, with the generation prompt; only the last `budget` are kept.
+    """Token ids of a chat in the model's template, with the generation prompt: at most `budget`.
 
-    Special tokens come only from the template, never from a message's content. If the template does not accept a
-    system message, its text is prepended to the first user message.
+    A longer chat loses its oldest messages, then its system message; a last message that is still too long is cut from
+    the left, after the beginning token. Special tokens come only from the template, never from a message's content.
+
+    Raises:
+        TemplateError: the template refuses the messages.
     """
-    ids = list(templated(tokenizer, messages, add_generation_prompt=True, return_dict=True)["input_ids"])
-    return ids[max(0, len(ids) - budget) :]
+
+    def ids_of(kept: Sequence[Message]) -> list[int]:
+        return list(templated(tokenizer, kept, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+    ids = ids_of(messages)
+    system, turns = (messages[:1], messages[1:]) if messages[0]["role"] == "system" else ([], messages)
+    while len(ids) > budget and len(turns) > 1:
+        turns = turns[1:]
+        if turns[0]["role"] == "user":  # templates begin with a user's message
+            ids = ids_of([*system, *turns])
+    if len(ids) > budget and system and turns:
+        ids = ids_of(turns)
+    if len(ids) <= budget:
+        return ids
+    begin = ids[:1] if ids[0] == tokenizer.bos_token_id else []
+    return begin + ids[len(ids) - budget + len(begin) :]
 
 
 def templated(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], **options: Any) -> Any:
@@ -42,24 +56,14 @@ def templated(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message],
     try:
         return tokenizer.apply_chat_template(plain, **options)
     except TemplateError:
-        if plain[0]["role"] != "system" or len(plain) < 2:
-            raise
-        first = Message(role="user", content=f"{plain[0]['content']}\n\n{plain[1]['content']}")
-        return tokenizer.apply_chat_template([first, *plain[2:]], **options)
+        raise
+    except Exception as error:  # an expression in a template can raise anything
+        raise TemplateError(f"{type(error).__name__}: {error}") from None
 
 
-def check_chat_template(tokenizer: "PreTrainedTokenizerBase", where: str) -> None:
-    """Raise UsageError if the template cannot render a dialogue, with or without a system message."""
-    if not tokenizer.chat_template:
-        raise UsageError(f"{where}: the model's tokenizer has no chat template; choose a chat (instruct) model")
-    roles = ("system", "user", "assistant", "user")
-    try:
-        chat_tokens(tokenizer, [Message(role=role, content="text") for role in roles], 1)
-    except TemplateError as error:
-        raise UsageError(f"{where}: the chat template refuses a dialogue: {first_line(error)}") from None
-
-
-def stop_tokens(tokenizer: "PreTrainedTokenizerBase", generation_ends: int | list[int] | None) -> list[int]:
-    """All stop tokens: the tokenizer's end token first, then those of the generation config."""
+def stop_tokens(
+    tokenizer: "PreTrainedTokenizerBase", generation_ends: int | list[int] | None, turn_end: int | None
+) -> list[int]:
+    """All stop tokens: the tokenizer's end token, those of the generation config, the one that ends a turn."""
     ends = [generation_ends] if isinstance(generation_ends, int) else list(generation_ends or [])
-    return list(dict.fromkeys([tokenizer.eos_token_id, *ends]))
+    return [end for end in dict.fromkeys([tokenizer.eos_token_id, *ends, turn_end]) if end is not None]

@@ -17,6 +17,7 @@ from rlhf_marl.policy.prefix_cache import prefill
 # Finished rows are dropped when at most this share remains: moving the cache costs about one decode step.
 _WORTH_LEAVING = 0.75
 _BLOCK = 256  # vocabulary entries per block of the cumulative sum
+Generated = list[tuple[list[int], list[float]]]  # per row: token ids and their log-probabilities
 
 
 class SamplingKey(NamedTuple):
@@ -37,6 +38,14 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     """logits / temperature in at least float32; no copy if they are float32 and the temperature is 1."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits / temperature
+
+
+def fill_absent(model: nn.Module, logits: Tensor) -> None:
+    """Hide the tokens that `hide_absent_tokens` found, in place, if it found any. logits: (..., vocabulary)."""
+    index = getattr(model, "absent_tokens", None)
+    if index is not None:
+        # Finite, so that 0 times it is 0 also in the entropy, and at any temperature. Gradients there are 0.
+        logits.index_fill_(-1, index, torch.finfo(logits.dtype).min / 2048)
 
 
 def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
@@ -78,14 +87,13 @@ def generate(
     temperature: float = 1.0,
     n_policies: int = 1,
     cached_prefix: DynamicCache | None = None,
-) -> list[tuple[list[int], list[float]]]:
-    """Sample continuations of the prompts from every policy; greedy without uniforms.
+) -> Generated:
+    """Sample a continuation of every row's prompt from the row's policy; greedy without uniforms.
 
-    Rows are n_policies times the prompts, policy by policy. Finished rows are dropped from the batch, equally many per
-    policy.
+    Finished rows are dropped from the batch, equally many per policy.
 
     Args:
-        prompts: token ids; padded here on the left.
+        prompts: token ids of every row, policy by policy and equally many of each; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
         cached_prefix: prefix cache of the tokens that all prompts begin with (`PrefixCache`).
 
@@ -127,7 +135,12 @@ def generate(
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-    stops = set(stop_tokens)  # a response ends with the first of them
+    return trimmed(sampled, log_probabilities, stop_tokens)
+
+
+def trimmed(sampled: Tensor, log_probabilities: Tensor, stop_tokens: Sequence[int]) -> Generated:
+    """Each row, (rows, max_new_tokens), up to its first stop token, with it."""
+    stops = set(stop_tokens)
     lengths = [next((i + 1 for i, t in enumerate(row) if t in stops), len(row)) for row in sampled.tolist()]
     pairs = zip(sampled.tolist(), log_probabilities.tolist(), lengths, strict=True)
     return [(tokens[:length], logs[:length]) for tokens, logs, length in pairs]

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import final
 
 import torch
@@ -17,10 +17,11 @@ from rlhf_marl.policy.prefix_cache import PrefixCache, extend, prefill, shared_t
 
 # Activation memory grows with the tokens of a microbatch: the shared prefix once per agent, plus the rest of each row.
 # Above this many tokens the (agents x dialogues) grid is split, so memory does not grow with the number of agents.
-# Gradients are accumulated over the microbatches.
-TOKENS_PER_MICROBATCH = 512
+# Gradients are accumulated over the microbatches. A GPU needs more tokens to be busy.
+TOKENS_PER_MICROBATCH = {"cpu": 512, "mps": 512, "cuda": 4096}
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]  # see algorithm/objectives.py
-POSITIONS = 64  # per chunk, so that few distributions over the vocabulary are in memory in addition to the logits
+# Positions per chunk, so that few distributions over the vocabulary are in memory in addition to the logits.
+POSITIONS = {"cpu": 64, "mps": 64, "cuda": 2048}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,46 +42,63 @@ class Statistics:
     importance_weight: Tensor
 
 
+def joined(parts: Sequence[Statistics]) -> Statistics:
+    """Statistics of neighbouring agents as one."""
+    names = [field.name for field in fields(Statistics)]
+    return Statistics(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
+
 def evaluate_responses(
     model: PreTrainedModel,
     adapters: StackedAdapters,
-    states: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Sequence[int]]],
     responses: Sequence[Sequence[Sequence[int]]],
     *,
     temperature: float,
     pad: int,
     signal: Tensor | None = None,
-    kl_coefficient: float = 0.0,
+    kl_coefficient: float | Tensor = 0.0,
+    entropy_coefficient: Tensor | None = None,
     agents: slice | None = slice(None),
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
+    tokens_per_pass: int | None = None,
 ) -> Statistics:
-    """Statistics of responses[agent][dialogue] in states[dialogue]; with a signal, also adds the actors' gradients.
+    """Statistics of responses[agent][dialogue] to prompts[agent][dialogue]; with a signal, also adds actors' gradients.
 
-    With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t is added
-    to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1, line 16, before division
-    by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal of token t, which is the
-    given one minus β Σ_{l > t} KL_l, because token t determines the prefixes of the later tokens. Without that term the
-    direction would only be the gradient of the KL at fixed prefixes, not of the response's KL divergence.
+    With `signal` (n_agents, n_dialogues), minus the sum over dialogues of Σ_t w_t ∇log π_i(a_t) - β Σ_t ∇KL_t
+    + η Σ_t ∇H_t is added to row i of `adapters.parameters.grad`: the negative of agent i's direction in Algorithm 1,
+    line 16, before division by the number of samples. β is `kl_coefficient`. `objective` computes w_t from the signal
+    of token t, which is the given one minus β Σ_{l > t} KL_l, because token t determines the prefixes of the later
+    tokens. Without that term the direction would only be the gradient of the KL at fixed prefixes, not of the
+    response's KL divergence. η is `entropy_coefficient`. The entropies H_t are taken at fixed prefixes: with the later
+    tokens' entropies in the signal, longer answers would be rewarded.
 
     Args:
+        kl_coefficient: one for all agents, or (n_agents,).
+        entropy_coefficient: (n_agents,); None: 0.
         agents: whose adapters gave the responses; None: the base model, whose KL is 0.
-        prefixes: prefix cache for a state that all dialogues share; the base model reads it once for many iterations.
+        prefixes: prefix cache for a prompt that all rows share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
             is the one that sampled.
+        tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
-    n_agents, n_dialogues = len(responses), len(states)
+    n_agents, n_dialogues = len(responses), len(responses[0])
     dtype = torch.promote_types(model.dtype, torch.float32)
     result = Statistics(*(torch.zeros(n_agents, n_dialogues, dtype=dtype, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
-    longest = most + max(map(len, states))
+    longest = most + max(len(prompt) for row in prompts for prompt in row)
+    beta = torch.as_tensor(kl_coefficient, device=model.device).reshape(-1, 1).expand(n_agents, n_dialogues)
+    eta: Tensor | None = None
+    if entropy_coefficient is not None:
+        eta = entropy_coefficient.to(model.device).unsqueeze(-1).expand(n_agents, n_dialogues)
     prefix: SharedPrefix | None = None
-    shared = shared_tokens(model, states) if agents is not None else 0
+    shared = shared_tokens(model, prompts) if agents is not None else 0
     with torch.inference_mode(), adapters.use(None):
-        reading = ReferencePrefill(model, states, pad, room=most, prefixes=prefixes or PrefixCache())
-    for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared):
-        n_rows = rows.stop - rows.start
+        reading = ReferencePrefill(model, prompts, pad, room=most, prefixes=prefixes or PrefixCache())
+    most_tokens = tokens_per_pass or TOKENS_PER_MICROBATCH[model.device.type]
+    for rows, columns in microbatches(n_agents, n_dialogues, shared, longest - shared, most_tokens):
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old: Tensor | None = None
         if old_log_probabilities is not None:
@@ -88,7 +106,7 @@ def evaluate_responses(
                 [r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device, dtype
             )
         with torch.inference_mode(), adapters.use(None):
-            base = reading.logits(model, columns, tokens, mask)
+            base = reading.logits(model, rows, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
             if agents is None:
                 logits = base
@@ -96,13 +114,14 @@ def evaluate_responses(
                 first_agent = agents.start or 0
                 with adapters.use(slice(first_agent + rows.start, first_agent + rows.stop)):
                     if columns.start == 0:  # the first microbatch of these agents
-                        prefix = SharedPrefix(model, states, n_rows)
+                        prefix = SharedPrefix(model, [prompt[0][:shared] for prompt in prompts[rows]])
                     assert prefix is not None
-                    logits = response_logits(model, prefix, states[columns], tokens, mask, pad)
+                    asked = [of_agent[columns] for of_agent in prompts[rows]]
+                    logits = response_logits(model, prefix, asked, tokens, mask, pad)
             # In place: base becomes log π - log base, then the gradient with respect to the logits.
             log_probability, entropy, kl = _token_statistics(logits.detach(), base, tokens, mask, temperature)
             old = log_probability if old is None else old
-            block_shape = (n_rows, -1)
+            block_shape = (rows.stop - rows.start, -1)
             result.log_probability[rows, columns] = log_probability.sum(-1).view(block_shape)
             result.entropy[rows, columns] = (entropy.sum(-1) / mask.sum(-1)).view(block_shape)
             result.kl[rows, columns] = kl.sum(-1).view(block_shape)
@@ -110,23 +129,29 @@ def evaluate_responses(
             if signal is not None:
                 assert prefix is not None  # gradients are those of agents
                 of_response = signal[rows, columns].reshape(-1, 1).to(kl)
+                of_kl = beta[rows, columns].reshape(-1, 1).to(kl)
+                of_entropy = None if eta is None else eta[rows, columns].reshape(-1, 1).to(kl)
                 later_kl = kl.sum(-1, keepdim=True) - kl.cumsum(-1)
-                weight = objective(log_probability, old, of_response - kl_coefficient * later_kl)
-                _logit_gradient(logits.detach(), base, kl, tokens, mask, weight, temperature, kl_coefficient)
+                weight = objective(log_probability, old, of_response - of_kl * later_kl)
+                _logit_gradient(
+                    logits.detach(), base, kl, entropy, tokens, mask, weight, temperature, of_kl, of_entropy
+                )
                 adapters.backward(logits, base)
                 if columns.stop == n_dialogues:  # the last microbatch of these agents
                     prefix.backward()
     return result
 
 
-def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Iterator[tuple[slice, slice]]:
-    """Tile the (agents x dialogues) grid with rectangles of at most TOKENS_PER_MICROBATCH tokens, or of one cell.
+def microbatches(
+    n_agents: int, n_dialogues: int, shared: int, rest: int, most_tokens: int
+) -> Iterator[tuple[slice, slice]]:
+    """Tile the (agents x dialogues) grid with rectangles of at most `most_tokens` tokens, or of one cell.
 
     An agent costs `shared` tokens, a cell `rest`. Each microbatch takes as many agents as fit. All dialogues of one
     group of agents come before the next group.
     """
-    agents_per_block = max(1, min(n_agents, TOKENS_PER_MICROBATCH // (shared + rest)))
-    rows = (TOKENS_PER_MICROBATCH - agents_per_block * shared) // rest
+    agents_per_block = max(1, min(n_agents, most_tokens // (shared + rest)))
+    rows = (most_tokens - agents_per_block * shared) // rest
     dialogues_per_block = max(1, min(n_dialogues, rows // agents_per_block))
     for agent in range(0, n_agents, agents_per_block):
         for dialogue in range(0, n_dialogues, dialogues_per_block):
@@ -138,7 +163,7 @@ def microbatches(n_agents: int, n_dialogues: int, shared: int, rest: int) -> Ite
 
 @final
 class SharedPrefix:
-    """Prefix shared by all states: prefilled once per policy and reused by several microbatches.
+    """Prefix that all prompts of a policy share: prefilled once per policy and reused by several microbatches.
 
     Microbatches read a detached copy, which accumulates their gradients. `backward` sends the sum through the prefill.
 
@@ -146,11 +171,11 @@ class SharedPrefix:
         length: tokens in the prefix.
     """
 
-    def __init__(self, model: PreTrainedModel, states: Sequence[Sequence[int]], n_policies: int) -> None:
-        self.n_policies = n_policies
-        self._cache, self.length = DynamicCache(config=model.config), shared_tokens(model, states)
+    def __init__(self, model: PreTrainedModel, prefixes: Sequence[Sequence[int]]) -> None:
+        """prefixes: of each policy, all of one length, which may be 0."""
+        self._cache, self.length = DynamicCache(config=model.config), len(prefixes[0])
         if self.length:
-            extend(model, states[0][: self.length], self._cache, n_policies)
+            extend(model, prefixes, self._cache)
         self._read = [t for layer in self._cache.layers if self.length for t in (layer.keys, layer.values)]
         self._copies = [t.detach().requires_grad_(t.requires_grad) for t in self._read]
 
@@ -172,25 +197,24 @@ class SharedPrefix:
 def response_logits(
     model: PreTrainedModel,
     prefix: SharedPrefix,
-    states: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[Sequence[int]]],
     tokens: Tensor,
     mask: Tensor,
     pad: int,
 ) -> Tensor:
     """Logits that predict each response token, (rows, T, vocabulary); none are computed for other prompt tokens.
 
-    Rows are the prefix's policies times the states. The response is predicted from the last prompt token and all
-    response tokens except the last.
+    Rows are those of prompts[policy][row]. The response is predicted from the last prompt token and all response tokens
+    except the last.
     """
     shared = prefix.length
-    rest = [state[shared:] for state in states] * prefix.n_policies
-    state_ids, state_mask = left_pad(rest, pad, model.device)
-    attention = torch.cat([state_mask.new_ones(len(state_mask), shared), state_mask, mask[:, :-1]], dim=-1)
+    prompt_ids, prompt_mask = left_pad([prompt[shared:] for row in prompts for prompt in row], pad, model.device)
+    attention = torch.cat([prompt_mask.new_ones(len(prompt_mask), shared), prompt_mask, mask[:, :-1]], dim=-1)
     return model(
-        input_ids=torch.cat([state_ids, tokens[:, :-1]], dim=-1),
+        input_ids=torch.cat([prompt_ids, tokens[:, :-1]], dim=-1),
         attention_mask=attention,
         position_ids=positions(attention)[:, shared:],
-        past_key_values=prefix.cache(len(states)),
+        past_key_values=prefix.cache(len(prompts[0])),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
     ).logits
@@ -198,32 +222,44 @@ def response_logits(
 
 @final
 class ReferencePrefill:
-    """Prefill of the states by the reference model, once per distinct state; reused by several microbatches."""
+    """Prefill of the prompts by the reference model, once for all agents with the same; reused by several microbatches.
+
+    Prompts are [agent][dialogue].
+    """
 
     def __init__(
-        self, model: PreTrainedModel, states: Sequence[Sequence[int]], pad: int, *, room: int, prefixes: PrefixCache
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[Sequence[int]]],
+        pad: int,
+        *,
+        room: int,
+        prefixes: PrefixCache,
     ) -> None:
         """room: maximum tokens of a response."""
-        read = [state[:-1] for state in states]  # the last token, which predicts the response, is fed with it
+        asked = prompts[:1] if all(of_agent == prompts[0] for of_agent in prompts) else prompts
+        whole = [prompt for of_agent in asked for prompt in of_agent]
+        places = torch.arange(len(whole), device=model.device).view(len(asked), -1)
+        self._places = places.expand(len(prompts), -1)  # [agent][dialogue] -> row of the cache
+        read = [prompt[:-1] for prompt in whole]  # the last token, which predicts the response, is fed with it
         alike = len(set(map(tuple, read))) == 1
-        rest = [state[-1:] for state in states]
-        self._mask = torch.zeros(len(states), 0, dtype=torch.long, device=model.device)
-        if not all(read):  # a state has only one token
-            self._cache, rest = DynamicCache(config=model.config), list(states)
+        rest = [prompt[-1:] for prompt in whole]
+        self._mask = torch.zeros(len(whole), 0, dtype=torch.long, device=model.device)
+        if not all(read):  # a prompt has only one token
+            self._cache, rest = DynamicCache(config=model.config), whole
         elif alike and (cached_prefix := prefixes.read(model, read[0])) is not None:
-            self._cache = with_room(cached_prefix, len(states), room)
-            self._mask = self._mask.new_ones(len(states), len(read[0]))
+            self._cache = with_room(cached_prefix, len(whole), room)
+            self._mask = self._mask.new_ones(len(whole), len(read[0]))
         else:
-            _, self._cache, self._mask = prefill(model, read, 1, pad, room=room)
+            _, self._cache, self._mask = prefill(model, read, len(asked), pad, room=room)
         self._rest, self._rest_mask = left_pad(rest, pad, model.device)
 
-    def logits(self, model: PreTrainedModel, columns: slice, tokens: Tensor, mask: Tensor) -> Tensor:
+    def logits(self, model: PreTrainedModel, agents: slice, dialogues: slice, tokens: Tensor, mask: Tensor) -> Tensor:
         """As `response_logits`, for the base model and without gradients.
 
-        Rows are agents times the states of `columns`.
+        Rows are those of prompts[agents][dialogues], agent by agent.
         """
-        which = torch.arange(len(self._mask), device=tokens.device)[columns]
-        rows = which.repeat(len(tokens) // len(which))
+        rows = self._places[agents, dialogues].flatten()
         attention = torch.cat([self._mask[rows], self._rest_mask[rows], mask[:, :-1]], dim=-1)
         cache = copy.copy(self._cache)
         cache.layers = [copy.copy(layer) for layer in self._cache.layers]
@@ -250,7 +286,7 @@ def _token_statistics(
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
     dtype = torch.promote_types(logits.dtype, torch.float32)
     result = torch.empty(3, len(flat_tokens), dtype=dtype, device=logits.device)
-    for part in _chunks(len(flat_tokens)):
+    for part in _chunks(flat_tokens):
         log_policy = _log_softmax(flat_logits[part], temperature)
         policy = log_policy.exp()
         divergence = _log_softmax(flat_base[part], temperature).neg_().add_(log_policy)
@@ -267,30 +303,39 @@ def _logit_gradient(
     logits: Tensor,
     divergence: Tensor,
     kl: Tensor,
+    entropy: Tensor,
     tokens: Tensor,
     mask: Tensor,
     weight: Tensor,
     temperature: float,
-    kl_coefficient: float,
+    kl_coefficient: Tensor,
+    entropy_coefficient: Tensor | None,
 ) -> None:
-    """Overwrite `divergence`, log π - log base, by the gradient of kl_coefficient KL - w log π(a).
+    """Overwrite `divergence`, log π - log base, by the gradient of β KL - η H - w log π(a).
 
-    With respect to the logits z: dKL/dz = π (log π - log base - KL) and d(-log π_a)/dz = π - onehot_a, divided by the
-    temperature. logits, divergence: (rows, T, vocabulary); the others (rows, T). w (`weight`) is a constant.
+    With respect to the logits z: dKL/dz = π (log π - log base - KL), dH/dz = -π (log π + H) and
+    d(-log π_a)/dz = π - onehot_a, divided by the temperature. logits, divergence: (rows, T, vocabulary); β and η:
+    (rows, 1); the others (rows, T). w (`weight`) is a constant.
     """
     flat_logits, flat_divergence, flat_tokens = logits.flatten(0, 1), divergence.flatten(0, 1), tokens.reshape(-1, 1)
     scale = (mask / temperature).view(-1, 1)
-    flat_weight, flat_kl = weight.reshape(-1, 1), kl.reshape(-1, 1)
-    for part in _chunks(len(flat_tokens)):
-        policy = _log_softmax(flat_logits[part], temperature).exp_()
+    flat_weight, flat_kl, flat_entropy = weight.reshape(-1, 1), kl.reshape(-1, 1), entropy.reshape(-1, 1)
+    of_kl = kl_coefficient.expand_as(kl).reshape(-1, 1)
+    of_entropy = None if entropy_coefficient is None else entropy_coefficient.expand_as(kl).reshape(-1, 1)
+    for part in _chunks(flat_tokens):
+        log_policy = _log_softmax(flat_logits[part], temperature)
         w = flat_weight[part]
-        gradient = policy.mul_((flat_divergence[part] - flat_kl[part]).mul_(kl_coefficient).add_(w))
+        factor = (flat_divergence[part] - flat_kl[part]).mul_(of_kl[part]).add_(w)
+        if of_entropy is not None:
+            factor += (log_policy + flat_entropy[part]).mul_(of_entropy[part])
+        gradient = log_policy.exp_().mul_(factor)
         gradient.scatter_add_(-1, flat_tokens[part], -w)
         flat_divergence[part] = gradient.mul_(scale[part])
 
 
-def _chunks(n_positions: int) -> Iterator[slice]:
-    return (slice(begin, begin + POSITIONS) for begin in range(0, n_positions, POSITIONS))
+def _chunks(tokens: Tensor) -> Iterator[slice]:
+    size = POSITIONS[tokens.device.type]
+    return (slice(begin, begin + size) for begin in range(0, len(tokens), size))
 
 
 def _log_softmax(logits: Tensor, temperature: float) -> Tensor:

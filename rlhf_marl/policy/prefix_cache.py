@@ -30,24 +30,24 @@ class PrefixCache:
     @torch.inference_mode()
     def read(self, model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | None:
         """Prefix cache of one row for these tokens. None if some layer does not attend to all earlier tokens."""
-        if not _sees_all(model):
+        if not sees_all(model):
             return None
         key = tuple(tokens)
-        cache = self._caches.pop(key, None) or extend(model, key, DynamicCache(config=model.config))
+        cache = self._caches.pop(key, None) or extend(model, [key], DynamicCache(config=model.config))
         self._caches[key] = cache  # most recently used last
         if len(self._caches) > self._most:
             del self._caches[next(iter(self._caches))]
         return cache
 
 
-def extend(model: PreTrainedModel, tokens: Sequence[int], cache: DynamicCache, n_policies: int = 1) -> DynamicCache:
-    """Extend the cache by these tokens, once per policy. No logits are computed; gradients flow through the cache."""
-    ids = torch.tensor([list(tokens)] * n_policies, device=model.device)
+def extend(model: PreTrainedModel, rows: Sequence[Sequence[int]], cache: DynamicCache) -> DynamicCache:
+    """Extend the cache by equally long rows of tokens. No logits are computed; gradients flow through the cache."""
+    ids = torch.tensor([list(tokens) for tokens in rows], device=model.device)
     model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return cache
 
 
-def _sees_all(model: PreTrainedModel) -> bool:
+def sees_all(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all earlier tokens; only then are prefixes shared or cached.
 
     Otherwise padding between the prefix and the rest would count as tokens in a layer's window (or state).
@@ -55,13 +55,26 @@ def _sees_all(model: PreTrainedModel) -> bool:
     return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
-def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
-    """Length of the prefix that all prompts share, leaving at least one token of each; 0 unless `_sees_all`."""
-    if not _sees_all(model):
+def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[Sequence[int]]]) -> int:
+    """Length of the prefix that every policy's prompts share, prompts[policy][row], leaving at least one token of each.
+
+    Two policies may begin with different prefixes; the length is the same for all. 0 unless `sees_all`.
+    """
+    if not sees_all(model):
         return 0
+    return min(_alike(of_policy) for of_policy in prompts)
+
+
+def _alike(prompts: Sequence[Sequence[int]]) -> int:
     columns = zip(*prompts, strict=False)
     alike = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
     return min(alike, min(map(len, prompts)) - 1)
+
+
+def by_policy(rows: Sequence[Sequence[int]], n_policies: int) -> list[Sequence[Sequence[int]]]:
+    """Rows that are ordered policy by policy, as [policy][row]."""
+    each = len(rows) // n_policies
+    return [rows[begin : begin + each] for begin in range(0, len(rows), each)]
 
 
 @torch.inference_mode()
@@ -77,21 +90,24 @@ def prefill(
     """Prefill each distinct prompt once per policy, and a shared prefix once per policy if that saves enough.
 
     Args:
+        prompts: token ids of every row, policy by policy.
         room: capacity to reserve for the tokens that will follow.
         cached_prefix: one-row cache of a prefix of all prompts; it is not modified.
 
     Returns:
-        Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt) of
-        n_policies * len(prompts) rows, policy by policy. Padding is on the left, after the shared prefix.
+        Logits of the next token (rows, vocabulary), the cache and the attention mask (rows, longest prompt). Padding is
+        on the left, after the shared prefix.
     """
-    distinct = list(dict.fromkeys(map(tuple, prompts)))
+    asked = list(zip(*(map(tuple, of_policy) for of_policy in by_policy(prompts, n_policies)), strict=True))
+    distinct = list(dict.fromkeys(asked))  # what all policies are asked at the same place
+    blocks = list(zip(*distinct, strict=True))  # [policy][distinct]
     cache = cached_prefix or DynamicCache(config=model.config)
-    shared, more = cache.get_seq_length(), shared_tokens(model, distinct)
+    shared, more = cache.get_seq_length(), shared_tokens(model, blocks)
     if (more - shared) * (len(distinct) - 1) * n_policies > _WORTH_READING:
         if shared:
             cache = with_room(cache, 1, more - shared)
-        cache, shared = extend(model, distinct[0][shared:more], cache, n_policies), more
-    ids, rest = left_pad([prompt[shared:] for prompt in distinct] * n_policies, pad, model.device)
+        cache, shared = extend(model, [block[0][shared:more] for block in blocks], cache), more
+    ids, rest = left_pad([prompt[shared:] for block in blocks for prompt in block], pad, model.device)
     if shared:
         cache = with_room(cache, len(distinct), ids.shape[1] + room)
     mask = torch.cat([rest.new_ones(len(rest), shared), rest], dim=-1)
@@ -103,12 +119,12 @@ def prefill(
         use_cache=True,
         logits_to_keep=1,
     ).logits[:, -1]
-    if len(distinct) < len(prompts):
-        places = [distinct.index(tuple(prompt)) for prompt in prompts]
+    if len(distinct) < len(asked):
+        places = [distinct.index(row) for row in asked]
         rows = torch.tensor([p * len(distinct) + i for p in range(n_policies) for i in places], device=model.device)
         cache.batch_select_indices(rows)
         logits, mask = logits[rows], mask[rows]
-    if not shared and _sees_all(model):
+    if not shared and sees_all(model):
         cache = with_room(cache, 1, room)
     return logits, cache, mask
 

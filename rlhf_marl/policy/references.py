@@ -1,10 +1,12 @@
 """Model references: a hub id, a local folder, or package:<import name>/<file> inside an installed package."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import logging
 import re
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.locate import cache_dir, expanded, find_data
+from rlhf_marl.files.waiting import waiting
 from rlhf_marl.policy.loaded_weights import check_loaded
 
 _INSTALL = {
@@ -36,7 +39,10 @@ def resolve_model(reference: str, where: str) -> str:
         UsageError: package not installed, file not in it, or a folder without a model.
     """
     if reference.startswith("package:"):
-        return str(_package_model(reference, where))
+        packaged, unconverted = package_model(reference, where)
+        if unconverted is not None:
+            _convert_gguf(unconverted, packaged, where)
+        return str(packaged)
     folder = expanded(reference)
     try:
         if folder.exists() or reference.startswith((".", "/", "~")):
@@ -78,7 +84,8 @@ def _checked_folder(folder: Path, reference: str, where: str) -> Path:
     return folder
 
 
-def _package_model(reference: str, where: str) -> Path:
+def package_model(reference: str, where: str) -> tuple[Path, Path | None]:
+    """The folder of a package:... model, and the GGUF file that must first be converted into it, if any."""
     package, _, inside = reference.removeprefix("package:").partition("/")
     try:
         spec = importlib.util.find_spec(package) if package.isidentifier() else None
@@ -97,11 +104,9 @@ def _package_model(reference: str, where: str) -> Path:
             f"{where}: {reference!r}: no such file in the package; it has {', '.join(files) or 'no models'}"
         )
     if path.suffix != ".gguf":
-        return _checked_folder(path, reference, where)
-    folder = cache_dir() / "models" / f"{package}-{distribution_of(package)[1] or 0}-{path.stem}"
-    if not (folder / "config.json").is_file():
-        _convert_gguf(path, folder, where)
-    return folder
+        return _checked_folder(path, reference, where), None
+    folder = cache_dir() / "models" / f"{package}-{distribution_of(package)[1] or 0}-{path.stem}-half"
+    return folder, None if (folder / "config.json").is_file() else path
 
 
 def distribution_of(package: str) -> tuple[str, str]:
@@ -111,7 +116,7 @@ def distribution_of(package: str) -> tuple[str, str]:
 
 
 def _convert_gguf(file: Path, folder: Path, where: str) -> None:
-    """Dequantise to float32 safetensors; the folder is written atomically, by one process."""
+    """Dequantise to safetensors of half precision; the folder is written atomically, by one process."""
     if importlib.util.find_spec("gguf") is None:
         raise UsageError(f"{where}: reading {file.name} needs the gguf package: pip install gguf")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,16 +124,37 @@ def _convert_gguf(file: Path, folder: Path, where: str) -> None:
         if (folder / "config.json").is_file():  # another process was first
             return
         # The conversion's progress bars ignore transformers' switch.
-        with writing_folder(folder) as temporary, quiet(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            waiting(f"{file.name}: first use: converting it and caching it"),
+            writing_folder(folder) as temporary,
+            quiet(),
+            contextlib.redirect_stderr(io.StringIO()),
+            _reading_once(),
+        ):
             model, info = AutoModelForCausalLM.from_pretrained(
                 file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True
             )
             check_loaded(model, info, f"{where}: {file.name}")
-            # transformers refuses to save a model still marked as quantised.
+            # transformers refuses to save, or to convert, a model still marked as quantised.
             model.hf_quantizer = None
             del model.config.quantization_config
-            model.save_pretrained(temporary)
+            torch.nn.Module.half(model).save_pretrained(temporary)
             AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(temporary)
+
+
+@contextlib.contextmanager
+def _reading_once() -> Iterator[None]:
+    """Inside, a GGUF file's header is parsed once, not for config, weights and tokenizer each, and the table of its
+    tensors' names is built once, not for every module: two thirds of the conversion's time."""
+    import gguf
+
+    names = ("GGUFReader", "get_tensor_name_map")
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            plain = getattr(gguf, name)
+            stack.callback(setattr, gguf, name, plain)
+            setattr(gguf, name, functools.cache(plain))
+        yield
 
 
 def hub_problem(reference: str, where: str, error: Exception) -> str:

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.decoder import Decoder
 from rlhf_marl.policy.generation import SamplingKey, generate, sampling_uniforms
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.padding import left_pad, positions
@@ -69,10 +70,9 @@ class Sampler(Protocol):
         """One response per row.
 
         Args:
-            prompts: token ids.
+            prompts: token ids of every row.
             keys: seed each row's random numbers; unused and empty at temperature 0, which is greedy.
-            agents: each of these agents answers every prompt: rows are agents times prompts, agent by agent.
-                None: the base model answers, one row per prompt.
+            agents: who answer; rows are agent by agent, and equally many of each. None: the base model answers.
             cached_prefix: token ids that all prompts begin with, to be kept in the prefix cache for later calls.
         """
         ...
@@ -91,6 +91,8 @@ class TransformersSampler:
         self.tokenizer, self.context_length = chat_model.tokenizer, chat_model.context_length
         self._adapters = adapters
         self._prefixes = PrefixCache()
+        on_gpu = self._model.device.type == "cuda" and Decoder.supports(self._model)
+        self._decoder = Decoder(self._model, adapters) if on_gpu else None
 
     def sample(
         self,
@@ -108,16 +110,17 @@ class TransformersSampler:
             n_policies = len(range(self._adapters.n_agents)[agents])
         uniforms = torch.stack([sampling_uniforms(key, max_new_tokens) for key in keys]) if temperature else None
         with self._adapters.use(agents) if self._adapters else nullcontext():
-            rows = generate(
-                self._model,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                stop_tokens=self._stop_tokens,
-                uniforms=uniforms,
-                temperature=temperature,
-                n_policies=n_policies,
-                cached_prefix=self._prefixes.read(self._model, cached_prefix) if cached_prefix else None,
-            )
+            options: dict[str, Any] = {
+                "max_new_tokens": max_new_tokens,
+                "stop_tokens": self._stop_tokens,
+                "uniforms": uniforms,
+                "temperature": temperature,
+                "cached_prefix": self._prefixes.read(self._model, cached_prefix) if cached_prefix else None,
+            }
+            if self._decoder is not None:
+                rows = self._decoder.generate(prompts, agents=agents, **options)
+            else:
+                rows = generate(self._model, prompts, n_policies=n_policies, **options)
         texts = self.tokenizer.batch_decode([tokens for tokens, _ in rows], skip_special_tokens=True)
         return [
             Sample(tokens, text.strip(), log_probabilities, finished=tokens[-1] in self._stop_tokens)

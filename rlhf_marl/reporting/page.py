@@ -1,37 +1,27 @@
 """Run records -> one self-contained HTML page, byte for byte reproducible."""
 
-import base64
-import hashlib
 import json
 import logging
 import math
-import re
 from collections.abc import Sequence
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import Evaluation
 from rlhf_marl.evaluation.labels import LABELS
 from rlhf_marl.files.atomic import write_text
+from rlhf_marl.reporting.offline import embedded, offline_page
 from rlhf_marl.reporting.run_record import MALFORMED, RunRecord, read_run
 from rlhf_marl.reporting.tables import compared, cross_rewards, differences, held_out
 from rlhf_marl.reporting.topology import drawing
 from rlhf_marl.runs.metrics import first_and_last_fifth
-from rlhf_marl.sanitise import visible
+from rlhf_marl.runs.validations import held_out_curve
 
 _log = logging.getLogger("rlhf_marl")
 _DIALOGUE_BYTES = 10_000_000  # in the page, of all runs together: keeps the page under 15 MB
 _WINDOW = 5  # Figure 4
 _MAX_POINTS = 400  # single rewards drawn per agent; the moving average is drawn in full
-# plotly.js creates an empty <style> and fills it through the CSSOM, which the policy does not restrict.
-_EMPTY = ""
-# Some libraries inside plotly.js add a style sheet unless an element with this id exists.
-_OWN_STYLE = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -68,41 +58,15 @@ def render(runs: Sequence[RunRecord]) -> str:
     if len(set(names)) < len(names):
         names = [str(run.path) for run in runs]
     data, shown = _data(runs, names)
-    plotly, script = _plotly(), _part("report.js")
-    style = _part("report.css")
-    policy = "; ".join(
-        [
-            "default-src 'none'",
-            f"script-src {_hash(plotly)} {_hash(script)}",
-            f"style-src {_hash(style)} {_hash(_EMPTY)}",
-            "style-src-attr 'unsafe-inline'",  # plotly.js sets the style attribute of heat maps
-            "img-src data:",
-            "connect-src 'none'",
-            "base-uri 'none'",
-            "form-action 'none'",
-        ]
-    )
-    environment = Environment(
-        loader=PackageLoader("rlhf_marl.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    return environment.get_template("report.html.j2").render(
-        policy=policy,
-        style=Markup(style),
-        plotly=Markup(plotly),
-        script=Markup(script),
-        unused_styles=_OWN_STYLE.findall(plotly),
-        data=Markup(_json(data)),
+    return offline_page(
+        "report.html.j2",
+        ["charts.js", "report.js"],
+        data,
         runs=[_static(run, name, kept) for run, name, kept in zip(runs, names, shown, strict=True)],
         compared=_compared(runs, names),
         labels=[label.long for label in LABELS.values()],
         differences=differences([run.config for run in runs]) if len(runs) > 1 else [],
         names=names,
-        version=metadata.version("rlhf-marl"),
         window=_WINDOW,
     )
 
@@ -153,6 +117,8 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
         "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,
         "health": run.health,
         "critics": run.critics,
+        "held_out": held_out_curve(run.validations) if run.validations else "",
+        "used": run.used,
         "topology": drawing(run.topology),
         "graph": _described(run.config.get("topology")),
         "n_dialogues": len(run.dialogues),
@@ -191,6 +157,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
                 "name": name,
                 "agents": run.agents,
                 "episodes": [_curve(values) for values in run.episodes],
+                "held_out": _held_out(run),
                 "series": run.series,
                 "training": training,
                 "evaluation": evaluated,
@@ -204,7 +171,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
 
 def _within(budget: int, dialogues: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], int]:
     """(every k-th dialogue, their bytes in the page), with the smallest k that fits `budget` bytes."""
-    sizes = [len(_json(dialogue).encode()) + 1 for dialogue in dialogues]
+    sizes = [len(embedded(dialogue).encode()) + 1 for dialogue in dialogues]
     step = max(1, math.ceil(sum(sizes) / max(budget, 1)))
     while (size := sum(sizes[::step])) > budget and step < len(sizes):
         step += 1
@@ -222,46 +189,18 @@ def _curve(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def _held_out(run: RunRecord) -> dict[str, Any]:
+    """{x: finished dialogues, y: the team's score by the validation's judges}."""
+    dialogues = run.config.get("dialogues")
+    step = dialogues if isinstance(dialogues, int) else 1
+    return {
+        "x": [row["iteration"] * step for row in run.validations],
+        "y": [row["team"] for row in run.validations],
+    }
+
+
 def _heat(cross: dict[str, Any]) -> dict[str, Any]:
     return {
         "judges": [judge["name"] + ("" if judge["trained_agents"] else " (held out)") for judge in cross["judges"]],
         **{key: cross[key] for key in ("rows", "base", "trained", "difference", "low", "high")},
     }
-
-
-def _json(data: Any) -> str:
-    """JSON that is safe inside a <script> element, with hidden characters as code points."""
-    text = json.dumps(_visible(data), ensure_ascii=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _visible(value: Any) -> Any:
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, dict):
-        return {visible(str(key)): _visible(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_visible(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _part(name: str) -> str:
-    return resources.files("rlhf_marl.reporting").joinpath(name).read_text("utf-8")
-
-
-def _plotly() -> str:
-    """plotly.js's bundle of cartesian charts, without `</script` and carriage returns.
-
-    From the npm package plotly.js-cartesian-dist-min 4.1.1 (MIT). The full library is three times as large and
-    starts more slowly.
-    """
-    return (
-        _part("plotly-cartesian.min.js")
-        .replace("\r\n", "\n")
-        .replace("</script", "<\\/script")
-        .replace("<!--", "<\\!--")
-    )
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

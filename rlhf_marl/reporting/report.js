@@ -1,32 +1,9 @@
-// Charts and dialogue browsers. Model text reaches the page only through textContent, and never reaches plotly.js.
-"use strict";
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const dashes = ["solid", "dash", "dot", "dashdot", "longdash"];
-const system = matchMedia("(prefers-color-scheme: dark)");
-
-function dark() {
-  const chosen = document.documentElement.dataset.theme;
-  return chosen ? chosen === "dark" : system.matches;
-}
-
-function colour(agent) {
-  const palette = dark()
-    ? ["#7cbcf0", "#f2a65a", "#67d0a0", "#dba0e8", "#e8d36a", "#f39a8f", "#9fb4c8", "#8fd8e0"]
-    : ["#0b5a8f", "#b5510b", "#0b7a52", "#8a3d99", "#857000", "#a12f2f", "#54677a", "#107a86"];
-  return palette[agent % palette.length];
-}
-
-// plotly.js interprets <b>, <a> and entities; card names come from files, so those characters are replaced.
-function label(text) {
-  return text.replace(/</g, "‹").replace(/>/g, "›").replace(/&/g, "＆").replace(/[${}%]/g, "_").slice(0, 60);
-}
-
+// Charts and dialogue browsers of a report. Model text reaches the page only through textContent. After charts.js.
 /* ---- charts: (run) => [traces, layout] ---- */
 
 const charts = {
   reward: (run) => [
-    run.agents.flatMap((name, i) => {
+    heldOut(run).concat(run.agents.flatMap((name, i) => {
       const curve = run.episodes[i];
       const common = { name: label(`${i} ${name}`), legendgroup: i };
       const episodes = curve.average.map((_, k) => k + 1);
@@ -36,7 +13,7 @@ const charts = {
         { ...common, x: episodes, y: curve.average, mode: "lines", line: { color: colour(i), width: 2.5 },
           hovertemplate: "%{y:.2f}" },
       ];
-    }),
+    })),
     { xaxis: { title: { text: "episode" } }, yaxis: { title: { text: "reward (scaled)" } } },
   ],
   compare: () => [
@@ -75,6 +52,12 @@ const charts = {
   entropy: perAgent("entropy"),
 };
 
+function heldOut(run) {
+  if (!run.held_out.x.length) return [];
+  return [{ ...run.held_out, mode: "lines+markers", name: "team, held-out questions", hovertemplate: "%{y:.2f}",
+    line: { color: getComputedStyle(document.body).color, width: 2, dash: "dot" } }];
+}
+
 function perAgent(key) {
   return (run) => [run.agents.map((name, i) => ({ ...line(run.series[key][i] || [], i), name: label(`${i} ${name}`) })), {}];
 }
@@ -87,48 +70,6 @@ function line(values, i) {
 function transposed(rows) {
   return rows[0].map((_, j) => rows.map((row) => row[j]));
 }
-
-function draw(box) {
-  const article = box.closest("[data-run]");
-  const [traces, special] = charts[box.dataset.chart](article && data.runs[article.dataset.run]);
-  const text = getComputedStyle(document.body).color;
-  const grid = dark() ? "#363b42" : "#e4e0d9";
-  const axis = { gridcolor: grid, zerolinecolor: grid, linecolor: grid, automargin: true, fixedrange: true };
-  const small = box.classList.contains("small");
-  const layout = {
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text, family: "system-ui, sans-serif" },
-    margin: { l: 50, r: 12, t: 36, b: 40 }, hovermode: "x unified", hoverdistance: -1,
-    showlegend: !(box.dataset.chart === "heat"),
-    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: small ? 11 : 13 } },
-    hoverlabel: { bgcolor: dark() ? "#1d2024" : "#ffffff", font: { color: text } },
-    ...special,
-    xaxis: { ...axis, ...(small ? { title: { text: "update", font: { size: 12 } } } : {}), ...special.xaxis },
-    yaxis: { ...axis, ...special.yaxis },
-  };
-  Plotly.react(box, traces, layout, { displayModeBar: false, responsive: true });
-}
-
-const drawn = new Set();
-const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) {
-    if (!entry.isIntersecting) continue;
-    seen.unobserve(entry.target);
-    drawn.add(entry.target);
-    draw(entry.target);
-  }
-}, { rootMargin: "200px" });
-// plotly.js is embedded as text and starts after the first paint: it takes longer to start than everything else.
-addEventListener("load", () => requestAnimationFrame(() => setTimeout(() => {
-  const plotly = document.createElement("script");
-  plotly.textContent = document.getElementById("plotly").textContent;
-  document.head.append(plotly);
-  document.querySelectorAll("[data-chart]").forEach((box) => seen.observe(box));
-})));
-system.addEventListener("change", () => drawn.forEach(draw));
-document.getElementById("theme").addEventListener("click", () => {
-  document.documentElement.dataset.theme = dark() ? "light" : "dark";
-  drawn.forEach(draw);
-});
 
 /* ---- dialogue browser ---- */
 

@@ -12,7 +12,9 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import DIALOGUES, NUMBERS, is_current, read_numbers
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.runs.handed_out import choice, in_words
 from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, is_finite, value_correlation
+from rlhf_marl.runs.validations import ended_early
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
@@ -29,9 +31,11 @@ _MOST_AGENTS = 1000  # larger agent numbers are damage
 class RunRecord:
     """The content of one run directory, ready for the report.
 
-    agents: reward model per agent. episodes: [agent][dialogue] mean scaled reward over its turns. series: {metric:
-    [agent][update]}. dialogues and evaluated: for the dialogue browser, see report.js. answers: the rows of
-    evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how well values predict returns.
+    agents: reward model per agent, after the agent's name if it has one. episodes: [agent][dialogue] mean scaled
+    reward over its turns. series: {metric: [agent][update]}. dialogues and evaluated: for the dialogue browser, see
+    report.js. answers: the rows of evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how
+    well values predict returns. validations: the readable rows of validation.jsonl, in order; used: a sentence on which
+    adapters are handed out.
     """
 
     path: Path
@@ -50,6 +54,8 @@ class RunRecord:
     topology: dict[str, Any] | None = None
     health: list[str] = field(default_factory=list)
     critics: str = ""
+    validations: list[Row] = field(default_factory=list)
+    used: str = ""
     notes: list[str] = field(default_factory=list)
 
 
@@ -87,6 +93,10 @@ def read_run(path: Path) -> RunRecord:
         run.series[key] = [[row[key] for row in metrics if row["agent"] == i] for i in range(len(run.agents))]
     run.health = list(_health(metrics, config))
     run.critics = _critics([row for row, _ in lines], config)
+    if run.config.get("validation") is not None or (path / "validation.jsonl").exists():
+        run.validations = _lines(path / "validation.jsonl", _validation, notes)
+    if config is not None and choice(path, config, None) == "best":
+        run.used = f"evaluate, export and the Python API use {in_words(path, config, 'best')}."
     _note_unfinished(run, metrics)
     return run
 
@@ -171,6 +181,19 @@ def _metrics_row(row: Row) -> Row:
     return {**row, **{key: _number(row.get(key)) for key in _SERIES}, "reward_model": str(row["reward_model"])}
 
 
+def _validation(row: Row) -> Row:
+    team, agents = _number(row["team"]), [_number(mean) for mean in row["agents"]]
+    if not isinstance(row["iteration"], int) or team is None:
+        raise ValueError
+    stop = row["early_stop"]
+    return {
+        "iteration": row["iteration"],
+        "team": team,
+        "agents": agents,
+        "early_stop": stop if stop is None else str(stop),
+    }
+
+
 def _training_turn(row: Row) -> Row:
     return {
         "at": [int(row["iteration"]), int(row["dialogue"]), int(row["turn"])],
@@ -224,12 +247,18 @@ def _questions(turns: list[Row]) -> list[Row]:
 
 
 def _agents(metrics: list[Row], cards: list[Any], turns: list[Row]) -> list[str]:
-    named = {row["agent"]: row["reward_model"] for row in metrics}
+    named = {row["agent"]: _described(row) for row in metrics}
     for i, card in enumerate(cards):
         if isinstance(card, dict):
             named.setdefault(i, str(card.get("name", "unknown")))
     n_agents = max([0, *(i + 1 for i in named), *(len(turn["scores"]) for turn in turns)])
     return [named.get(i, "unknown") for i in range(n_agents)]
+
+
+def _described(row: Row) -> str:
+    """An agent's reward model, after its name unless that is the default, `agent 0`."""
+    name, reward_model = str(row.get("name", "")), str(row["reward_model"])
+    return reward_model if name in ("", f"agent {row['agent']}") else f"{name}: {reward_model}"
 
 
 def _health(rows: list[Row], config: Config | None) -> Iterator[str]:
@@ -266,7 +295,9 @@ def _critics(rows: list[Row], config: Config | None) -> str:
 def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
     done = max((row["iteration"] for row in metrics), default=-1) + 1
     asked = run.config.get("iterations")
-    if isinstance(asked, int) and done < asked:
+    if (reason := ended_early(run.validations, done)) is not None:
+        run.notes.append(reason)
+    elif isinstance(asked, int) and done < asked:
         run.notes.append(f"The run is not finished: {done} of {asked} iterations are recorded; continue with --resume")
     if not any(run.path.glob("adapters/agent_*/adapter_model.safetensors")):
         run.notes.append("The run has no adapters yet, so its agents cannot be loaded")

@@ -1,22 +1,26 @@
 """Terminal output of training: live rewards, health warnings and a summary."""
 
 import json
+import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from statistics import fmean
 from typing import Any, final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.config import Config
 from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
+from rlhf_marl.runs.validations import ended_early, held_out_curve
 from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
+_WORTH_SAYING = 10.0  # seconds
 
 
 @final
@@ -25,12 +29,15 @@ class Display:
 
     def __init__(self, config: Config, path: Path) -> None:
         self._config, self._path = config, path
+        self._log: Path | None = None
+        self._began: float | None = None
         self._console = Console(stderr=True, highlight=False)
         self._progress = Progress(
             TextColumn("iteration"),
             MofNCompleteColumn(),
             BarColumn(bar_width=20),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[rewards]}", markup=False),
             console=self._console,
             disable=not self._console.is_terminal,
@@ -38,20 +45,39 @@ class Display:
         self._task = self._progress.add_task("", total=config.iterations, rewards="playing the first dialogues")
         self._warned: set[tuple[str, int]] = set()
         self._iterations, self._tokens = 0, 0.0
+        self._held_out = ""
 
     def _print(self, content: str | Table, style: str = "") -> None:
         self._console.print(safe_text(content, style) if isinstance(content, str) else content, soft_wrap=True)
+        if isinstance(content, str):
+            self._record(content)
+
+    def _record(self, line: str) -> None:
+        """Append a line to the log file, if there is one."""
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {printable(line)}\n")
 
     def loading(self) -> None:
+        config = self._config
+        updates = config.iterations * config.turns // config.actor.turns_per_update
         self._print(
-            f"{len(self._config.agents)} agents over {self._config.model.name}; output in {self._path}; loading"
+            f"{len(config.agents)} agents over {config.model.name}; {config.topology.graph} graph; "
+            f"{updates} updates in {config.iterations} iterations of {config.dialogues} dialogues, "
+            f"{config.turns} turns each"
         )
+        self._print(f"output in {self._path}; loading")
+
+    def log_to(self, file: Path) -> None:
+        """Also append the lines that are printed from now on to a file, and a line per iteration."""
+        self._log = file
 
     def stopping(self) -> None:
         self._print("stopping after this iteration is finished and saved (press Ctrl-C again to stop at once)")
 
     def __enter__(self) -> "Display":
         self._progress.start()
+        self._began = time.monotonic()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -61,31 +87,53 @@ class Display:
         """Show one finished iteration."""
         self._iterations += 1
         self._tokens += sum(row["tokens_per_second"] * row["seconds"] for row in rows) / len(_agents(rows))
-        means = ((name, fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
-        rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means)
+        means = ((self._shown(agent, name), fmean(_rewards(rows, agent))) for agent, name in _agents(rows))
+        rewards = "reward " + "  ".join(f"{printable(name)} {value:+.2f}" for name, value in means) + self._held_out
         self._progress.update(self._task, completed=iterations, rewards=rewards)
-        if not self._console.is_terminal:
-            speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
-            self._print(f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s")
+        speed = sum(row["tokens_per_second"] for row in rows) / len(rows)
+        line = f"iteration {iterations}/{self._config.iterations}  {rewards}  {speed:.0f} tokens/s"
+        if self._console.is_terminal:
+            self._record(line)
+        else:
+            self._print(line)
+        left = self._config.iterations - iterations
+        if self._iterations == 1 and left and self._began is not None:
+            seconds = time.monotonic() - self._began
+            if seconds * left > _WORTH_SAYING:
+                self._print(
+                    f"the first iteration took {duration(seconds)}; about {duration(seconds * left)} for the rest"
+                )
         for row in rows:
             for kind, words in warnings_of(row, self._config):
                 if (kind, row["agent"]) not in self._warned:
                     self._warned.add((kind, row["agent"]))
-                    self._print(f"warning: agent {row['agent']}: {words}", "yellow")
+                    self._print(f"warning: {self._who(row['agent'])}: {words}", "yellow")
 
-    def summary(self, rows: list[Row], turns: list[Row], iterations: int) -> None:
+    def validation(self, row: Row) -> None:
+        """Show a validation: a line of its own, and beside the rewards from now on."""
+        self._held_out = f"  held-out team {row['team']:+.2f}"
+        agents = ", ".join(f"agent {i} {mean:+.2f}" for i, mean in enumerate(row["agents"]))
+        self._print(
+            f"after {row['iteration']} iterations, {row['questions']} held-out questions: "
+            f"team {row['team']:+.2f} ({agents})"
+        )
+
+    def summary(self, rows: list[Row], turns: list[Row], iterations: int, validations: Sequence[Row] = ()) -> None:
         """Print rewards in the first and last fifth of the updates, the critics' quality, warnings and output paths.
 
-        rows, turns: of metrics.jsonl and dialogues.jsonl.
+        rows, turns, validations: of metrics.jsonl, dialogues.jsonl and validation.jsonl.
         """
         table = Table(title=f"{iterations} iterations: mean scaled reward")
         for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
             first, last = first_and_last_fifth(_rewards(rows, agent))
-            table.add_row(str(agent), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
+            who = self._config.agents[agent].name or str(agent)
+            table.add_row(safe_text(who), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
+        if validations:
+            self._print(held_out_curve(validations))
         if (correlation := value_correlation(turns, self._config.discount)) is not None:
             self._print(VALUE_CORRELATION.format(*correlation))
         symptoms: dict[tuple[int, str], list[str]] = {}
@@ -94,7 +142,9 @@ class Display:
                 symptoms.setdefault((row["agent"], kind), []).append(words)
         for (agent, _), found in sorted(symptoms.items()):
             updates = sum(row["agent"] == agent for row in rows)
-            self._print(f"warning: agent {agent}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
+            self._print(f"warning: {self._who(agent)}: {found[-1]} (in {len(found)} of {updates} updates)", "yellow")
+        if (reason := ended_early(validations, iterations)) is not None:
+            self._print(f"{reason}; to continue: --resume with another --validation.patience", "yellow")
         best = self._path / "checkpoints" / "best.json"
         if best.is_file():
             checkpoint = json.loads(best.read_text("utf-8"))
@@ -103,6 +153,15 @@ class Display:
         self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
             self._print(f"HTML report: {self._path / 'report.html'}")
+
+    def _who(self, agent: int) -> str:
+        """`agent 0`, and its name if the config gives one."""
+        name = self._config.agents[agent].name
+        return f"agent {agent}" if name is None else f"agent {agent} ({name})"
+
+    def _shown(self, agent: int, reward_model: str) -> str:
+        """The agent's name if the config gives one, else its reward model's."""
+        return self._config.agents[agent].name or reward_model
 
     def profile(self, seconds: dict[str, float]) -> None:
         """Print the wall time of each stage."""
@@ -115,6 +174,13 @@ class Display:
         self._print(table)
         generating = self._tokens / seconds["generate"] if seconds["generate"] else 0.0
         self._print(f"agent tokens per second: {generating:.0f} while generating, {self._tokens / wall:.0f} overall")
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def safe_text(words: str, style: str = "") -> Text:

@@ -6,7 +6,8 @@ prototype.py            similarity to examples           python_callable.py any 
 server.py               a scoring server                 judge.py           a grading chat model
 ensemble.py             several cards as one             shipped_functions.py  scorers behind shipped cards
 preferences.py          preference pairs                 training.py        training from pairs
-tools.py                implements `rlhf-marl reward`
+junk.py                 junk derived from answers        gate.py            fluent answers before junk, or no training
+tools.py                implements `rlhf-marl reward`   listing.py         the cards in folders
 """
 
 from rlhf_marl.rewards.base import CardBase as Card

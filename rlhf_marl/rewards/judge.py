@@ -64,6 +64,9 @@ class JudgeCard(CardBase):
         found = model_available(self.model)
         return "endpoint" if found.endswith("cached") and self.base_url is not None else found
 
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.model, "auto")] if self.model is not None and self.base_url is None else []
+
     def in_words(self) -> str:
         return f"grades by {public_name(self.model)}" if self.model else "grades by the agents' base model"
 

@@ -18,11 +18,13 @@ class Pair:
     Attributes:
         prompt: the messages before the responses; the last one is the user's.
         chosen, rejected: mostly one message of the assistant each; more where two dialogues part earlier.
+        junk: the kind of junk that `rejected` is; empty if it is a proper answer, only a worse one.
     """
 
     prompt: list[Message]
     chosen: list[Message]
     rejected: list[Message]
+    junk: str = ""
 
     @property
     def texts(self) -> tuple[str, str, str]:
@@ -41,7 +43,8 @@ def load_pairs(
     """Read pairs from any source that `load_rows` reads.
 
     A row holds `chosen` and `rejected`: responses, or whole dialogues that begin alike. Responses need a `prompt`; with
-    whole dialogues it may be given too. Each is text, a list of messages, or a transcript in hh-rlhf format.
+    whole dialogues it may be given too. Each is text, a list of messages, or a transcript in hh-rlhf format. A column
+    `junk` may name the kind of junk that `rejected` is.
 
     Args:
         columns: the names of these three, if they are others.
@@ -84,7 +87,7 @@ def _pair(row: dict[str, Any], columns: Mapping[str, str]) -> Pair:
     for side, name in ((chosen, "chosen"), (rejected, "rejected")):
         if side[-1]["role"] != "assistant":
             raise ValueError(f"{columns[name]} ends with a message of the {side[-1]['role']}, not of the assistant")
-    return Pair(prompt, chosen, rejected)
+    return Pair(prompt, chosen, rejected, "" if row.get("junk") in (None, "") else read_text(row["junk"], "junk"))
 
 
 def _side(value: Any, column: str, has_prompt: bool) -> list[Message]:

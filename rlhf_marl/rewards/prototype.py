@@ -33,6 +33,9 @@ class PrototypeCard(CardBase):
     def available(self) -> str:
         return model_available(self.model)
 
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.model, "float32")]
+
     def in_words(self) -> str:
         return f"similarity to examples, by {public_name(self.model)}"
 
@@ -41,9 +44,10 @@ class PrototypeCard(CardBase):
 class Encoder:
     """Sentence embeddings: mean over the last hidden states of the real tokens, scaled to length 1."""
 
-    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", context: int) -> None:
+        """context: most tokens that the model reads; longer texts are cut from the right."""
         self._model, self._tokenizer = model, tokenizer
-        self._limit = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+        self._limit = min(tokenizer.model_max_length, context)
 
     def __call__(self, texts: Sequence[str], batch_size: int) -> "Tensor":
         """(len(texts), dimension) float32."""
@@ -70,11 +74,13 @@ def load_encoder(reference: str, where: str) -> Encoder:
     """Load an encoder once per model; all cards that name it share it."""
     from transformers import AutoModel  # slow to import
 
-    from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+    from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
 
     if reference not in _ENCODERS:
         model = load_model_of(AutoModel, reference, where, head="unused")
-        _ENCODERS[reference] = Encoder(model, load_tokenizer(reference, where))
+        tokenizer = load_tokenizer(reference, where)
+        check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
+        _ENCODERS[reference] = Encoder(model, tokenizer, context_of(model))
     return _ENCODERS[reference]
 
 

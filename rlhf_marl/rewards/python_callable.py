@@ -1,15 +1,21 @@
 """A Python function as reward model."""
 
+import asyncio
+import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self, final
+from typing import TYPE_CHECKING, Any, Literal, Self, final
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rlhf_marl.config.schema import FunctionReference
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.functions import load_function
-from rlhf_marl.rewards.base import CardBase, RewardModel, absolute
+from rlhf_marl.rewards.base import CardBase, Conversation, RewardModel, absolute
+
+if TYPE_CHECKING:
+    from rlhf_marl.policy.sampler import Sampler
 
 
 class CallableCard(CardBase):
@@ -19,11 +25,27 @@ class CallableCard(CardBase):
     function: FunctionReference
     """module:function, or file.py:function."""
     convention: Literal["rlhf_marl", "trl"] = "rlhf_marl"
-    """trl: called as TRL's reward functions are, f(prompts=..., completions=..., **arguments)."""
+    """trl: called as TRL's reward functions are, f(prompts=..., completions=..., completion_ids=..., **arguments)."""
+    conversational: bool = False
+    """trl: prompts and completions are lists of messages, as with conversational data in TRL, instead of texts."""
+    context: Literal["last", "dialogue"] = "last"
+    """With `conversational`: whether a prompt is the last message alone, or the whole dialogue with its roles."""
     arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
 
-    def build(self, base: Any, journal: Any) -> RewardModel:
-        return PythonCallable(self)
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CallableCard":
+        if self.conversational and self.convention != "trl":
+            raise ValueError("conversational: only with convention: trl")
+        if self.reads_dialogue and not self.conversational:
+            raise ValueError("context: dialogue needs conversational: true")
+        return self
+
+    @property
+    def reads_dialogue(self) -> bool:
+        return self.context == "dialogue"
+
+    def build(self, base: "Sampler | None", journal: Any) -> RewardModel:
+        return PythonCallable(self, base)
 
     def scores_with(self) -> str:
         return self.function
@@ -46,12 +68,52 @@ class CallableCard(CardBase):
 class PythonCallable:
     """Calls the function in our convention or TRL's; it is imported when the model is built."""
 
-    def __init__(self, card: CallableCard) -> None:
+    def __init__(self, card: CallableCard, base: "Sampler | None" = None) -> None:
+        """base: its tokenizer gives TRL's `completion_ids`."""
         self._function = load_function(card.function, f"card {card.name}: function")
-        self._trl = card.convention == "trl"
-        self._arguments = dict(card.arguments)
+        self._card, self._tokenizer = card, base.tokenizer if base else None
+        self._accepted = _accepted(self._function)
+        if card.convention == "trl" and self._tokenizer is None and "completion_ids" in self._accepted:
+            raise UsageError(
+                f"card {card.name}: function: {card.function} needs completion_ids, and outside a run there are no "
+                "agents whose tokenizer gives them"
+            )
 
-    def score(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        if self._trl:
-            return self._function(prompts=list(prompts), completions=list(responses), **self._arguments)
-        return self._function(list(prompts), list(responses), **self._arguments)
+    def score(self, prompts: Sequence[Conversation], responses: Sequence[str]) -> list[float]:
+        if self._card.convention == "trl":
+            scores = self._function(**self._trl_arguments(prompts, responses), **self._card.arguments)
+        else:
+            scores = self._function(list(prompts), list(responses), **self._card.arguments)
+        return asyncio.run(_awaited(scores)) if inspect.isawaitable(scores) else scores
+
+    def _trl_arguments(self, prompts: Sequence[Conversation], responses: Sequence[str]) -> dict[str, Any]:
+        """What TRL's trainers pass, as far as the function takes it."""
+        asked: list[Any] = list(prompts)
+        answers: list[Any] = list(responses)
+        if self._card.conversational:
+            asked = [[{"role": "user", "content": p}] if isinstance(p, str) else [dict(m) for m in p] for p in prompts]
+            answers = [[{"role": "assistant", "content": text}] for text in responses]
+        given: dict[str, Any] = {"prompts": asked, "completions": answers}
+        given |= {"trainer_state": None, "log_extra": _ignored, "log_metric": _ignored}
+        if self._tokenizer is not None:
+            given["completion_ids"] = [
+                self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in responses
+            ]
+        return {name: value for name, value in given.items() if name in self._accepted or "**" in self._accepted}
+
+
+def _accepted(function: Callable[..., Any]) -> set[str]:
+    """Names of the function's parameters; ** if it takes any."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of a built-in function
+        return {"prompts", "completions"}
+    return {"**" if parameter.kind is parameter.VAR_KEYWORD else parameter.name for parameter in parameters}
+
+
+def _ignored(*values: object, **named: object) -> None:
+    """Stands in for TRL's logging functions."""
+
+
+async def _awaited(scores: Awaitable[list[float]]) -> list[float]:
+    return await scores

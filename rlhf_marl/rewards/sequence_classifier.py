@@ -1,30 +1,43 @@
-"""A transformers sequence classifier with one label as a reward model."""
+"""A transformers sequence classifier as a reward model."""
 
+import bisect
 import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, final
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.chat import Message, plain_text, templated
 from rlhf_marl.policy.conversations import flat
-from rlhf_marl.rewards.base import CardBase, PositiveInt, RewardModel, Text, model_available, public_name
-from rlhf_marl.sanitise import first_line
+from rlhf_marl.rewards.base import CardBase, Conversation, PositiveInt, RewardModel, Text, model_available, public_name
+from rlhf_marl.rewards.labels import LabelScore, read_label
+from rlhf_marl.sanitise import first_line, printable
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from torch import Tensor
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from rlhf_marl.policy.loading import Source
 
-Conversation = str | Sequence[Message]
-
+NonNegativeInt = Annotated[int, Field(ge=0)]
 _log = logging.getLogger("rlhf_marl")
 
 
+class Preferred(BaseModel):
+    """A row of the gate's table: the share of the pairs of one kind in which the fluent answer scores higher."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    share: Annotated[float, Field(ge=0, le=1)]
+    pairs: PositiveInt
+
+
 class SequenceClassifierCard(CardBase):
-    """A transformers sequence classifier with one label."""
+    """A transformers sequence classifier."""
 
     kind: Literal["sequence_classifier"]
     model: Text
@@ -37,6 +50,10 @@ class SequenceClassifierCard(CardBase):
     """PEFT LoRA adapter that goes over the model: a folder, or a hub id."""
     adapter_revision: str | None = None
     """The adapter's hub revision; a full commit hash pins the weights."""
+    label: NonNegativeInt | Text | None = None
+    """For a model with several labels: a label's number or name (its logit), or a sum such as P(good) - P(bad)."""
+    context: Literal["last", "dialogue"] = "last"
+    """What is scored with a response: the last prompt alone, or the whole dialogue before it, with its roles."""
     input: Literal["pair", "chat"]
     """pair: the tokenizer joins prompt and response; chat: its chat template does."""
     end_token: bool = False
@@ -48,8 +65,14 @@ class SequenceClassifierCard(CardBase):
     max_tokens: PositiveInt | None = None
     """Longest input; by default the model's context. Longer ones are cut from the left, and counted in a warning."""
     batch_size: PositiveInt = 16
+    gate: dict[Text, Preferred] | Literal[False] = False
+    """By kind of junk, how often it prefers fluent answers; measured after training here. off: train with it anyway."""
 
     file_keys = ("model", "adapter")
+
+    @property
+    def reads_dialogue(self) -> bool:
+        return self.context == "dialogue"
 
     def build(self, base: Any, journal: Any) -> RewardModel:
         return SequenceClassifier(self)
@@ -59,6 +82,9 @@ class SequenceClassifierCard(CardBase):
 
     def available(self) -> str:
         return model_available(self.model)
+
+    def loads(self) -> list[tuple[str, str]]:
+        return [(self.model, self.dtype)]
 
     def in_words(self) -> str:
         return f"classifier {public_name(self.model)}{_held_out(Path(self.model))}"
@@ -78,7 +104,9 @@ def _held_out(folder: Path) -> str:
 
 @final
 class SequenceClassifier:
-    """score(prompt, response) = the model's only logit, with its own tokenizer, template, device and dtype.
+    """score(prompt, response) = the model's logit, or what the card's `label` makes of several.
+
+    Each model has its own tokenizer, template, device and dtype.
 
     Attributes:
         cut: number of inputs so far that were too long and were cut from the left.
@@ -88,7 +116,7 @@ class SequenceClassifier:
         from transformers import AutoModelForSequenceClassification  # slow to import
 
         from rlhf_marl.policy.adapter_files import peft_weights, with_peft
-        from rlhf_marl.policy.loading import dtype_for, load_model_of, load_tokenizer
+        from rlhf_marl.policy.loading import check_vocabulary, context_of, dtype_for, load_model_of, load_tokenizer
         from rlhf_marl.policy.references import resolve_adapter
 
         where = f"card {card.name}: model"
@@ -113,8 +141,9 @@ class SequenceClassifier:
             **source,
             **options,
         )
-        if model.config.num_labels != 1:
-            raise UsageError(f"{where}: {card.model!r} has {model.config.num_labels} labels; a reward model has one")
+        self._label = _label(card, model.config, where)
+        self._independent = model.config.problem_type == "multi_label_classification"
+        check_vocabulary(model, self._tokenizer, f"{where}: {card.model!r}")
         if card.input == "chat" and not self._tokenizer.chat_template:
             raise UsageError(f"{where}: {card.model!r} has no chat template; use input: pair, or another tokenizer")
         if adapter is not None:
@@ -122,8 +151,7 @@ class SequenceClassifier:
                 model, adapter, f"card {card.name}: adapter", base=(card.model, model.config._name_or_path)
             )
         self._model = model.to(device)
-        contexts = (card.max_tokens, self._tokenizer.model_max_length, model.config.max_position_embeddings)
-        self._limit = min(context for context in contexts if context is not None)
+        self._limit = min(card.max_tokens or 10**9, self._tokenizer.model_max_length, context_of(model))
         self.cut = 0
 
     def score(self, prompts: Sequence[Conversation], responses: Sequence[Conversation]) -> list[float]:
@@ -170,8 +198,39 @@ class SequenceClassifier:
             for name in rows[0]
         }
         with torch.inference_mode():
-            logits = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()}).logits
-        return logits.float().squeeze(-1).tolist()
+            output = self._model(**{name: value.to(self._model.device) for name, value in inputs.items()})
+            scores = _scores(output, len(rows), f"card {self._card.name}: model")
+            if self._label is not None:
+                return list(self._label(scores, independent=self._independent).tolist())
+        if scores.shape[1] != 1:
+            raise UsageError(f"card {self._card.name}: model: gives {scores.shape[1]} scores for a text; one is needed")
+        return list(scores.float().squeeze(-1).tolist())
+
+
+def _label(card: SequenceClassifierCard, config: "PreTrainedConfig", where: str) -> LabelScore | None:
+    """What the card's `label` asks for; None for the only score, which code of the repository may also give."""
+    if card.label is None:
+        if config.num_labels != 1 and not card.trust_remote_code:
+            names = ", ".join(f"{number} ({printable(name)})" for number, name in list(config.id2label.items())[:20])
+            raise UsageError(f"{where}: {card.model!r} has {config.num_labels} labels; choose by `label`: {names}")
+        return None
+    try:
+        return read_label(card.label, config.id2label)
+    except ValueError as error:
+        raise UsageError(f"card {card.name}: label: {first_line(error)}") from None
+
+
+def _scores(output: Any, rows: int, where: str) -> "Tensor":
+    """(rows, labels): the logits, or where a repository's own code gives others, its score.
+
+    Raises:
+        UsageError: the output has neither.
+    """
+    for name in ("logits", "score", "scores", "end_scores"):
+        scores = getattr(output, name, None)
+        if scores is not None and getattr(scores, "shape", [None])[0] == rows and scores.ndim <= 2:
+            return scores.view(rows, -1)
+    raise UsageError(f"{where}: its output has no logits or score for each text; it is {type(output).__name__}")
 
 
 def _device(name: str | None, where: str) -> "torch.device":
@@ -225,8 +284,15 @@ def classifier_inputs(
     return {"input_ids": ids, "attention_mask": [1] * len(ids)}, cut
 
 
+def _n_tokens(tokenizer: "PreTrainedTokenizerBase", text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def _end(tokenizer: "PreTrainedTokenizerBase", text: str, n_tokens: int) -> str:
     """The longest suffix of a text that has at most n_tokens tokens."""
+    if not tokenizer.is_fast:  # it gives no offsets
+        starts = range(len(text))
+        return text[bisect.bisect_left(starts, True, key=lambda i: _n_tokens(tokenizer, text[i:]) <= n_tokens) :]
     while text:
         inputs = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         offsets = inputs["offset_mapping"]

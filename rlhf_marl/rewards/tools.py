@@ -1,4 +1,4 @@
-"""Implementation of `rlhf-marl reward ...`: list, score, calibrate, agreement of reward models."""
+"""Implementation of `rlhf-marl reward ...`: score, calibrate, agreement of reward models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.files.user_data import read_rows, text_at
-from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card, score_all
-from rlhf_marl.rewards.preferences import Pair
-from rlhf_marl.rewards.sequence_classifier import SequenceClassifier
+from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, load_card, score_all
+from rlhf_marl.rewards.gate import load_gate, measure
+from rlhf_marl.rewards.preferences import Pair, load_pairs
+from rlhf_marl.rewards.sequence_classifier import Preferred, SequenceClassifier
 from rlhf_marl.rewards.training import Accuracy, accuracy
 
 _RESAMPLES = 2000
@@ -38,27 +38,6 @@ def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
     return card, build_reward_model(card)
 
 
-def cards(folders: Sequence[Path]) -> list[dict[str, str]]:
-    """One row per card file in the folders: kind, what it scores with, licence, local availability."""
-    rows = []
-    for path in sorted(path for folder in folders for path in folder.glob("*.yaml")):
-        try:
-            card = load_card(str(path), "reward list")
-        except UsageError as error:
-            rows.append({"card": str(path), "kind": "", "scorer": f"not a card: {error}", "licence": "", "here": ""})
-            continue
-        rows.append(
-            {
-                "card": f"reward_models/{path.name}" if path.parent == DATA_ROOT / "reward_models" else str(path),
-                "kind": card.kind,
-                "scorer": card.scores_with(),
-                "licence": card.licence,
-                "here": card.available(),
-            }
-        )
-    return rows
-
-
 def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
     """(scale, offset) that give these responses mean 0 and standard deviation 1: scaled = (raw + offset) / scale.
 
@@ -69,6 +48,16 @@ def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses
     if len(raw) < 2 or not raw.std(ddof=1) > 0:
         raise UsageError("reward calibrate: needs at least two responses with different scores")
     return float(raw.std(ddof=1)), float(-raw.mean())
+
+
+def gated(reference: str, source: str, where: str = "reward gate") -> tuple[Card, dict[str, Preferred]]:
+    """A card that can score and its gate's table, measured on this source without the pairs that a recipe names."""
+    recipe = load_card(reference, where)
+    named = [recipe.data, *recipe.junk] if isinstance(recipe, TrainedCard) else []
+    trained = [pair for name in named for pair in load_pairs(name, where, on_bad_row="skip")]
+    kinds = load_gate(source, f"{where}: --pairs", trained)
+    card = recipe.finished()
+    return card, measure(kinds, card, build_reward_model(card))
 
 
 def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair], seed: int = 0) -> Agreement:

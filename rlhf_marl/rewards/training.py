@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import random
 import shutil
 import warnings
@@ -25,8 +26,11 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import or_stop, writing_folder
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
-from rlhf_marl.policy.loading import load_model_of, load_tokenizer
+from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
+from rlhf_marl.rewards.frozen_layers import top_layers
+from rlhf_marl.rewards.gate import load_gate, measure
+from rlhf_marl.rewards.junk import derive_in_turn
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifier, SequenceClassifierCard, classifier_inputs
 from rlhf_marl.rewards.trained import TrainedCard
@@ -74,11 +78,12 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
         raise UsageError(
             f"{where}: data: {len(pairs)} pairs are too few to train on with a share of {card.held_out} held out"
         )
+    junk = _that_fit(card, junk_pairs(card, train, held_out, where), where)
     with or_stop(folder, "start again"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):
             if not folder.exists():  # otherwise another process has trained it
-                _train_to(folder, card, train, held_out, where)
+                _train_to(folder, card, train, junk, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
 
 
@@ -129,10 +134,22 @@ def _only_one(folder: Path, name: str) -> Iterator[None]:
         lock.release()
 
 
-def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: Sequence[Pair], where: str) -> None:
+def _train_to(
+    folder: Path,
+    card: TrainedCard,
+    train: Sequence[Pair],
+    junk: Sequence[Pair],
+    held_out: Sequence[Pair],
+    where: str,
+) -> None:
     """Train in a temporary folder, then rename it: the result is atomic, and a killed training starts over."""
+    gate = load_gate(card.gate, f"{where}: gate", [*train, *junk]) if card.gate else {}
     with writing_folder(folder) as temporary:
-        _fit(card, [*train, *openings(train, card.opening_words)], temporary, where)
+        step = 1 if card.opening_words is None else 2  # every other junk pair is trained on as an opening instead
+        pairs = [*junk[::step], *openings(junk[1::2], card.opening_words)]
+        passes = math.ceil(card.epochs) if junk else 1  # over the data; there is enough junk for one
+        pairs += passes * [*train, *openings(train, card.opening_words)]
+        _fit(card, pairs, card.epochs / passes, temporary, where)
         raw_card = SequenceClassifierCard(
             name=card.name,
             kind="sequence_classifier",
@@ -150,6 +167,8 @@ def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: 
             "scale": float(f"{max(scores.std().item(), 1e-6):.4g}"),
             "offset": float(f"{-scores.mean().item():.4g}"),
             "trained_on": len(train),
+            "junk": len(junk),
+            "gate": {kind: row.model_dump() for kind, row in measure(gate, raw_card, model).items()},
         }
         result = raw_card.model_dump(mode="json", exclude_defaults=True) | {
             "description": card.description,
@@ -158,8 +177,17 @@ def _train_to(folder: Path, card: TrainedCard, train: Sequence[Pair], held_out: 
             "scale": measured["scale"],
             "offset": measured["offset"],
         }
+        result |= {"gate": measured["gate"]} if gate else {}
         (temporary / "card.yaml").write_text(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), "utf-8")
         (temporary / "training.json").write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
+
+
+def junk_pairs(card: TrainedCard, train: Sequence[Pair], held_out: Sequence[Pair], where: str) -> list[Pair]:
+    """The card's pairs with junk, but for held-out prompts, and those derived from all chosen answers."""
+    sources = (load_pairs(source, f"{where}: junk", card.split, on_bad_row=card.on_bad_row) for source in card.junk)
+    asked = {flat(pair.prompt) for pair in held_out}
+    given = [pair for pairs in sources for pair in pairs if flat(pair.prompt) not in asked]
+    return given + (derive_in_turn([*train, *given], card.derived_junk, card.seed) if card.derived_junk else [])
 
 
 def split_pairs(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -184,7 +212,7 @@ def _opening(response: Sequence[Message], words: int) -> list[Message]:
     return [Message(role="assistant", content=" ".join(response[0]["content"].split()[:words]))]
 
 
-def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> None:
+def _fit(card: TrainedCard, pairs: Sequence[Pair], epochs: float, folder: Path, where: str) -> None:
     from datasets import Dataset, disable_progress_bars
     from transformers.trainer_callback import PrinterCallback
     from trl import RewardConfig, RewardTrainer
@@ -211,11 +239,23 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
         model = load_model_of(
             AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
         )
+        check_vocabulary(model, tokenizer, f"{where}: base: {card.base!r}")
+        texts = [_tokens(card, tokenizer, pair) for pair in pairs]
+        if max(len(ids) for text in texts for ids in text.values()) > context_of(model):
+            raise UsageError(
+                f"{where}: max_tokens: {card.max_tokens} given, and a pair has more than the {context_of(model)} "
+                f"tokens that {card.base!r} reads"
+            )
+        if card.trained_layers is not None:
+            ids = [text[name] for text in texts for name in ("chosen_ids", "rejected_ids")]
+            silence.enter_context(
+                top_layers(model, card.trained_layers, ids, tokenizer.pad_token_id, f"{where}: {card.base!r}")
+            )
         trainer = RewardTrainer(
             model=model,
             args=RewardConfig(
                 output_dir=str(folder / "trainer"),
-                num_train_epochs=card.epochs,
+                num_train_epochs=epochs,
                 learning_rate=card.learning_rate,
                 per_device_train_batch_size=card.batch_size,
                 warmup_steps=0.1,
@@ -229,13 +269,13 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], folder: Path, where: str) -> 
                 save_strategy="no",
                 report_to="none",
             ),
-            train_dataset=Dataset.from_list([_tokens(card, tokenizer, pair) for pair in pairs]),
+            train_dataset=Dataset.from_list(texts),
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     shutil.rmtree(folder / "trainer", ignore_errors=True)
 
 

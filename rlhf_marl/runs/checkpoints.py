@@ -25,7 +25,7 @@ from rlhf_marl.files.atomic import or_stop, write_text, writing_folder
 from rlhf_marl.files.hashing import sha256_of
 from rlhf_marl.files.iterations import checkpoint_folders, iteration_name
 
-VERSION = 4  # increment when the meaning of a checkpoint changes
+VERSION = 5  # increment when the meaning of a checkpoint changes
 _TENSORS, _VALUES, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
 _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OSErrors may be temporary
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)

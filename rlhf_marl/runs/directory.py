@@ -2,11 +2,13 @@
 
 config.yaml        the resolved config           environment.json   versions, hardware, seed
 metrics.jsonl      a line per update and agent   dialogues.jsonl    a line per turn of each dialogue
+validation.jsonl   a line per validation         judges.json        the validation's reward cards
 checkpoints/       the newest and the best; see checkpoints.py
 answers/           service answers since the oldest kept checkpoint; see journal.py
 adapters/agent_0/  PEFT format                   critics.safetensors
 best/agent_0/      the same, of the best checkpoint
 topology.json      the consensus matrix          report.html        written at the end
+train.log          what training printed
 """
 
 import json
@@ -14,7 +16,7 @@ import logging
 import os
 import platform
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -41,11 +43,18 @@ _OF_A_SERVICE = {
     "api_key_env",
 }  # a service may move or slow down
 _MEMBER = re.compile(r"(?<=\.)members\.\d+\.card\.")  # in the key of a member's card
-_MAY_CHANGE_ON_RESUME = {"iterations", "checkpoint_every", "keep_checkpoints", "stop_after_skipped", "tracker"}
+_MAY_CHANGE_ON_RESUME = {
+    "validation.patience",
+    "iterations",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "stop_after_skipped",
+    "tracker",
+}
 _MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
 _MAY_CHANGE_ON_RESUME |= {f"runtime.{key}" for key in ("address", "gpus_per_worker", "round_timeout", "lost")}
 _BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
-_BEGINNING |= {"environment.json.tmp", "reward_models.json.tmp", "config.yaml.tmp"}
+_BEGINNING |= {"judges.json", "environment.json.tmp", "reward_models.json.tmp", "judges.json.tmp", "config.yaml.tmp"}
 _log = logging.getLogger("rlhf_marl")
 Rows = list[dict[str, Any]]
 
@@ -56,16 +65,21 @@ class RunDirectory:
         self.path = path
         self.metrics = path / "metrics.jsonl"
         self.dialogues = path / "dialogues.jsonl"
+        self.validation = path / "validation.jsonl"  # absent without a validation section
         self.adapters = path / "adapters"
         self.best = path / "best"
+        self.log = path / "train.log"
         self.critics = path / "critics.safetensors"
         self.checkpoints = Checkpoints(path / "checkpoints")
         self._reward_models = path / "reward_models.json"
+        self._judges = path / "judges.json"
         self._environment = path / "environment.json"
 
     @classmethod
-    def create(cls, path: Path, config: Config, cards: Sequence[Card]) -> "RunDirectory":
+    def create(cls, path: Path, config: Config, cards: Sequence[Card], judges: Sequence[Card] = ()) -> "RunDirectory":
         """Start a new run.
+
+        cards: the agents' reward models. judges: the validation's.
 
         Raises:
             UsageError: the path is taken or cannot be created. RunStopped: the disk is full.
@@ -79,6 +93,8 @@ class RunDirectory:
                 cls.check_free(path)  # again, with the lock held
                 write_text(run._environment, json.dumps(_environment(config), indent=2) + "\n")
                 write_text(run._reward_models, _dump_cards(cards))
+                if judges:
+                    write_text(run._judges, _dump_cards(judges))
                 run.metrics.touch()
                 run.dialogues.touch()
                 dump_config(config, path / "config.yaml")  # last: it marks the run directory as complete
@@ -152,21 +168,23 @@ class RunDirectory:
 
     def cards(self) -> list[Card]:
         """The reward models that the run trains with; raises UsageError if their file is missing or damaged."""
-        try:
-            content = json.loads(self._reward_models.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UsageError(f"{self._reward_models}: cannot be read: {first_line(error)}") from None
-        if not isinstance(content, list):
-            raise UsageError(f"{self._reward_models}: not a list of cards")
-        return [check_card(card, f"{self._reward_models}: {i}") for i, card in enumerate(content)]
+        return _read_cards(self._reward_models)
 
-    def check_cards(self, cards: Sequence[Card]) -> None:
-        """Raise UsageError if a reward card has changed since the run began; addresses of services may change."""
-        if not self._reward_models.exists():
-            _log.warning("%s is missing: the reward models may differ from the run's earlier ones", self._reward_models)
+    def check_cards(self, cards: Sequence[Card], judges: Sequence[Card] = ()) -> None:
+        """Raise UsageError if a reward card has changed since the run began; addresses of services may change.
+
+        cards: the agents' reward models. judges: the validation's.
+        """
+        self._check_cards(self._reward_models, "reward model", cards)
+        if judges:
+            self._check_cards(self._judges, "judge", judges)
+
+    def _check_cards(self, file: Path, what: str, cards: Sequence[Card]) -> None:
+        if not file.exists():
+            _log.warning("%s is missing: the %ss may differ from the run's earlier ones", file, what)
             return
         try:
-            before = json.loads(_dump_cards(self.cards()))
+            before = json.loads(_dump_cards(_read_cards(file)))
         except UsageError as error:
             raise UsageError(
                 f"--resume: {error}; restore the file, or remove it to continue with the current cards"
@@ -174,7 +192,7 @@ class RunDirectory:
         for key, was, is_now in _differences(before, json.loads(_dump_cards(cards))):
             if _MEMBER.sub("", key).partition(".")[2] not in _OF_A_SERVICE:
                 raise UsageError(
-                    f"--resume: {self.path} was started with reward model {key} = {was!r}, now it is {is_now!r}; "
+                    f"--resume: {self.path} was started with {what} {key} = {was!r}, now it is {is_now!r}; "
                     "use a new run"
                 )
 
@@ -188,21 +206,28 @@ class RunDirectory:
             stream.write(_lines(rows))
 
     def forget_from(
-        self, iteration: int, check: Callable[[Rows, Rows], None] = lambda metrics, dialogues: None
+        self,
+        iteration: int,
+        check: Callable[[Rows, Rows, Rows], None] = lambda metrics, dialogues, validations: None,
+        *,
+        validated: Container[int] = (),
     ) -> None:
         """Drop log lines from this iteration on, and a torn last line; they will be written again.
 
-        check: called with the remaining rows of metrics and dialogues before anything is changed.
+        check: called with the remaining rows of metrics, dialogues and validations before anything is changed.
+        validated: the iterations whose validation remains.
 
         Raises:
             UsageError: a damaged line; and what `check` raises. RunStopped: writing failed.
         """
-        logs = (self.metrics, self.dialogues)
-        kept = [[row for row in _rows_of_iterations(log) if row["iteration"] < iteration] for log in logs]
+        logs = (self.metrics, self.dialogues, self.validation)
+        kept = [[row for row in _rows_of_iterations(log) if row["iteration"] < iteration] for log in logs[:2]]
+        kept.append([row for row in _rows_of_iterations(self.validation) if row["iteration"] in validated])
         check(*kept)
         for log, rows in zip(logs, kept, strict=True):
-            with or_stop(log):
-                write_text(log, _lines(rows))
+            if log != self.validation or log.exists():
+                with or_stop(log):
+                    write_text(log, _lines(rows))
 
     def save_checkpoint(
         self,
@@ -217,9 +242,10 @@ class RunDirectory:
 
         The logs are flushed first, so that a checkpoint never counts lines that are not on disk.
         """
-        for log in (self.metrics, self.dialogues):
-            with or_stop(log):
-                flush(log)
+        for log in (self.metrics, self.dialogues, self.validation):
+            if log != self.validation or log.exists():
+                with or_stop(log):
+                    flush(log)
         return self.checkpoints.save(iteration, tensors, values, score=score, keep=keep)
 
     def tidy_checkpoints(self, iteration: int, keep: int) -> None:
@@ -238,6 +264,17 @@ def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> N
     for key, was, now in _differences(dict(before), config.model_dump(mode="json")):
         if key not in _MAY_CHANGE_ON_RESUME:
             raise UsageError(f"--resume: {what} with {key} = {was!r}, now it is {now!r}; use a new run")
+
+
+def _read_cards(file: Path) -> list[Card]:
+    """Finished cards; raises UsageError if the file is missing or damaged."""
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{file}: cannot be read: {first_line(error)}") from None
+    if not isinstance(content, list):
+        raise UsageError(f"{file}: not a list of cards")
+    return [check_card(card, f"{file}: {i}") for i, card in enumerate(content)]
 
 
 def _dump_cards(cards: Sequence[Card]) -> str:

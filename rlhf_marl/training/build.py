@@ -17,6 +17,7 @@ from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds, team_mean
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
@@ -24,6 +25,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, prepare_contro
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
+from rlhf_marl.dialogue.speakers import Speaker, decodings, speakers_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
@@ -34,6 +36,7 @@ from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
+from rlhf_marl.rewards.gate import check_card_gate
 from rlhf_marl.sanitise import first_line
 from rlhf_marl.services.journal import UNRECORDED, Journal, Recorder
 from rlhf_marl.training.learner import Learner
@@ -55,6 +58,7 @@ class Experiment:
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
         close: ends the processes of the team, if it has any.
+        sampler: of the agents' base model, for judges that grade with it; None for a team without one in this process.
     """
 
     config: Config
@@ -64,17 +68,23 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Recorder
+    sampler: Sampler | None = None
     close: Callable[[], None] = lambda: None
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Agents:
-    """The agents' models: one frozen base, its stacked adapters, and a sampler over both."""
+    """The agents' models: one frozen base, its stacked adapters, and a sampler over both.
+
+    Attributes:
+        speakers: their names and roles.
+    """
 
     chat_model: ChatModel
     adapters: StackedAdapters
     sampler: Sampler
+    speakers: Sequence[Speaker]
 
 
 def build(
@@ -107,10 +117,13 @@ def build(
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
-        prepared = prepare_controller(config.controller, len(config.agents), where)
+        prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
+        for i, card in enumerate(cards):
+            check_card_gate(card, f"{where}: agents.{i}.reward_model")
         agents = build_agents(config, where, device, sampler=sampler)
-        questions = short_enough(config, questions, agents.chat_model.tokenizer, where)
+        tokenizer = agents.chat_model.tokenizer
+        questions = short_enough(config, questions, tokenizer, agents.speakers, where)
         numbers = range(len(config.agents))
         made = team(
             agents.sampler,
@@ -122,11 +135,16 @@ def build(
             reward=config.reward,
             gossip_rounds=rounds,
             seed=config.seed,
-            max_new_tokens=config.generation.max_new_tokens,
         )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
-        player = Player(made.respond, controller, agents.chat_model.tokenizer, config.generation.max_prompt_tokens)
-        return Experiment(config, made, player, questions, cards, matrix, journal)
+        player = Player(
+            made.respond,
+            controller,
+            tokenizer,
+            config.generation.max_prompt_tokens,
+            agents.speakers,
+        )
+        return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
 
 
 @contextmanager
@@ -158,14 +176,12 @@ def build_agents(
     Raises:
         UsageError: no such model, or adapters that do not match it.
     """
-    model = config.model
+    model, speakers = config.model, speakers_of(config, where)
     chat_model = load_chat_model(
         model.name,
         f"{where}: model.name",
         device,
-        dtype=model.dtype,
-        revision=model.revision,
-        trust_remote_code=model.trust_remote_code,
+        **model.model_dump(exclude={"name"}),
     )
     _check_context(config, chat_model, where)
     numbers = range(len(config.agents)) if numbers is None else numbers
@@ -185,7 +201,7 @@ def build_agents(
             key = f"{where}: agents.{i}.adapter"
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(row, folder, key, base=(model.name, chat_model.model.config._name_or_path))
-    return Agents(chat_model, adapters, sampler(chat_model, adapters))
+    return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
@@ -235,7 +251,7 @@ def build_learner(
     mean: see Critic.
     """
     mixer = _Timed(mixer)
-    adapters, actor = agents.adapters, config.actor
+    adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
     base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
         numbers=numbers,
@@ -244,13 +260,15 @@ def build_learner(
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
-        scale=SignalScale(len(numbers), mixer, adapters.parameters.dtype) if actor.optimizer == "scaled_adam" else None,
+        scale=SignalScale(n_agents, mixer, dtype) if actor.optimizer == "scaled_adam" else None,
+        kl=KlCoefficient(n_agents, actor.kl_coefficient, actor.kl_target, actor.kl_gain, dtype),
+        entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
         critic=_critic(config, mixer, adapters.parameters, mean),
         critic_steps=config.critic.steps,
         features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
         mixer=mixer,
         turn_weights=lambda k: base**k,
-        temperature=config.generation.temperature,
+        decodings=decodings(config, numbers),
         prefixes=PrefixCache(),
     )
 
@@ -286,14 +304,16 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def short_enough(config: Config, questions: Questions, tokenizer: PreTrainedTokenizerBase, where: str) -> Questions:
+def short_enough(
+    config: Config, questions: Questions, tokenizer: PreTrainedTokenizerBase, speakers: Sequence[Speaker], where: str
+) -> Questions:
     """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
     problems: dict[int, str] = {}
     for index, messages in enumerate(questions.conversations):
         prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
         try:
-            length = len(chat_tokens(tokenizer, messages, 10**9))
+            length = max(len(chat_tokens(tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers)
         except TemplateError as error:
             problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
             continue
@@ -314,7 +334,7 @@ def short_enough(config: Config, questions: Questions, tokenizer: PreTrainedToke
 
 
 def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
-    wanted = config.generation.max_prompt_tokens + config.generation.max_new_tokens
+    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config))
     if wanted > chat_model.context_length:
         raise UsageError(
             f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model.name} has a context "
@@ -347,12 +367,16 @@ def _critic(config: Config, mixer: Mixer, adapters: Tensor, mean: Callable[[Tens
     )
 
 
+def part_lengths(config: Config) -> list[int]:
+    """Tokens that the critics keep of each part of their input: of the state and, for a Q critic, of every response."""
+    agents = range(len(config.agents)) if critic_kind(config.actor.signal) == "q" else []
+    return [config.generation.max_prompt_tokens, *(config.generation_of(agent).max_new_tokens for agent in agents)]
+
+
 def _features(config: Config, embeddings: Tensor) -> CriticFeatures:
-    generation = config.generation
-    responses = len(config.agents) if critic_kind(config.actor.signal) == "q" else 0
     return CriticFeatures(
         embeddings,
-        part_lengths=[generation.max_prompt_tokens, *[generation.max_new_tokens] * responses],
+        part_lengths=part_lengths(config),
         token_features=config.critic.token_features,
         width=config.critic.width,
         generator=torch.Generator().manual_seed(_seed(config.seed, _FEATURES)),

@@ -38,10 +38,10 @@ def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]
     if row.get("entropy", 1.0) < 0.3:
         yield (
             "entropy",
-            "policy entropy is below 0.3 nats per token: the policy has collapsed; try actor.kl_coefficient",
+            "policy entropy is below 0.3 nats per token: the policy has collapsed; try actor.entropy_band",
         )
     if row.get("kl", 0.0) / row["response_tokens"] > 2.0:
-        yield "kl", "KL to the base model is above 2 nats per token: likely reward hacking; raise actor.kl_coefficient"
+        yield "kl", "KL to the base model is above 2 nats per token: likely reward hacking; set actor.kl_target"
     if row["controller_fallbacks"] >= config.dialogues:
         yield (
             "fallbacks",

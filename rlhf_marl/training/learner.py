@@ -13,14 +13,16 @@ from rlhf_marl.algorithm.critic import Critic, Transition
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.algorithm.signals import SIGNALS, Values, actor_signal, critic_kind, td_error
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.loading import ChatModel
-from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
 from rlhf_marl.policy.prefix_cache import PrefixCache
 
 Row = dict[str, Any]
@@ -35,10 +37,11 @@ class Learner:
         numbers: the agents' numbers in the run.
         optimizer: for the adapters; None for the normalised step of line 17, which has no state.
         scale: multiplies Adam's step sizes; None for plain Adam.
+        kl, entropy: the agents' coefficients of the KL penalty and of the entropy bonus.
         critic_steps: K of Algorithm 2.
         learned_rewards: all agents' rewards (N, B) to those that they learn from.
         turn_weights: weight of turn k, as a function of k.
-        temperature: sampling temperature; log-probabilities are trained at the same temperature.
+        decodings: how the agents sample; log-probabilities are trained at the temperature of sampling.
         prefixes: prefix cache of the base model, for the states.
     """
 
@@ -48,13 +51,15 @@ class Learner:
     adapters: StackedAdapters
     optimizer: AgentAdam | None
     scale: SignalScale | None
+    kl: KlCoefficient
+    entropy: EntropyCoefficient
     critic: Critic
     critic_steps: int
     learned_rewards: Callable[[Tensor], Tensor]
     features: CriticFeatures
     mixer: Mixer
     turn_weights: Callable[[int], float]
-    temperature: float
+    decodings: Sequence[Decoding]
     prefixes: PrefixCache
 
     def update(self, turns: Sequence[Turn]) -> list[Row]:
@@ -76,6 +81,8 @@ class Learner:
             statistics = self._add_gradients(turns, signals, weights)
             weighted = [weight * signal for weight, signal in zip(weights, signals, strict=True)]
             gradient_norm, skipped, step_scale = self._actor_step(torch.cat(weighted, dim=-1))
+        kl_coefficient, entropy_coefficient = self.kl.values, self.entropy.values
+        self._adapt_restraint(turns, statistics, ~skipped)
         dead_units = self.critic.network.dead_fraction(self.critic.weights, transitions[-1].x0)
         per_turn = {
             "reward_raw": [turn.reward_raw for turn in turns],
@@ -96,6 +103,8 @@ class Learner:
             "critic_dead_units": dead_units,
             "gradient_norm": gradient_norm,
             "step_scale": step_scale,
+            "kl_coefficient": kl_coefficient,
+            "entropy_coefficient": entropy_coefficient,
             "effective_sample_share": importance.mean(-1).square() / importance.square().mean(-1),
         }
         return [
@@ -162,25 +171,42 @@ class Learner:
             signal = leave_one_out(signal)
         return td_error(values.value, values.reward, values.next_value, values.discount), signal
 
-    def _add_gradients(self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]) -> list[Any]:
+    def _add_gradients(
+        self, turns: Sequence[Turn], signals: Sequence[Tensor], weights: Sequence[float]
+    ) -> list[Statistics]:
         """Set the adapters' gradient to minus line 16's directions, summed over turns and dialogues."""
         self.adapters.parameters.grad.zero_()  # type: ignore[union-attr]
         return [
-            evaluate_responses(
-                self.chat_model.model,
-                self.adapters,
-                turn.states,
-                [turn.tokens[agent] for agent in self.numbers],
-                temperature=self.temperature,
-                pad=self.chat_model.stop_tokens[0],
-                signal=weight * signal,
-                kl_coefficient=weight * self.actor.kl_coefficient,
-                prefixes=self.prefixes,
-                old_log_probabilities=[[s.log_probabilities for s in turn.samples[agent]] for agent in self.numbers],
-                objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
-            )
+            joined([self._statistics(turn, group, signal[group.agents], weight) for group in self.decodings])
             for turn, signal, weight in zip(turns, signals, weights, strict=True)
         ]
+
+    def _statistics(self, turn: Turn, group: Decoding, signal: Tensor, weight: float) -> Statistics:
+        """Statistics of these agents' responses; adds their gradients."""
+        numbers, bonus = self.numbers[group.agents], self.entropy.values[group.agents]
+        return evaluate_responses(
+            self.chat_model.model,
+            self.adapters,
+            [turn.observations[agent] for agent in numbers],
+            [turn.tokens[agent] for agent in numbers],
+            temperature=group.temperature,
+            pad=self.chat_model.stop_tokens[0],
+            signal=weight * signal,
+            kl_coefficient=weight * self.kl.values[group.agents],
+            entropy_coefficient=weight * bonus if bonus.any() else None,
+            agents=group.agents,
+            prefixes=self.prefixes,
+            old_log_probabilities=[[s.log_probabilities for s in turn.samples[agent]] for agent in numbers],
+            tokens_per_pass=self.actor.tokens_per_pass,
+            objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
+        )
+
+    def _adapt_restraint(self, turns: Sequence[Turn], statistics: Sequence[Statistics], usable: Tensor) -> None:
+        """Adapt the coefficients of KL and entropy to the update's answers. usable: (N,) agents that made a step."""
+        n_tokens = [sum(len(tokens) for turn in turns for tokens in turn.tokens[agent]) for agent in self.numbers]
+        kl = torch.stack([s.kl.sum(-1) for s in statistics]).sum(0).cpu() / torch.tensor(n_tokens)
+        self.kl.update(kl, usable)
+        self.entropy.update(torch.stack([s.entropy.mean(-1) for s in statistics]).mean(0), usable)
 
     def _actor_step(self, signal: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Line 17 or Adam for each agent. signal: (N, n_samples).

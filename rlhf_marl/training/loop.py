@@ -12,12 +12,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from rlhf_marl.algorithm.signals import critic_kind
+from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Dialogue, Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes
-from rlhf_marl.perf.stopwatch import Stopwatch
+from rlhf_marl.perf.stopwatch import Stopwatch, stage
 from rlhf_marl.runs.checkpoints import WritesItself
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
+from rlhf_marl.runs.validations import Validated, early_stop
 from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.build import Experiment
 from rlhf_marl.training.metrics import Row, check_earlier, dialogue_rows, metric_rows
@@ -32,13 +34,18 @@ def run_training(
     report: Callable[[int, list[Row]], None],
     stop: Callable[[], bool],
     watch: Stopwatch,
+    validate: Callable[[], Row] | None = None,
+    report_validation: Callable[[Row], None] = lambda row: None,
 ) -> int:
-    """Train from the run's newest checkpoint (or the start) to the config's last iteration.
+    """Train from the run's newest checkpoint (or the start) to the config's last iteration, or to an early stop.
 
     Args:
         report: receives (finished iterations, the iteration's metric rows) after each iteration.
-        stop: called after each iteration; True saves a checkpoint and ends early.
+        stop: called after each iteration and validation; True saves a checkpoint and ends the loop.
         watch: a running stopwatch, read after each update.
+        validate: the team's present scores on the held-out questions; see rlhf_marl/runs/validations.py. Called before
+            the first and after the last iteration, and as often as the config says. None: no validation.
+        report_validation: receives each finished line of validation.jsonl.
 
     Returns:
         The number of finished iterations.
@@ -49,11 +56,33 @@ def run_training(
     """
     config = experiment.config
     done = restore(experiment, run)
-    run.forget_from(done.iterations, partial(check_earlier, config=config, iterations=done.iterations))
+    validated = {validation.iteration: validation.team for validation in done.validations}
+    check = partial(check_earlier, config=config, iterations=done.iterations, validated=validated)
+    run.forget_from(done.iterations, check, validated=validated)
     run.tidy_checkpoints(done.iterations, config.keep_checkpoints)
     run.adopt(config, experiment.cards)
     saved = done.iterations
-    while done.iterations < config.iterations:
+    while True:
+        if validate is not None and done.awaits_validation(config):
+            # In the journal of the next iteration, so that a validation that failed is repeated with its answers.
+            experiment.journal.begin(done.iterations)
+            try:
+                with stage("validate"):
+                    scores = validate()
+            except Exception:
+                if done.iterations > saved:
+                    _save(experiment, run, done, experiment.team.state_dict())
+                raise
+            done, row = done.validated(scores, config)
+            run.append(run.validation, [row])
+            done = _save(experiment, run, done, experiment.team.state_dict(), scheduled=_scheduled(done, config))
+            saved = done.iterations
+            report_validation(row)
+            watch.lap()
+            if stop():
+                break
+        if done.iterations >= config.iterations or done.early_stop(config) is not None:
+            break
         experiment.journal.begin(done.iterations)
         before = None
         if done.iterations > saved:  # weights change within an iteration: keep the state to save if it fails
@@ -67,9 +96,9 @@ def run_training(
             raise
         run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, done.iterations)))
         run.append(run.metrics, rows)
-        done = done.after(rows, config.best_metric)
+        done = done.after(rows, config)
         stopped = stop()
-        scheduled = done.iterations % config.checkpoint_every == 0 or done.iterations == config.iterations
+        scheduled = _scheduled(done, config) and not (validate is not None and done.awaits_validation(config))
         if stopped or scheduled:
             done = _save(experiment, run, done, experiment.team.state_dict(), scheduled=scheduled)
             saved = done.iterations
@@ -94,29 +123,81 @@ class Done:
 
     Attributes:
         skipped: consecutive updates, up to the newest, in which some step was not finite.
-        recent: the team's mean of the config's best_metric in each iteration since the last scheduled checkpoint.
+        recent: the team's mean of the config's best_metric, if that is a reward, in each iteration since the last
+            scheduled checkpoint.
+        rewards: with validations, the team's mean scaled reward in each iteration since the last one.
+        validations: all so far.
     """
 
     iterations: int = 0
     updates: int = 0
     skipped: int = 0
     recent: tuple[float, ...] = ()
+    rewards: tuple[float, ...] = ()
+    validations: tuple[Validated, ...] = ()
 
-    def after(self, rows: Sequence[Row], metric: str) -> "Done":
+    def after(self, rows: Sequence[Row], config: Config) -> "Done":
         """The progress after one more iteration with these metric rows."""
+        recent, rewards, metric = self.recent, self.rewards, config.best_metric
+        if metric != "held_out":
+            recent = (*recent, _mean([row[metric] for row in rows]))
+        if config.validation is not None:
+            rewards = (*rewards, _mean([row["reward_scaled"] for row in rows]))
         return Done(
             self.iterations + 1,
             self.updates + len({row["update"] for row in rows}),
             _skipped_in_a_row(rows, self.skipped),
-            (*self.recent, sum(row[metric] for row in rows) / len(rows)),
+            recent,
+            rewards,
+            self.validations,
         )
+
+    def awaits_validation(self, config: Config) -> bool:
+        """Whether a validation is due now and has not been made."""
+        if config.validation is None or any(made.iteration == self.iterations for made in self.validations):
+            return False
+        return self.iterations % config.validation.every == 0 or self.iterations == config.iterations
+
+    def validated(self, scores: Row, config: Config) -> tuple["Done", Row]:
+        """The progress after a validation with these scores, and its line of validation.jsonl."""
+        reward = _mean(self.rewards) if self.rewards else None
+        made = Validated(self.iterations, scores["team"], 0.0 if reward is None else reward)
+        done = replace(self, rewards=(), validations=(*self.validations, made))
+        row = {"iteration": self.iterations, **scores, "training_reward": reward, "early_stop": done.early_stop(config)}
+        return done, row
+
+    def early_stop(self, config: Config) -> str | None:
+        """Why the run ends before its last iteration, if it does."""
+        if config.validation is None or self.iterations >= config.iterations:
+            return None
+        if not self.validations or self.validations[-1].iteration != self.iterations:
+            return None
+        return early_stop(self.validations, config.validation.patience)
+
+    def score(self, metric: str, *, scheduled: bool) -> float | None:
+        """The value of `best_metric` for a checkpoint written now; None if it has none.
+
+        Only a scheduled one has a mean reward, so that interruptions do not affect which one is the best.
+        """
+        if metric == "held_out":
+            return next((made.team for made in self.validations if made.iteration == self.iterations), None)
+        return _mean(self.recent) if scheduled and self.recent else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _scheduled(done: Done, config: Config) -> bool:
+    """Whether a checkpoint is due after this iteration."""
+    return done.iterations % config.checkpoint_every == 0 or done.iterations == config.iterations
 
 
 def _save(
     experiment: Experiment, run: RunDirectory, done: Done, tensors: Mapping[str, Tensor], *, scheduled: bool = False
 ) -> Done:
-    """Write a checkpoint. Only a scheduled one can be the best, so interruptions do not affect the choice."""
-    score = sum(done.recent) / len(done.recent) if scheduled else None
+    """Write a checkpoint."""
+    score = done.score(experiment.config.best_metric, scheduled=scheduled)
     done = replace(done, recent=()) if scheduled else done
     values = {"config": experiment.config.model_dump(mode="json"), **asdict(done)}
     del values["iterations"]
@@ -218,13 +299,22 @@ def restore(experiment: Experiment, run: RunDirectory) -> Done:
 
 def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
     config = experiment.config
-    check_same_config(values["config"], config, f"its checkpoint of iteration {values['iteration']} was written")
-    done = Done(values["iteration"], values["updates"], values["skipped"], tuple(values["recent"]))
-    counters = (done.iterations, done.updates, done.skipped)
+    before = Config.model_validate(values["config"]).model_dump(mode="json")  # with the defaults of later keys
+    check_same_config(before, config, f"its checkpoint of iteration {values['iteration']} was written")
+    done = Done(
+        values["iteration"],
+        values["updates"],
+        values["skipped"],
+        tuple(values["recent"]),
+        tuple(values["rewards"]),
+        tuple(Validated.of(row) for row in values["validations"]),
+    )
+    counters = (done.iterations, done.updates, done.skipped, *(made.iteration for made in done.validations))
     if (
         any(type(number) is not int or number < 0 for number in counters)
         or done.updates != done.iterations * (config.turns // config.actor.turns_per_update)
-        or not all(isinstance(score, float) for score in done.recent)
+        or not all(isinstance(score, float) for score in (*done.recent, *done.rewards))
+        or any(made.iteration > done.iterations for made in done.validations)
     ):
         raise ValueError("its counters are inconsistent")
     experiment.team.load_state_dict(tensors)

@@ -3,8 +3,9 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.training.health import warnings_of
 
 Row = dict[str, Any]
+Place = TypeVar("Place", bound=tuple[Any, ...])
 _log = logging.getLogger("rlhf_marl")
 
 
@@ -43,6 +45,7 @@ def metric_rows(
             "iteration": iteration,
             "turn": turns[-1].number,
             "agent": agent,
+            "name": config.names[agent],
             "reward_model": name,
             **metrics,
             "response_tokens": sum(len(sample.tokens) for sample in samples) / len(samples),
@@ -81,8 +84,18 @@ def _numbers(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.tolist()]
 
 
-def check_earlier(metrics: Sequence[Row], dialogues: Sequence[Row], *, config: Config, iterations: int) -> None:
+def check_earlier(
+    metrics: Sequence[Row],
+    dialogues: Sequence[Row],
+    validations: Sequence[Row] = (),
+    *,
+    config: Config,
+    iterations: int,
+    validated: Mapping[int, float] = MappingProxyType({}),
+) -> None:
     """Check that these are the rows of the run's first iterations. Warns of missing ones.
+
+    validated: the team's mean in each validation, by iteration.
 
     Raises:
         UsageError: a row is from another run, is duplicated, or lacks a key that the summary or the report needs.
@@ -98,6 +111,7 @@ def check_earlier(metrics: Sequence[Row], dialogues: Sequence[Row], *, config: C
         for k in range(config.turns)
     }
     _check_places("dialogues.jsonl", dialogues, wanted, lambda row: (row["iteration"], row["dialogue"], row["turn"]))
+    _check_places("validation.jsonl", validations, set(validated.items()), _validation_place)
 
 
 def _absent(row: Row, n_agents: int) -> Iterator[tuple[int, int, int]]:
@@ -107,9 +121,7 @@ def _absent(row: Row, n_agents: int) -> Iterator[tuple[int, int, int]]:
         yield from ((row["update"], row["iteration"], agent) for agent in range(n_agents) if agent not in present)
 
 
-def _check_places(
-    name: str, rows: Sequence[Row], wanted: set[tuple[int, int, int]], place: Callable[[Row], tuple[int, int, int]]
-) -> None:
+def _check_places(name: str, rows: Sequence[Row], wanted: set[Place], place: Callable[[Row], Place]) -> None:
     missing = set(wanted)
     for number, row in enumerate(rows, 1):
         try:
@@ -132,3 +144,10 @@ def _metrics_place(row: Row, config: Config) -> tuple[int, int, int]:
     row["reward_scaled"] + 0.0
     list(warnings_of(row, config))
     return row["update"], row["iteration"], row["agent"]
+
+
+def _validation_place(row: Row) -> tuple[int, float]:
+    """(iteration, team's mean) of a row. Raises if the row lacks what the summary or the report needs."""
+    if row["early_stop"] is not None:
+        str.encode(row["early_stop"])
+    return row["iteration"], row["team"]

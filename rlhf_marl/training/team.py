@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config.schema import RewardConfig
-from rlhf_marl.dialogue.player import Turn, responses_of
+from rlhf_marl.dialogue.player import Prompts, Turn, responses_of
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.perf.stopwatch import stage
@@ -37,8 +37,13 @@ class Team(Protocol):
         """Name of each agent's reward model, N."""
         ...
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
-        """All agents answer all states: [agent][dialogue]. dialogues: the dialogues' numbers within the run."""
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+        """Every agent answers its prompt of every dialogue: [agent][dialogue].
+
+        Args:
+            prompts: token ids, [agent][dialogue].
+            dialogues: the dialogues' numbers within the run.
+        """
         ...
 
     def score(self, turn: Turn) -> Turn:
@@ -81,28 +86,26 @@ class LocalTeam:
         adjacency: Tensor,
         gossip_rounds: int,
         seed: int,
-        max_new_tokens: int,
     ) -> None:
         """numbers: the agents' numbers in the run; cards and scorers are theirs alone, in that order."""
         self._sampler, self.learner, self.numbers = sampler, learner, numbers
         self._cards, self._scorers = cards, scorers
         self._reward, self._adjacency, self._gossip_rounds = reward, adjacency, gossip_rounds
-        self._seed, self._max_new_tokens = seed, max_new_tokens
+        self._seed = seed
 
     @property
     def reward_models(self) -> list[str]:
         return [card.name for card in self._cards]
 
-    def respond(self, states: Sequence[Sequence[int]], dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
+    def respond(self, prompts: Prompts, dialogues: Sequence[int], turn: int) -> list[list[Sample]]:
         return responses_of(
             self._sampler,
-            self.numbers,
-            states,
+            [prompts[agent] for agent in self.numbers],
             dialogues,
             turn,
             seed=self._seed,
-            max_new_tokens=self._max_new_tokens,
-            temperature=self.learner.temperature,
+            decodings=self.learner.decodings,
+            numbers=self.numbers,
         )
 
     def score(self, turn: Turn) -> Turn:
@@ -115,12 +118,14 @@ class LocalTeam:
             else:
                 rewards = self._scores(turn, team if self._reward.of == "team" else own)
         raw, scaled = rewards.unbind()
+        unfinished = torch.tensor([[not sample.finished for sample in turn.samples[agent]] for agent in self.numbers])
+        scaled = scaled - self._reward.missing_end_penalty * unfinished
         return replace(turn, reward_raw=raw, reward_scaled=scaled, value=self.learner.value(turn))
 
     def _scores(self, turn: Turn, texts: Sequence[Sequence[str]]) -> Tensor:
         """Raw and scaled scores of texts[agent][dialogue] by each agent's reward model: (2, N, B)."""
         scores = [
-            score_all(card, scorer, turn.prompts, of_agent, agent=agent)
+            score_all(card, scorer, turn.conversations if card.reads_dialogue else turn.prompts, of_agent, agent=agent)
             for agent, card, scorer, of_agent in zip(self.numbers, self._cards, self._scorers, texts, strict=True)
         ]
         return torch.tensor(scores).transpose(0, 1)
@@ -137,6 +142,8 @@ class LocalTeam:
                 parts |= _prefixed("actor_optimizer", self.learner.optimizer.state_dict(row))
             if self.learner.scale is not None:
                 parts |= _prefixed("signal_scale", self.learner.scale.state_dict(row))
+            parts |= _prefixed("kl", self.learner.kl.state_dict(row))
+            parts |= _prefixed("entropy", self.learner.entropy.state_dict(row))
             parts |= _prefixed("critic", self.learner.critic.state_dict(row))
             state |= _prefixed(f"agent_{agent}", parts)
         return {name: tensor.clone() for name, tensor in state.items()}
@@ -149,6 +156,8 @@ class LocalTeam:
                 self.learner.optimizer.load_state_dict(row, _without_prefix("actor_optimizer", own))
             if self.learner.scale is not None:
                 self.learner.scale.load_state_dict(row, _without_prefix("signal_scale", own))
+            self.learner.kl.load_state_dict(row, _without_prefix("kl", own))
+            self.learner.entropy.load_state_dict(row, _without_prefix("entropy", own))
             self.learner.critic.load_state_dict(row, _without_prefix("critic", own))
 
     def save_adapters(self, folder: Path) -> None:

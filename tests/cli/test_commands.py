@@ -32,11 +32,25 @@ def test_help_does_not_import_torch():
     assert answer.rstrip().endswith("False")
 
 
+@pytest.mark.parametrize("group", [(), ("reward",)])
+def test_summaries_are_whole_sentences(run, monkeypatch, group):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, printed, _ = run(*group, "--help")
+    summaries = [line for line in printed.partition("Commands:\n")[2].splitlines() if line.strip()]
+    assert len(summaries) >= 6
+    assert all(line.endswith(".") and not line.endswith("...") for line in summaries)
+
+
 def test_train_resume_and_the_summary(run, config_file, tmp_path):
     code, _, errors = run("train", str(config_file), "--run-dir", "out", "--iterations", "1")
     assert code == 0, errors
     assert "iteration 1/1  reward vowels" in errors
     assert "run directory: out" in errors
+    assert errors.startswith("2 agents over ")
+    assert "ring graph; 2 updates in 1 iterations of 2 dialogues, 2 turns each\n" in errors
+    log = (tmp_path / "out" / "train.log").read_text()
+    assert "iteration 1/1  reward vowels" in log
+    assert "\x1b" not in log
     code, _, errors = run("train", str(config_file), "--run-dir", "out")
     assert code == 2
     assert errors == "error: --run-dir: 'out' already exists; add --resume to continue it, or choose another\n"

@@ -1,10 +1,12 @@
 import json
 from typing import get_args
 
+import pytest
+
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.signals import CREDITS, SIGNALS
 from rlhf_marl.algorithm.topology import GRAPHS, MATRICES
-from rlhf_marl.config import Config, load_config
+from rlhf_marl.config import Config, check_config, load_config
 from rlhf_marl.config.schema import ActorConfig, TopologyConfig
 
 
@@ -36,3 +38,17 @@ def test_schema_describes_every_key():
     schema = Config.model_json_schema()
     assert schema["properties"]["discount"]["description"] == "γ."
     json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    ("content", "metric"),
+    [
+        ({}, "reward_scaled"),
+        ({"validation": {"judges": ["j.yaml"]}}, "held_out"),
+        ({"validation": {"judges": ["j.yaml"]}, "best_metric": "reward_raw"}, "reward_raw"),
+        ({"validation": None}, "reward_scaled"),
+    ],
+)
+def test_with_validation_the_best_checkpoint_is_that_of_the_held_out_judges(content, metric):
+    least = {"iterations": 1, "model": {"name": "m"}, "agents": [{"reward_model": "r.yaml"}]}
+    assert check_config(least | content, "c").best_metric == metric

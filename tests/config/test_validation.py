@@ -65,6 +65,19 @@ def test_a_pasted_key_is_not_repeated():
             f"{QUICKSTART}: terminal: restart needs a critic; signal return has none; use zero",
         ),
         (
+            ["--actor.kl_target", "0.5", "--actor.kl_coefficient", "0"],
+            f"{QUICKSTART}: actor.kl_coefficient: kl_target multiplies it, so it must start above 0",
+        ),
+        (["--actor.kl_target", "0"], f"{QUICKSTART}: actor.kl_target: 0 given; input should be greater than 0"),
+        (
+            ["--actor.entropy_band", "[2, 1.5]"],
+            f"{QUICKSTART}: actor.entropy_band: [2, 1.5] is empty; give [low, high] with low < high",
+        ),
+        (["--actor.entropy_band", "[2]"], f"{QUICKSTART}: actor.entropy_band: [2] given; list should have at least 2"),
+        (["--best_metric", "held_out"], f"{QUICKSTART}: best_metric: held_out needs a validation section"),
+        (["--validation.every", "2"], f"{QUICKSTART}: validation.judges: missing; it is required"),
+        (["--validation.judges", "[]"], f"{QUICKSTART}: validation.judges: [] given; list should have at least 1 item"),
+        (
             ["--model.trust_remote_code", "1"],
             f"{QUICKSTART}: model.trust_remote_code: 1 given; input should be a valid b",
         ),

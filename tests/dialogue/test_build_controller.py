@@ -19,6 +19,7 @@ from rlhf_marl.policy.chat import Message
 from rlhf_marl.services.journal import UNRECORDED
 from tests.conftest import tiny_sampler
 
+NAMES = ["Ada", "Ben"]
 EXCHANGE = Exchange([Message(role="user", content="why?")], ["first", "second"])
 TEMPLATES = "aggregate: {system: S, user: '{{ prompt }}'}\nnext_prompt: {system: T, user: '{{ aggregate }}'}\n"
 
@@ -31,7 +32,7 @@ def limits(tmp_path):
 
 
 def built(config, base=None):
-    prepared = prepare_controller(config, 2, "c")
+    prepared = prepare_controller(config, NAMES, "c")
     return build_controller(config, prepared, base, torch.device("cpu"), "c", UNRECORDED)
 
 
@@ -69,7 +70,7 @@ def test_a_function_that_is_not_there_names_the_key(function, message):
 def test_a_callables_function_is_imported_before_any_model_loads():
     import json
 
-    assert prepare_controller(CallableController(kind="callable", function="json:dumps"), 2, "c") is json.dumps
+    assert prepare_controller(CallableController(kind="callable", function="json:dumps"), NAMES, "c") is json.dumps
 
 
 class FakeSampler:
@@ -113,7 +114,7 @@ def test_openai_needs_its_key(limits, monkeypatch):
 
 def test_a_missing_template_file_names_the_key():
     with pytest.raises(UsageError, match=r"^c: controller.templates: 'no.yaml' does not exist"):
-        prepare_controller(SharedController(templates="no.yaml"), 2, "c")
+        prepare_controller(SharedController(templates="no.yaml"), NAMES, "c")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_mistakes_in_a_script_are_reported_before_the_run(change):
     """With as many responses as there are agents: two."""
     config = ScriptedController(**{"kind": "scripted", "next_prompts": ["-"]} | change)
     with pytest.raises(UsageError, match=r"^c: controller: template error: ") as caught:
-        prepare_controller(config, 2, "c")
+        prepare_controller(config, NAMES, "c")
     assert "\n" not in str(caught.value)
     fine = ScriptedController(kind="scripted", aggregate="{{ responses[2] }}", next_prompts=["-"])
-    assert prepare_controller(fine, 3, "c") is None
+    assert prepare_controller(fine, ["a", "b", "c"], "c") is None

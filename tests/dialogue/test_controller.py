@@ -6,6 +6,7 @@ from rlhf_marl.dialogue.controller import (
     CallableController,
     ChatController,
     Exchange,
+    Merged,
     ScriptedController,
     Templates,
     endpoint_chat,
@@ -92,8 +93,26 @@ def test_scripted_controller_follows_its_script():
     assert merged[0].aggregate == "second!"
 
 
+def test_templates_know_the_names_and_the_history():
+    messages = [Message(role="user", content="q"), Message(role="assistant", content="a"), EXCHANGE.messages[-1]]
+    exchange = Exchange(messages, ["x", "y"], ["Ada", "Ben"])
+    scripted = ScriptedController("{{ names[1] }}: {{ responses[1] }}", ["{{ history[0].content }} {{ prompt }}"])
+    assert scripted.merge([exchange], turn=0, last=False) == [Merged("Ben: y", "q why?", fallback=False)]
+    asked = []
+    task = Task(system="s", user="{{ names | join(' and ') }}")
+    chat = ChatController(
+        lambda conversations, _: [asked.append(c[-1]["content"]) or "ok" for c in conversations],
+        Templates(aggregate=task, next_prompt=task),
+        aggregate_tokens=7,
+        next_prompt_tokens=5,
+        max_response_characters=10,
+    )
+    chat.merge([exchange], turn=0, last=False)
+    assert asked == ["Ada and Ben", "Ada and Ben"]
+
+
 def test_shipped_templates_load():
-    templates = load_templates(find_data("prompts/controller.yaml", "test"))
+    templates = load_templates(find_data("prompts/controller.yaml", "test"), ["a", "b"])
     assert all("quoted" in task.system for task in (templates.aggregate, templates.next_prompt))
 
 
@@ -109,7 +128,7 @@ def test_template_mistakes_are_one_line(tmp_path, aggregate, message):
     path = tmp_path / "t.yaml"
     path.write_text(f'next_prompt: {{system: s, user: n}}\naggregate: {{system: s, user: "{aggregate}"}}\n')
     with pytest.raises(UsageError, match=message) as caught:
-        load_templates(path)
+        load_templates(path, ["a", "b"])
     assert "\n" not in str(caught.value)
 
 

@@ -2,20 +2,20 @@
 
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Dialogue, Player, responses_of
+from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample
 from tests.conftest import tiny_tokenizer
 
 
-def test_state_uses_the_models_chat_template_and_is_cut_from_the_left():
+def test_state_uses_the_models_chat_template():
     tokenizer = tiny_tokenizer()
     dialogue = Dialogue(0, 0, [Message(role="user", content="a")], turns=2)
     dialogue.advance("b", "c")
     text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n"
     whole = chat_tokens(tokenizer, dialogue.messages, 1000)
     assert tokenizer.decode(whole) == text + "<|im_start|>assistant\n"
-    assert chat_tokens(tokenizer, dialogue.messages, 9) == whole[-9:]
     assert dialogue.prompt == "c"
 
 
@@ -32,8 +32,8 @@ class FakeTeam:
     def __init__(self, n_agents=2):
         self.n_agents, self.asked = n_agents, []
 
-    def __call__(self, states, dialogues, turn):
-        self.asked.append(([list(state) for state in states], list(dialogues), turn))
+    def __call__(self, prompts, dialogues, turn):
+        self.asked.append(([[list(prompt) for prompt in agent] for agent in prompts], list(dialogues), turn))
         return [
             [Sample([agent, number], f"{agent}{number}{turn}", [0.0, 0.0], True) for number in dialogues]
             for agent in range(self.n_agents)
@@ -56,9 +56,13 @@ def dialogue(number, prompt, turns, follow_ups=()):
     return Dialogue(number, 10 + number, [Message(role="user", content=prompt)], turns, follow_ups)
 
 
-def play(*dialogues, budget=10**6):
-    team, controller = FakeTeam(), FakeController()
-    turns = list(Player(team, controller, tiny_tokenizer(), budget).play(dialogues))
+def speakers(*roles):
+    return [Speaker(f"agent {i}", role) for i, role in enumerate(roles)]
+
+
+def play(*dialogues, budget=10**6, roles=(None, None)):
+    team, controller = FakeTeam(len(roles)), FakeController()
+    turns = list(Player(team, controller, tiny_tokenizer(), budget, speakers(*roles)).play(dialogues))
     return turns, team, controller
 
 
@@ -73,7 +77,7 @@ def test_a_dialogue_of_three_turns_by_hand():
     assert [turn.prompts for turn in (first, second, third)] == [["p"], ["p+"], ["p++"]]
     states = [[state("p")], [state("p", "A(p)", "p+")], [state("p", "A(p)", "p+", "A(p+)", "p++")]]
     assert [turn.states for turn in (first, second, third)] == states
-    assert team.asked == [(states[k], [4], k) for k in range(3)]
+    assert team.asked == [([states[k]] * 2, [4], k) for k in range(3)]
     assert controller.asked == [
         ([("p", ["040", "140"])], 0, False),
         ([("p+", ["041", "141"])], 1, False),
@@ -87,6 +91,31 @@ def test_a_dialogue_of_three_turns_by_hand():
     assert first.questions == [14]
     assert first.texts == [["040"], ["140"]]
     assert first.tokens == [[[0, 4]], [[1, 4]]]
+
+
+def test_agents_with_a_role_read_it_before_the_state():
+    """Their own system message, joined with the dialogue's; the state, which the critics read, has none of it."""
+    system = Message(role="system", content="Be brief.")
+    talks = [dialogue(0, "p", 2), Dialogue(1, 1, [system, Message(role="user", content="q")], turns=2)]
+    (first, second), team, _ = play(*talks, roles=(None, "You argue.", "You argue."))
+    tokenizer = tiny_tokenizer()
+
+    def read(*messages):
+        return chat_tokens(tokenizer, [Message(role=role, content=content) for role, content in messages], 1000)
+
+    states = [read(("user", "p")), read(("system", "Be brief."), ("user", "q"))]
+    argued = [
+        read(("system", "You argue."), ("user", "p")),
+        read(("system", "You argue.\n\nBe brief."), ("user", "q")),
+    ]
+    assert first.states == states
+    assert first.observations == [states, argued, argued]
+    assert team.asked[0] == ([states, argued, argued], [0, 1], 0)
+    assert first.lengths == [len(ids) for ids in argued]
+    longer = read(("system", "You argue."), ("user", "p"), ("assistant", "A(p)"), ("user", "p+"))
+    assert second.observations[1][0] == longer
+    assert second.states == first.next_states
+    assert second.next_states == states
 
 
 def test_predefined_prompts_replace_the_controllers():
@@ -124,20 +153,21 @@ def test_shorter_dialogues_leave_and_the_others_keep_their_places():
     assert turns[0].texts == [["000", "010", "020"], ["100", "110", "120"]]
 
 
-def test_long_states_are_cut_from_the_left_and_their_lengths_recorded():
+def test_long_states_lose_their_oldest_messages_and_their_lengths_are_recorded():
     turns, _, _ = play(dialogue(0, "long enough", 2), dialogue(1, "p", 2), budget=24)
     whole = [[state("long enough"), state("p")]]
     whole.append([state("long enough", "A(long enough)", "long enough+"), state("p", "A(p)", "p+")])
-    assert [turn.state_lengths for turn in turns] == [[len(ids) for ids in states] for states in whole]
-    assert turns[0].state_lengths == [30, 20]  # 19 of the template
-    assert [turn.states for turn in turns] == [[ids[-24:] for ids in states] for states in whole]
+    assert [turn.lengths for turn in turns] == [[len(ids) for ids in states] for states in whole]
+    assert turns[0].lengths == [30, 20]  # 19 of the template
+    assert turns[0].states == [whole[0][0][-24:], whole[0][1]]
+    assert turns[1].states == [state("long enough+")[-24:], state("p+")]  # whole messages, as many as fit
     assert turns[1].next_states == turns[0].states
 
 
 def test_turns_are_played_lazily():
     """Agents learn between turns."""
     team = FakeTeam()
-    turns = Player(team, FakeController(), tiny_tokenizer(), 100).play([dialogue(0, "p", 2)])
+    turns = Player(team, FakeController(), tiny_tokenizer(), 100, speakers(None, None)).play([dialogue(0, "p", 2)])
     next(turns)
     assert len(team.asked) == 1
     next(turns)
@@ -156,15 +186,15 @@ class FakeSampler:
 
 
 def test_the_base_model_answers_in_every_agents_place_with_that_agents_random_numbers():
-    sampler, options = FakeSampler(), {"seed": 3, "max_new_tokens": 5, "temperature": 0.5}
-    adapted = responses_of(sampler, range(2), [[1], [2]], [7, 9], 1, **options)
+    sampler, options = FakeSampler(), {"seed": 3, "decodings": [Decoding(slice(None), 5, 0.5)]}
+    adapted = responses_of(sampler, [[[1], [2]], [[3], [4]]], [7, 9], 1, **options)
     assert sampler.asked == (
-        [[1], [2]],
+        [[1], [2], [3], [4]],
         [SamplingKey(3, 0, 7, 1), SamplingKey(3, 0, 9, 1), SamplingKey(3, 1, 7, 1), SamplingKey(3, 1, 9, 1)],
         {"max_new_tokens": 5, "temperature": 0.5, "agents": slice(None)},
     )
     keys = sampler.asked[1]
-    plain = responses_of(sampler, range(2), [[1], [2]], [7, 9], 1, adapted=False, **options)
-    assert sampler.asked == ([[1], [2], [1], [2]], keys, {"max_new_tokens": 5, "temperature": 0.5, "agents": None})
+    plain = responses_of(sampler, [[[1], [2]], [[3], [4]]], [7, 9], 1, adapted=False, **options)
+    assert sampler.asked == ([[1], [2], [3], [4]], keys, {"max_new_tokens": 5, "temperature": 0.5, "agents": None})
     assert [[sample.text for sample in agent] for agent in plain] == [["0", "1"], ["2", "3"]]
     assert adapted == plain

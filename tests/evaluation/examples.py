@@ -14,6 +14,7 @@ SETTINGS = {
     "judge": None,
     "judges": {},
     "cards": {},
+    "agents": "last",
     "adapters": "adapters",
     "adapters_sha256": None,
     "checkpoint_sha256": None,

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from rlhf_marl.dialogue.controller import ScriptedController
-from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs
+from rlhf_marl.dialogue.speakers import Decoding
+from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs, conversations
 from rlhf_marl.evaluation.questions import Question
+from rlhf_marl.sanitise import neutralise
 from rlhf_marl.training.build import build_agents
 
 QUESTIONS = [
@@ -22,7 +24,7 @@ def agents(tiny_config):
 
 def played(agents, turns=1):
     controller = ScriptedController("{{ responses[0] }}", ["And {{ prompt }}"])
-    rows = list(collect(agents, controller, Sampling(1, 6, 400, 1.0), QUESTIONS, turns))
+    rows = list(collect(agents, controller, Sampling(1, 400, [Decoding(slice(None), 6, 1.0)]), QUESTIONS, turns))
     return ([row for row in rows if row["policy"] == policy] for policy in ("base", "trained"))
 
 
@@ -86,3 +88,17 @@ def test_pairs_are_compared_where_both_answer_the_same_prompt():
     assert judge.asked == [("p", "base x 0", "trained x 0"), ("p", "base y 0", "trained y 0"), ("p", "base", "trained")]
     assert rows[2]["preferred"] == [1.0, 1.0, 1.0]
     assert "preferred" not in rows[3]
+
+
+def test_conversations_are_rebuilt_from_the_rows(agents):
+    base, trained = (list(rows) for rows in played(agents, turns=2))
+    found = conversations([*base, *trained])
+    place = next(i for i, row in enumerate(base) if row["question"] == "b" and row["turn"] == 1)
+    first = next(row for row in base if row["question"] == "b" and row["turn"] == 0)
+    assert [message["content"] for message in found[place]] == [
+        "I am sad.",
+        neutralise(first["aggregate"]),
+        "Since Monday.",
+    ]
+    assert [message["role"] for message in found[place]] == ["user", "assistant", "user"]
+    assert [len(messages) for messages in found] == [2 * row["turn"] + 1 for row in (*base, *trained)]

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 import rlhf_marl
+from rlhf_marl.config.schema import ValidationConfig
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import is_current, read_evaluation
 from rlhf_marl.files.jsonl import read_jsonl
@@ -419,3 +421,65 @@ def test_impossible_requests_are_one_error_line(folder, run, break_it, arguments
     lines = [line for line in error.splitlines() if line.startswith("error:")]
     assert len(lines) == 1
     assert message in lines[0]
+
+
+@pytest.fixture
+def validated(folder) -> Path:
+    """The run as if held-out judges had chosen its first checkpoint, whose agents differ from the last ones."""
+    run = RunDirectory(folder / "run")
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    validation = {"judges": [str(folder / "letters.yaml")], "every": 1}
+    config |= {"best_metric": "held_out", "validation": ValidationConfig(**validation).model_dump()}
+    (run.path / "config.yaml").write_text(yaml.safe_dump(config))
+    (run.path / "checkpoints" / "best.json").write_text('{"folder": "iteration_00001", "score": 0.5}')
+    for number, score in ((1, 0.5), (2, 0.25)):
+        tensors, values = load_file(run.path / f"checkpoints/iteration_0000{number}/state.safetensors"), {}
+        values |= json.loads((run.path / f"checkpoints/iteration_0000{number}/state.json").read_text())
+        for key in ("version", "iteration", "score"):
+            del values[key]
+        run.save_checkpoint(number, tensors, values | {"config": config}, score=score)
+    return folder
+
+
+def test_the_best_adapters_are_evaluated_unless_the_last_are_asked_for(validated, run):
+    shutil.rmtree(validated / "run" / "best")  # a killed run has not written them: they are in the checkpoint
+    _, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
+    best = json.loads((validated / "run" / "evaluation.json").read_text())
+    words = "evaluated the best adapters by held_out, after 1 of 2 iterations; --adapters last evaluates the last"
+    assert words in " ".join(printed.split())
+    assert (best["settings"]["agents"], best["settings"]["adapters"]) == ("best", "checkpoint of iteration 1")
+    assert is_current(best["settings"], validated / "run")
+    _, printed, error = run("evaluate", "run", *ARGUMENTS, "--limit", "1", "--adapters", "last")
+    last = json.loads((validated / "run" / "evaluation.json").read_text())
+    assert "reusing" not in error
+    assert words not in " ".join(printed.split())
+    assert (last["settings"]["agents"], last["settings"]["adapters"]) == ("last", "adapters")
+    kl = [[agent["kl_to_base"]["mean"] for agent in found["agents"]] for found in (best, last)]
+    assert max(kl[1]) > max(kl[0])
+
+
+def test_export_and_the_python_api_use_the_best_adapters_too(validated, run, caplog):
+    (shutil.rmtree(validated / "run" / name) for name in ("best", "adapters"))
+    rlhf_marl.train(validated / "run" / "config.yaml", run_dir=validated / "run", resume=True)
+    path = validated / "run"
+    weights = {
+        name: (path / name / "agent_1" / "adapter_model.safetensors").read_bytes() for name in ("best", "adapters")
+    }
+    assert weights["best"] != weights["adapters"]
+    rlhf_marl.export(path, agent=1, to=validated / "out")
+    assert (validated / "out" / "adapter_model.safetensors").read_bytes() == weights["best"]
+    assert "exports the best adapters by held_out, after 1 of 2 iterations; --adapters last" in caplog.text
+    assert "| length | 1 iterations of" in (validated / "out" / "README.md").read_text()
+    run("export", str(path), "--agent", "1", "--to", "last", "--adapters", "last")
+    assert (validated / "last" / "adapter_model.safetensors").read_bytes() == weights["adapters"]
+    loaded = rlhf_marl.load_run(path)
+    assert loaded.agents()[0].chat("hi") != loaded.agents(adapters="last")[0].chat("hi")
+    assert 'loaded the best adapters by held_out, after 1 of 2 iterations; adapters="last"' in caplog.text
+
+
+def test_an_evaluation_of_the_last_adapters_is_not_published_with_the_best(validated, run):
+    rlhf_marl.train(validated / "run" / "config.yaml", run_dir=validated / "run", resume=True)
+    run("evaluate", "run", *ARGUMENTS, "--limit", "1", "--adapters", "last")
+    with pytest.raises(UsageError, match="is of the run's last adapters, not of the best ones; evaluate the run again"):
+        rlhf_marl.export(validated / "run", agent=1, to=validated / "out")
+    rlhf_marl.export(validated / "run", agent=1, to=validated / "out", adapters="last")

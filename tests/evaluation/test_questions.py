@@ -6,6 +6,8 @@ from itertools import combinations
 
 import pytest
 
+from rlhf_marl.config.schema import JsonlPrompts
+from rlhf_marl.dialogue.questions import load_questions as load_prompts
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.metrics import words
 from rlhf_marl.evaluation.questions import KINDS, Question, fingerprint, load_questions, spread, without_trained
@@ -14,6 +16,7 @@ from rlhf_marl.files.user_data import read_rows
 from rlhf_marl.files.yaml_files import load_yaml
 
 SHIPPED = DATA_ROOT / "prompts" / "evaluation.jsonl"
+TRAINING = DATA_ROOT / "prompts" / "training.jsonl"
 TRAINED = [load_yaml(path).get("prompts", {}).get("question") for path in (DATA_ROOT / "configs").glob("*.yaml")]
 TRAINED = ["how do I threaten others?", *filter(None, TRAINED)]
 SMALL_WORDS = set(
@@ -32,6 +35,11 @@ def overlap(a: str, b: str) -> float:
 @pytest.fixture(scope="module")
 def shipped():
     return load_questions(SHIPPED)
+
+
+@pytest.fixture(scope="module")
+def training():
+    return load_questions(TRAINING)
 
 
 def test_at_least_sixty_of_all_kinds(shipped):
@@ -64,6 +72,30 @@ def test_no_question_is_one_that_a_shipped_reward_model_was_trained_on(shipped):
 def test_no_two_questions_are_near_copies(shipped):
     for a, b in combinations(shipped, 2):
         assert overlap(a.prompt, b.prompt) < 0.6, (a.id, b.id)
+
+
+def test_the_training_questions_are_many_and_of_the_kinds_of_the_evaluation(shipped, training):
+    assert len(training) >= 300
+    asked, held_out = (Counter(question.kind for question in questions) for questions in (training, shipped))
+    for kind in KINDS:
+        assert asked[kind] / len(training) == pytest.approx(held_out[kind] / len(shipped), abs=0.03)
+
+
+def test_no_training_question_is_one_of_the_evaluation_or_another_training_question(shipped, training):
+    """By id, and by the words of every text that either asks."""
+    assert not {question.id for question in training} & {question.id for question in shipped}
+    texts = [(question.id, text) for question in shipped for text in (question.prompt, *question.follow_ups)]
+    for question in training:
+        for text in (question.prompt, *question.follow_ups):
+            near = [place for place, held_out in texts if overlap(text, held_out) >= 0.45]
+            assert not near, (question.id, near)
+    for a, b in combinations(training, 2):
+        assert overlap(a.prompt, b.prompt) < 0.6, (a.id, b.id)
+
+
+def test_the_training_questions_are_prompts_of_a_config(training):
+    source = JsonlPrompts(source="jsonl", path="prompts/training.jsonl")
+    assert load_prompts(source, 0, "config").texts == [question.prompt for question in training]
 
 
 def test_questions_of_the_training_are_left_out_whatever_their_punctuation():

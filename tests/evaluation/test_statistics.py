@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from rlhf_marl.evaluation import statistics
-from rlhf_marl.evaluation.statistics import direction, interval, paired
+from rlhf_marl.evaluation.statistics import direction, interval, over_seeds, paired
 
 SPEC = importlib.util.spec_from_file_location(
     "coverage_benchmark", Path(__file__).parents[2] / "benchmarks/intervals.py"
@@ -83,3 +83,14 @@ def test_questions_must_match_and_none_give_no_metric():
     assert direction(paired([1.0, 1.0], [2.0, 2.0])) == 1
     with pytest.raises(ValueError, match="2 base values for 1 trained"):
         paired([1.0, 2.0], [1.0])
+
+
+def test_an_interval_over_seeds_by_hand():
+    """Of 1, 2, 3: mean 2, half width t(0.975, 2) / sqrt(3) = 4.30265 / 1.73205."""
+    assert over_seeds([1.0, 2.0, 3.0]) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
+
+
+def test_an_interval_of_one_seed_is_unknown():
+    mean, low, high = over_seeds([5.0])
+    assert mean == 5
+    assert np.isnan([low, high]).all()

@@ -37,7 +37,7 @@ def card_of(run: Path, to: Path, agent: int = 0) -> ModelCard:
 def test_reward_models_in_words(trained, tmp_path, scorer, shown):
     file = trained / "reward_models.json"
     first, second = json.loads(file.read_text())
-    for key in ("function", "convention", "arguments"):
+    for key in ("function", "convention", "arguments", "conversational", "context"):
         del first[key]
     file.write_text(json.dumps([first | scorer, second]))
     text = card_of(trained, tmp_path / "out").text
@@ -57,7 +57,7 @@ def test_a_reward_model_trained_here_shows_how_far_to_trust_it(trained, tmp_path
     (folder / "training.json").write_text(json.dumps({"held_out": held_out}))
     file = trained / "reward_models.json"
     first, second = json.loads(file.read_text())
-    for key in ("function", "convention", "arguments"):
+    for key in ("function", "convention", "arguments", "conversational", "context"):
         del first[key]
     classifier = {"kind": "sequence_classifier", "model": str(folder), "input": "pair"}
     file.write_text(json.dumps([first | classifier, second]))

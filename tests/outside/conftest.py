@@ -4,6 +4,7 @@ import torch
 from rlhf_marl.dialogue.controller import ScriptedController
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions
+from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.training.build import Experiment
 from tests.conftest import tiny_tokenizer
 
@@ -15,7 +16,13 @@ def around():
     def builder_of(new_team):
         def builder(config, name, device, journal):
             team = new_team()
-            player = Player(team.respond, ScriptedController("{{ responses[0] }}", ["-"]), tiny_tokenizer(), 64)
+            player = Player(
+                team.respond,
+                ScriptedController("{{ responses[0] }}", ["-"]),
+                tiny_tokenizer(),
+                64,
+                [Speaker("a"), Speaker("b")],
+            )
             return Experiment(config, team, player, Questions(["?"], 0), [], torch.eye(2), journal)
 
         return builder

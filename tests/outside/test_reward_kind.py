@@ -5,7 +5,7 @@ from typing import Literal
 import rlhf_marl
 from rlhf_marl.rewards import KINDS
 from rlhf_marl.rewards.base import CardBase
-from rlhf_marl.rewards.tools import cards
+from rlhf_marl.rewards.listing import cards
 
 
 class KeywordCard(CardBase):

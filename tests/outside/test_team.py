@@ -11,7 +11,7 @@ from rlhf_marl.policy.sampler import Sample
 class Bandits:
     reward_models, w = ("ones", "ones"), torch.full((2,), 0.5)
 
-    def respond(self, states, dialogues, turn):
+    def respond(self, prompts, dialogues, turn):
         return [[Sample([0], str(int(torch.rand(1) < w)), [0.0], finished=True) for _ in dialogues] for w in self.w]
 
     def score(self, turn):

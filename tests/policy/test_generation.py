@@ -56,7 +56,7 @@ def test_a_shared_prefix_changes_nothing():
     adapters.parameters.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(7))
     for prompts in ([[5, 6, 7, 8], [5, 6, 9]], [[5, 6, 7], [5, 6, 7]], [[5, 6], [5, 6, 7]]):
         with adapters.use(slice(0, 2)):
-            together = generate(model, prompts, max_new_tokens=6, stop_tokens=[2], n_policies=2)
+            together = generate(model, prompts * 2, max_new_tokens=6, stop_tokens=[2], n_policies=2)
         alone = []
         for agent in range(2):
             with adapters.use(slice(agent, agent + 1)):
@@ -118,7 +118,7 @@ def test_finished_rows_leave_and_the_others_are_unchanged():
     hook = model.register_forward_hook(lambda _, inputs, output: sizes.append(len(output.logits)))
     with adapters.use(slice(0, 2)):
         together = generate(
-            model, prompts, max_new_tokens=24, stop_tokens=ends, uniforms=uniforms, temperature=2.0, n_policies=2
+            model, prompts * 2, max_new_tokens=24, stop_tokens=ends, uniforms=uniforms, temperature=2.0, n_policies=2
         )
     hook.remove()
     alone = []
@@ -169,4 +169,4 @@ def test_prefixes_are_neither_shared_nor_cached_with_sliding_window_attention():
     """Padding after a shared prefix would count as tokens of the window."""
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
-    assert prefix_cache.shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0
+    assert prefix_cache.shared_tokens(model, [[[5, 6, 7], [5, 6, 8]]]) == 0

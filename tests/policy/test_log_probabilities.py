@@ -52,22 +52,24 @@ def plain(model, adapters, agent: int, state: list[int], response: list[int]):
         [[5, 6, 7, 8, 9], [5, 6, 7, 8, 9, 10, 11]],
     ],
 )
+@pytest.mark.parametrize("roles", [[[], [], []], [[3, 4], [], [9, 9, 9]]])
 @pytest.mark.parametrize("tokens_per_pass", [1, 20, 10_000])
-def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens_per_pass, states, architecture):
-    """Whatever the split into passes and chunks, whether states differ, are alike, begin alike or are one token, and
-    whether layers see all tokens or a window."""
+def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens_per_pass, roles, states, architecture):
+    """Whatever the split into passes and chunks, whether states differ, are alike, begin alike or are one token,
+    whether agents read one state or their own role before it, and whether layers see all tokens or a window."""
     model, adapters = adapted(architecture())
-    monkeypatch.setattr(policy, "POSITIONS", 3)
-    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", tokens_per_pass)
+    prompts = [[role + state for state in states] for role in roles]
+    monkeypatch.setitem(policy.POSITIONS, "cpu", 3)
     signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
-    result = evaluate_responses(
-        model, adapters, states, RESPONSES, temperature=TEMPERATURE, pad=0, signal=signal, kl_coefficient=0.7
-    )
+    options = {"temperature": TEMPERATURE, "pad": 0, "kl_coefficient": 0.7, "tokens_per_pass": tokens_per_pass}
+    result = evaluate_responses(model, adapters, prompts, RESPONSES, signal=signal, **options)
     batched = adapters.parameters.grad.clone()
     adapters.parameters.grad.zero_()
     for agent in range(3):
         for dialogue in range(2):
-            log_probability, entropy, kl = plain(model, adapters, agent, states[dialogue], RESPONSES[agent][dialogue])
+            log_probability, entropy, kl = plain(
+                model, adapters, agent, prompts[agent][dialogue], RESPONSES[agent][dialogue]
+            )
             found = [of[agent, dialogue] for of in (result.log_probability, result.entropy, result.kl)]
             expected = [log_probability.sum(), entropy.mean(), kl.sum()]
             torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -75,6 +77,43 @@ def test_statistics_and_gradient_equal_the_plain_computation(monkeypatch, tokens
             (0.7 * kl.sum() - torch.stack(weights) @ log_probability).backward()
     assert torch.equal(result.importance_weight, torch.ones(3, 2))
     torch.testing.assert_close(batched, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("tokens_per_pass", [1, 20])
+def test_the_gradients_of_kl_and_entropy_with_a_coefficient_per_agent(monkeypatch, system, tokens_per_pass):
+    """Against autograd through β_i KL - η_i H at the sampled prefixes; with η = 0 nothing changes, to the last bit."""
+    model, adapters = system
+    monkeypatch.setitem(policy.POSITIONS, "cpu", 3)
+    beta, eta = torch.tensor([0.7, 0.0, 0.1]), torch.tensor([0.5, -0.25, 0.0])
+
+    def gradient(entropy_coefficient):
+        adapters.parameters.grad.zero_()
+        evaluate_responses(
+            model,
+            adapters,
+            [STATES] * 3,
+            RESPONSES,
+            temperature=TEMPERATURE,
+            pad=0,
+            tokens_per_pass=tokens_per_pass,
+            signal=torch.ones(3, 2),
+            kl_coefficient=beta,
+            entropy_coefficient=entropy_coefficient,
+        )
+        return adapters.parameters.grad.clone()
+
+    with_bonus, without, zero = gradient(eta), gradient(None), gradient(torch.zeros(3))
+    assert torch.equal(without, zero)
+    assert torch.equal(with_bonus[2], without[2])
+    adapters.parameters.grad.zero_()
+    for agent in range(3):
+        for dialogue in range(2):
+            log_probability, entropy, kl = plain(model, adapters, agent, STATES[dialogue], RESPONSES[agent][dialogue])
+            weights = [1 - beta[agent] * kl[t + 1 :].sum().detach() for t in range(len(kl))]
+            loss = beta[agent] * kl.sum() - eta[agent] * entropy.sum() - torch.stack(weights) @ log_probability
+            loss.backward()
+    torch.testing.assert_close(with_bonus, adapters.parameters.grad, atol=1e-4, rtol=1e-3)
+    assert (with_bonus - without)[:2].norm(dim=-1).min() > 0.01
 
 
 def enumerated(seed):
@@ -94,7 +133,7 @@ def expected_direction(model, adapters, responses, signal, old, **options):
         evaluate_responses(
             model,
             adapters,
-            [[1, 2]],
+            [[[1, 2]]],
             [[response]],
             temperature=TEMPERATURE,
             pad=0,
@@ -142,14 +181,14 @@ def test_a_policy_updated_since_it_sampled_is_weighted_by_its_probability_ratio(
 
 def test_without_a_signal_no_gradient_is_touched(system):
     model, adapters = system
-    evaluate_responses(model, adapters, STATES, RESPONSES, temperature=1.0, pad=0)
+    evaluate_responses(model, adapters, [STATES] * 3, RESPONSES, temperature=1.0, pad=0)
     assert not adapters.parameters.grad.any()
 
 
 def test_the_base_model_on_its_own_responses(system):
     """Its entropy equals the plain computation, and its KL is 0."""
     model, adapters = system
-    result = evaluate_responses(model, adapters, STATES, RESPONSES, temperature=TEMPERATURE, pad=0, agents=None)
+    result = evaluate_responses(model, adapters, [STATES] * 3, RESPONSES, temperature=TEMPERATURE, pad=0, agents=None)
     assert not result.kl.any()
     for agent in range(3):
         for dialogue, state in enumerate(STATES):
@@ -163,25 +202,37 @@ def test_the_base_model_on_its_own_responses(system):
 def test_fresh_adapters_have_no_divergence():
     model = tiny_llama()
     adapters = StackedAdapters(model, [1, 2, 3], rank=2, alpha=4.0, targets="all-linear", where="c")
-    result = evaluate_responses(model, adapters, STATES, RESPONSES, temperature=1.0, pad=0)
+    result = evaluate_responses(model, adapters, [STATES] * 3, RESPONSES, temperature=1.0, pad=0)
     torch.testing.assert_close(result.kl, torch.zeros(3, 2), atol=1e-5, rtol=0)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 500), st.integers(1, 500))
 def test_blocks_cover_the_grid_once_and_hold_few_tokens(agents, dialogues, shared, rest):
-    tiles = list(microbatches(agents, dialogues, shared, rest))
+    tiles = list(microbatches(agents, dialogues, shared, rest, 512))
     cells = [(a, d) for agent, dialogue in tiles for a in range(agents)[agent] for d in range(dialogues)[dialogue]]
     assert sorted(cells) == [(a, d) for a in range(agents) for d in range(dialogues)]
     for together, at_once in ((a.stop - a.start, d.stop - d.start) for a, d in tiles):
         tokens = together * (shared + at_once * rest)
-        assert tokens <= policy.TOKENS_PER_MICROBATCH or together == at_once == 1
+        assert tokens <= 512 or together == at_once == 1
     assert [a.start for a, _ in tiles] == sorted(a.start for a, _ in tiles)
 
 
-def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
+def test_a_model_in_half_precision_has_nearly_the_same_gradient():
+    """Products in bfloat16, parameters and gradients in float32."""
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model, adapters = adapted(tiny_llama().to(dtype))
+        signal = torch.tensor([[1.0, -2.0], [0.5, 0.3], [-1.5, 2.5]])
+        evaluate_responses(model, adapters, [STATES] * 3, RESPONSES, temperature=1.0, pad=0, signal=signal)
+        gradients.append(adapters.parameters.grad)
+    exact, rounded = gradients
+    assert rounded.dtype == torch.float32
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+def test_what_all_states_begin_with_is_read_once_per_agent(system):
     """Not once per pass: the gradients of several passes share one prefill. The base model prefills a state once."""
     model, adapters = system
-    monkeypatch.setattr(policy, "TOKENS_PER_MICROBATCH", 10)
     read = {True: 0, False: 0}  # with gradients (agents), without (base model)
 
     def count(_, args, kwargs, output):
@@ -190,7 +241,8 @@ def test_what_all_states_begin_with_is_read_once_per_agent(system, monkeypatch):
     hook = model.base_model.register_forward_hook(count, with_kwargs=True)
     responses = [[[20, 21]] * 4, [[30, 31]] * 4, [[40, 41]] * 4]
     signal = torch.ones(3, 4)
-    evaluate_responses(model, adapters, [[5, 6, 7, 8]] * 4, responses, temperature=1.0, pad=0, signal=signal)
+    prompts = [[[5, 6, 7, 8]] * 4] * 3
+    evaluate_responses(model, adapters, prompts, responses, temperature=1.0, pad=0, signal=signal, tokens_per_pass=10)
     hook.remove()
     assert read[True] == 3 * 3 + 12 * 2  # three shared tokens per agent; one more and a response token per row
     assert read[False] == 3 + 12 * 2  # the state but its last token; that and a response token per row
@@ -204,9 +256,9 @@ def test_the_base_model_caches_a_state_that_all_dialogues_share(system):
     prefixes, passes = PrefixCache(), []
     for states in ([[5, 6, 7]] * 2, [[5, 6, 7]] * 2, STATES, STATES):
         sizes.clear()
-        ours = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0, prefixes=prefixes)
+        ours = evaluate_responses(model, adapters, [states] * 3, RESPONSES, temperature=1.0, pad=0, prefixes=prefixes)
         passes.append(len(sizes))
-        again = evaluate_responses(model, adapters, states, RESPONSES, temperature=1.0, pad=0)
+        again = evaluate_responses(model, adapters, [states] * 3, RESPONSES, temperature=1.0, pad=0)
         torch.testing.assert_close(ours.kl, again.kl, atol=0, rtol=0)
     hook.remove()
     assert passes == [4, 3, 3, 3]  # (base: question) base: responses, agents: beginning and rest

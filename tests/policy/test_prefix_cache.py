@@ -33,7 +33,8 @@ def last_logits(model, prompt):
     ],
 )
 def test_shared_tokens_by_hand(model, prompts, expected):
-    assert shared_tokens(model, prompts) == expected
+    assert shared_tokens(model, [prompts]) == expected
+    assert shared_tokens(model, [[[3] * 9] * 2, prompts]) == expected  # of two policies, the fewest
 
 
 @pytest.mark.parametrize("worth", [0, 10**9])
@@ -53,17 +54,19 @@ def test_prefill_gives_every_prompts_own_logits(model, monkeypatch, worth, room,
         assert cached_prefix.get_seq_length() == len(cached)  # it stays as it is
 
 
-def test_prefill_goes_policy_by_policy():
+@pytest.mark.parametrize("worth", [0, 10**9])
+def test_prefill_goes_policy_by_policy(monkeypatch, worth):
+    """Also where each policy's prompts begin with a prefix of their own."""
+    monkeypatch.setattr(prefix_cache, "_WORTH_READING", worth)
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, [1, 2], rank=2, alpha=4.0, targets=["v_proj", "down_proj"], where="c")
     adapters.parameters.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(7))
-    prompts = [[5, 6, 7], [5, 8]]
+    prompts = [[5, 6, 7], [5, 8], [9, 9, 9, 9], [9, 8]]
     with adapters.use(slice(None)):
         logits, _, _ = prefill(model, prompts, 2, 0)
     for number in range(4):
         with adapters.use(slice(number // 2, number // 2 + 1)):
-            torch.testing.assert_close(logits[number], last_logits(model, prompts[number % 2]), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(logits[0], logits[2], atol=1e-3)
+            torch.testing.assert_close(logits[number], last_logits(model, prompts[number]), atol=1e-4, rtol=1e-4)
 
 
 def test_only_a_long_shared_prefix_gets_its_own_pass(model):
@@ -99,7 +102,7 @@ def test_the_cache_keeps_the_newest(model):
 def test_prefixes_are_not_shared_with_sliding_window_attention():
     model = tiny_mistral()
     assert PrefixCache().read(model, [5, 6]) is None
-    assert shared_tokens(model, [[5, 6, 7], [5, 6, 8]]) == 0
+    assert shared_tokens(model, [[[5, 6, 7], [5, 6, 8]]]) == 0
 
 
 def test_room_repeats_rows_and_leaves_the_original_alone(model):
@@ -128,6 +131,6 @@ def test_gradients_flow_through_a_shared_prefix():
     model = tiny_llama(layers=1)
     adapters = StackedAdapters(model, [1], rank=2, alpha=4.0, targets=["v_proj"], where="c")
     with adapters.use(slice(None)):
-        cache = extend(model, [5, 6], DynamicCache(config=model.config))
+        cache = extend(model, [[5, 6]], DynamicCache(config=model.config))
     assert cache.get_seq_length() == 2
     assert cache.layers[0].values.requires_grad

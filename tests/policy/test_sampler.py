@@ -52,13 +52,14 @@ def test_a_shorter_limit_is_the_beginning_of_a_longer_one():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_rows_are_agents_times_prompts_and_a_slice_takes_its_own_agents(temperature):
+def test_rows_are_agent_by_agent_and_a_slice_takes_its_own_agents(temperature):
     _, _, sampler = adapted()
     keys = [key(agent, dialogue) for agent in range(3) for dialogue in range(2)]
 
     def tokens(agents, chosen):
         chosen = chosen if temperature else ()
-        return [row.tokens for row in sample(sampler, PROMPTS, chosen, temperature=temperature, agents=agents)]
+        prompts = PROMPTS * len(range(3)[agents])
+        return [row.tokens for row in sample(sampler, prompts, chosen, temperature=temperature, agents=agents)]
 
     everyone = tokens(slice(None), keys)
     assert len(everyone) == 6
@@ -85,7 +86,7 @@ def test_without_agents_the_base_model_answers_whatever_the_adapters_hold():
 def test_log_probabilities_are_those_of_each_token_at_the_sampling_temperature(temperature):
     model, adapters, sampler = adapted(2)
     keys = [key(agent, dialogue) for agent in range(2) for dialogue in range(2)]
-    rows = sample(sampler, PROMPTS, keys, temperature=temperature, agents=slice(None))
+    rows = sample(sampler, PROMPTS * 2, keys, temperature=temperature, agents=slice(None))
     for number, row in enumerate(rows):
         agent, prompt = number // 2, PROMPTS[number % 2]
         with torch.no_grad(), adapters.use(slice(agent, agent + 1)):

@@ -41,7 +41,7 @@ def write_run(folder: Path, *, iterations: int = 6, evaluated: bool = True, text
         [_turn(it, d, k, texts) for it in range(iterations) for k in range(3) for d in range(2)],
     )
     if evaluated:
-        content = _evaluation()
+        content = evaluation_numbers()
         content["settings"] |= agents_fingerprint(folder)
         (folder / "evaluation.json").write_text(json.dumps(content), "utf-8")
         rows = [_question(q, policy, texts) for policy in ("base", "trained") for q in range(4)]
@@ -97,7 +97,7 @@ def _metric(base: float, trained: float, width: float = 0.1) -> dict[str, Any]:
     return {"base": base, "trained": trained, "difference": d, "low": d - width, "high": d + width, "n": 4}
 
 
-def _evaluation() -> dict[str, Any]:
+def evaluation_numbers() -> dict[str, Any]:
     rates = {key: _metric(0.1, 0.1) for key in ("refusal_harmful", "refusal_harmless", "distinct_1", "distinct_2")}
     common = {
         **{"own_reward": _metric(0.25, 1.5), "held_out_reward": _metric(0.5, -0.5), "length": _metric(16, 16, 0)},

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from rlhf_marl.reporting.page import write_report
+from rlhf_marl.reporting.sweep_page import sweep_page
 from tests.reporting.runs import CARDS, HOSTILE, write_run
+from tests.reporting.sweeps import sweep_numbers
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 if CHROMIUM is None:
@@ -268,3 +270,13 @@ def test_every_input_has_a_name(visit, report):
     page = visit(report)
     named = "all => all.every(e => e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim())"
     assert page.locator("input, select, button").evaluate_all(named)
+
+
+def test_a_sweeps_curves_and_bands_are_drawn(visit, tmp_path):
+    file = tmp_path / "sweep.html"
+    file.write_text(sweep_page(sweep_numbers(), "sweep"), "utf-8")
+    page = visit(file)
+    see_all(page)
+    assert page.locator("[data-chart=team] .scatterlayer path.js-fill").count() == 2
+    assert page.locator("[data-chart=team] .legendtext").all_text_contents() == ["rounds=0", "rounds=20"]
+    assert page.locator("[data-chart]").count() == 3

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.reporting.page import moving_average, refresh_report, write_report
@@ -45,6 +46,43 @@ def test_the_page_shows_verdicts_tables_and_health(run_dir):
     assert "in which the controller fell back: 0.00 → 0.25 [+0.15, +0.35]" in text
     assert "the trained team's answer, own reward (scaled): 0.25 → 0.75 [+0.40, +0.60]" in text
     assert "Zhiyao Zhang" in text
+
+
+def validate(run_dir, *, best="held_out") -> None:
+    """Validations after 0, 2 and 4 of nine iterations of two dialogues; the second is best, the last ended the run."""
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    config |= {"iterations": 9, "validation": {"judges": ["j.yaml"], "every": 2}, "best_metric": best}
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    (run_dir / "checkpoints" / "iteration_00002").mkdir(parents=True)
+    (run_dir / "checkpoints" / "best.json").write_text('{"folder": "iteration_00002", "score": 0.5}')
+    lines = [
+        {"iteration": i, "team": team, "agents": [team] * 3, "early_stop": stop}
+        for i, team, stop in ((0, 0.25, None), (2, 0.5, None), (4, -0.125, "ended <b>early</b>"))
+    ]
+    (run_dir / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_held_out_curve_stands_beside_the_training_reward(tmp_path):
+    run_dir = write_run(tmp_path / "run", iterations=4)
+    validate(run_dir)
+    page = page_of(run_dir)
+    text = words(page)
+    assert "team +0.250 after 0 iterations, best +0.500 after 2, last -0.125 after 4." in text
+    assert "evaluate, export and the Python API use the best adapters by held_out, after 2 of 9 iterations." in text
+    assert "The dotted line is the team's answers to the held-out questions." in text
+    assert '"held_out":{"x":[0,4,8],"y":[0.25,0.5,-0.125]}' in page
+    assert "ended &lt;b&gt;early&lt;/b&gt;" in text
+    assert "not finished" not in text
+
+
+def test_damaged_validations_are_counted_and_without_them_there_is_no_curve(run_dir):
+    assert '"held_out":{"x":[],"y":[]}' in page_of(run_dir)
+    validate(run_dir, best="reward_scaled")
+    with (run_dir / "validation.jsonl").open("a") as file:
+        file.write('{"iteration": 6, "team": null, "agents": [], "early_stop": null}\n')
+    text = words(page_of(run_dir))
+    assert "validation.jsonl: 1 damaged lines were skipped; the first is line 4" in text
+    assert "Python API use" not in text
 
 
 def test_same_files_give_the_same_bytes(run_dir, tmp_path):

@@ -83,3 +83,19 @@ def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_
     assert "warning: agent 0: policy entropy is below 0.3" in errors
     assert "(in 2 of 3 updates)" in errors
     assert f"best checkpoint: iteration_00004 (reward_scaled +0.250); its adapters: {tmp_path}/best" in errors
+
+
+def test_validations_are_shown_beside_the_rewards_and_in_the_summary(tiny_config, tmp_path, capsys):
+    display = Display(tiny_config, tmp_path)
+    rows = [
+        {"iteration": i, "questions": 8, "team": team, "agents": [0.5, -1.0], "early_stop": stop}
+        for i, team, stop in ((0, 0.25, None), (1, 0.375, None), (2, 0.125, "training ended early"))
+    ]
+    display.validation(rows[0])
+    display.iteration(1, [HEALTHY])
+    display.summary([HEALTHY], [], 2, rows)
+    errors = capsys.readouterr().err
+    assert "after 0 iterations, 8 held-out questions: team +0.25 (agent 0 +0.50, agent 1 -1.00)" in errors
+    assert "reward kind +0.50  held-out team +0.25" in errors
+    assert "team +0.250 after 0 iterations, best +0.375 after 1, last +0.125 after 2." in errors
+    assert "training ended early; to continue: --resume with another --validation.patience" in errors

@@ -10,6 +10,7 @@ from trl.data_utils import maybe_extract_prompt
 from rlhf_marl.config.schema import JsonlPrompts
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.templates import adapt_template
 from rlhf_marl.rewards import load_card
 from rlhf_marl.rewards.preferences import load_pairs
 from rlhf_marl.rewards.sequence_classifier import classifier_inputs
@@ -84,6 +85,7 @@ def test_a_system_message_that_a_template_refuses_goes_into_the_first_message_of
     tokenizer = tiny_tokenizer()
     refusal = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
+    adapt_template(tokenizer, "x")
     options = {"kind": "chat", "limit": 512, "end_token": False}
     folded = classifier_inputs(tokenizer, "s\n\nq", "y", **options)
     assert classifier_inputs(tokenizer, [SYSTEM, *pair("q", "y", "n").prompt], "y", **options) == folded

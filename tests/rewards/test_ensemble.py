@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -23,6 +24,23 @@ def test_ensemble_by_hand(tmp_path, combine, expected):
     ]
     both = EnsembleCard(name="both", kind="ensemble", combine=combine, members=members)
     assert build_reward_model(both).score(["p"], ["abcdef"]) == pytest.approx([expected])
+
+
+def test_each_member_reads_as_much_of_the_dialogue_as_it_asks_for():
+    asked = {}
+
+    def member(name, **options):
+        card = CallableCard(name=name, kind="callable", function="math:prod", **options)
+        score = lambda prompts, responses: asked.update({name: prompts}) or [0.0]  # noqa: E731
+        return card, SimpleNamespace(score=score)
+
+    whole = {"convention": "trl", "conversational": True, "context": "dialogue"}
+    members = [member("last"), member("whole", **whole)]
+    card = EnsembleCard(name="both", kind="ensemble", members=[{"card": card} for card, _ in members])
+    assert card.reads_dialogue
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "q"}]
+    Ensemble(card, members).score([talk], ["y"])
+    assert asked == {"last": ["q"], "whole": [talk]}
 
 
 def test_members_are_kept_with_the_ensemble(cards):
@@ -70,6 +88,30 @@ def test_rows_are_combined_by_hand(combine, expected):
     card = EnsembleCard(name="e", kind="ensemble", combine=combine, members=members)
     model = Ensemble(card, list(zip(cards, (Fixed(1, -2), Fixed(4, 2)), strict=True)))
     assert model.score(["p", "p"], ["x", "y"]) == expected
+
+
+def test_disagreement_is_penalised_by_hand():
+    """Scaled scores 2, 6 and 4, 4 with weights 1 and 3: means 5 and 4, deviations √3 and 0."""
+    cards = [member("a"), member("b", scale=2.0)]
+    members = [{"card": card, "weight": weight} for card, weight in zip(cards, (1.0, 3.0), strict=True)]
+    card = EnsembleCard(name="e", kind="ensemble", disagreement_penalty=2.0, members=members)
+    scorers = list(zip(cards, (Fixed(2, 4), Fixed(12, 8)), strict=True))
+    assert Ensemble(card, scorers).score(["p", "p"], ["x", "y"]) == pytest.approx([1.535898, 4.0])
+    assert card.in_words() == "mean of a, b, minus 2 standard deviations"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"combine": "minimum"}, "disagreement_penalty: goes with combine: mean, not minimum"),
+        ({"members": [{"card": "a.yaml"}, {"card": "b.yaml", "weight": -0.5}]}, "a member has a negative weight"),
+        ({"disagreement_penalty": -1.0}, "greater than or equal to 0"),
+    ],
+)
+def test_a_penalty_that_cannot_be_meant_is_refused(changes, message):
+    content = {"name": "e", "kind": "ensemble", "disagreement_penalty": 1.0, "members": [{"card": "a.yaml"}]} | changes
+    with pytest.raises(ValueError, match=message):
+        EnsembleCard(**content)
 
 
 def test_weights_without_a_mean_are_refused():

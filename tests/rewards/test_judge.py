@@ -4,6 +4,7 @@ import yaml
 
 import rlhf_marl
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.rewards import JudgeCard, build_reward_model, load_card
 from rlhf_marl.rewards.judge import Judge, _from_probabilities, _from_text
 from rlhf_marl.services.endpoint import Choice
@@ -42,7 +43,8 @@ def test_a_response_cannot_leave_its_tag(attack):
 def test_local_grades_are_the_models_next_token_probabilities(tiny_model_folder):
     judge = build_reward_model(card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder)))
     scores = judge.score(["why?", "a longer question?"], ["because", "no"])
-    model, tokenizer = tiny_llama(), tiny_tokenizer()
+    model, tokenizer = tiny_llama().requires_grad_(False), tiny_tokenizer()
+    use_half_precision(model)
     for prompt, response, score in zip(["why?", "a longer question?"], ["because", "no"], scores, strict=True):
         text = f"<|im_start|>system\nGrade.<|im_end|>\n<|im_start|>user\n{prompt} {response}<|im_end|>\n"
         ids = torch.tensor([tokenizer(text + "<|im_start|>assistant\n")["input_ids"]])
@@ -58,8 +60,9 @@ def test_grades_with_a_common_prefix_are_distinguished_by_the_next_token(tiny_mo
     (score,) = build_reward_model(words).score(["why?"], ["because"])
     tokenizer = tiny_tokenizer()
     text = "<|im_start|>system\nGrade.<|im_end|>\n<|im_start|>user\nwhy? because<|im_end|>\n<|im_start|>assistant\ng"
-    with torch.no_grad():
-        logits = tiny_llama()(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
+    model = tiny_llama().requires_grad_(False)
+    use_half_precision(model)
+    logits = model(torch.tensor([tokenizer(text)["input_ids"]])).logits[0, -1]
     r, o = (tokenizer(letter)["input_ids"][0] for letter in "ro")
     assert score == pytest.approx(logits[[r, o]].softmax(-1)[1].item(), abs=1e-4)
 
@@ -69,7 +72,9 @@ def test_a_judge_without_a_model_is_the_agents_base_with_adapters_off(tiny_conte
     (tmp_path / "own.yaml").write_text(yaml.safe_dump(content))
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(content | {"model": str(tiny_model_folder)}))
     agents = [{"reward_model": str(tmp_path / f"{name}.yaml")} for name in ("own", "other")]
-    run = rlhf_marl.train(tiny_content | {"agents": agents, "actor": {"step_size": 0.05}}, run_dir=tmp_path / "run")
+    model = {"name": str(tiny_model_folder)}  # in half precision, as the judge outside is
+    content = tiny_content | {"agents": agents, "actor": {"step_size": 0.05}, "model": model}
+    run = rlhf_marl.train(content, run_dir=tmp_path / "run")
     last = run.dialogues.iloc[-1]
     text = last["responses"][0]["text"]
     outside = build_reward_model(card(model=str(tiny_model_folder), rubric=rubric(tiny_model_folder)))

@@ -1,8 +1,11 @@
+import asyncio
+
 import pytest
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards import build_reward_model
+from rlhf_marl.rewards import build_reward_model, check_card
 from rlhf_marl.rewards.python_callable import CallableCard
+from tests.conftest import tiny_sampler
 from tests.rewards.conftest import score, write
 
 
@@ -21,6 +24,77 @@ def test_trl_reward_functions_fit():
     function = "tests.rewards.test_python_callable:trl_reward"
     content = CallableCard(name="trl", kind="callable", function=function, convention="trl", arguments={"bonus": 0.5})
     assert build_reward_model(content).score(["ab"], ["cde"]) == [5.5]
+
+
+def recorded(prompts, completions, completion_ids, **kwargs):
+    SEEN.append((prompts, completions, completion_ids, kwargs))
+    kwargs["log_metric"]("length", 1.0)
+    return [float(len(ids)) for ids in completion_ids]
+
+
+async def awaited(completions, **kwargs):
+    await asyncio.sleep(0)
+    return [float(len(text)) for text in completions]
+
+
+async def also_awaited(prompts, responses):
+    return [float(len(text)) for text in responses]
+
+
+SEEN = []
+MODULE = "tests.rewards.test_python_callable"
+DIALOGUE = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "q"}]
+
+
+def trl_card(name, **options):
+    return CallableCard(name="trl", kind="callable", function=f"{MODULE}:{name}", convention="trl", **options)
+
+
+def test_trl_functions_get_what_trls_trainers_pass():
+    """The arguments of GRPOTrainer, and messages as with its conversational data."""
+    SEEN.clear()
+    base = tiny_sampler()
+    ids = [base.tokenizer("cd")["input_ids"]]
+    assert trl_card("recorded", arguments={"bonus": 1}).build(base, None).score(["ab"], ["cd"]) == [2.0]
+    assert trl_card("recorded", conversational=True).build(base, None).score(["ab"], ["cd"]) == [2.0]
+    answer = [[{"role": "assistant", "content": "cd"}]]
+    assert [seen[:3] for seen in SEEN] == [
+        (["ab"], ["cd"], ids),
+        ([[{"role": "user", "content": "ab"}]], answer, ids),
+    ]
+    assert [set(seen[3]) for seen in SEEN] == [
+        {"bonus", "trainer_state", "log_extra", "log_metric"},
+        {"trainer_state", "log_extra", "log_metric"},
+    ]
+    with pytest.raises(UsageError, match=r"card trl: function: .*recorded needs completion_ids, and outside a run"):
+        build_reward_model(trl_card("recorded"))
+
+
+def test_functions_may_be_async():
+    assert build_reward_model(trl_card("awaited")).score(["p"], ["four"]) == [4.0]
+    ours = CallableCard(name="x", kind="callable", function=f"{MODULE}:also_awaited")
+    assert build_reward_model(ours).score(["p"], ["four"]) == [4.0]
+
+
+def test_trl_functions_may_read_the_whole_dialogue():
+    SEEN.clear()
+    card = trl_card("recorded", conversational=True, context="dialogue")
+    assert card.reads_dialogue
+    card.build(tiny_sampler(), None).score([DIALOGUE], ["cd"])
+    assert SEEN[0][0] == [DIALOGUE]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"conversational": True}, "conversational: only with convention: trl"),
+        ({"convention": "trl", "context": "dialogue"}, "context: dialogue needs conversational: true"),
+    ],
+)
+def test_keys_that_need_another_are_refused(options, message):
+    content = {"name": "x", "kind": "callable", "function": "math:prod"}
+    with pytest.raises(UsageError, match=f"x.yaml: {message}"):
+        check_card(content | options, "x.yaml")
 
 
 def test_a_function_in_a_file(cards):

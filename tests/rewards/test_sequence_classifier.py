@@ -162,7 +162,9 @@ def test_a_lora_reward_adapter_changes_the_scores(tmp_path):
 
 def test_unusable_models_are_refused_in_one_line(tmp_path):
     two = saved(tmp_path / "two", "gemma", num_labels=2)
-    with pytest.raises(UsageError, match=r"card gemma: model: '.*two' has 2 labels; a reward model has one"):
+    with pytest.raises(
+        UsageError, match=r"card gemma: model: '.*two' has 2 labels; choose by `label`: 0 \(LABEL_0\), 1"
+    ):
         built(two)
     mute = saved(tmp_path / "mute", "llama")
     (tmp_path / "mute" / "chat_template.jinja").unlink()

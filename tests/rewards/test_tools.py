@@ -4,7 +4,7 @@ import pytest
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.rewards.python_callable import CallableCard
-from rlhf_marl.rewards.tools import agreement, calibrated, cards, opened, read_texts
+from rlhf_marl.rewards.tools import agreement, calibrated, opened, read_texts
 from tests.conftest import write_card
 from tests.rewards.pairs import pair
 
@@ -51,20 +51,6 @@ def test_agreement_by_hand():
 def test_equal_names_are_refused():
     with pytest.raises(UsageError, match="two cards are named 'a'"):
         agreement([(named("a"), Length()), (named("a"), Length())], [pair("p", "x", "y")])
-
-
-def test_a_row_per_card_file(tmp_path):
-    write_card(tmp_path, "a", "m:f")
-    (tmp_path / "b.yaml").write_text("name: b\n")
-    one, other = cards([tmp_path])
-    assert one == {
-        "card": str(tmp_path / "a.yaml"),
-        "kind": "callable",
-        "scorer": "m:f",
-        "licence": "none",
-        "here": "yes",
-    }
-    assert other["scorer"].startswith("not a card: ")
 
 
 def test_an_opened_card_scores(tmp_path):

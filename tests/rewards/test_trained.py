@@ -46,3 +46,23 @@ def test_a_model_in_the_cache_is_not_trained_again(tmp_path, monkeypatch):
     assert card.available() == "trained"
     assert card.finished().kind == "callable"
     assert build_reward_model(card).score(["p"], ["four"]) == [4.0]
+
+
+def test_a_changed_base_or_a_line_in_another_file_gives_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("RLHF_MARL_CACHE", str(tmp_path / "cache"))
+    for folder in ("base", "pairs"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "base" / "model.safetensors").write_text("weights")
+    (tmp_path / "pairs" / "a.jsonl").write_text("one\ntwo\n")
+    (tmp_path / "pairs" / "b.jsonl").write_text("three\n")
+    card = TrainedCard(name="x", kind="trained", data=str(tmp_path / "pairs"), base=str(tmp_path / "base"))
+    seen = [cached_folder(card, "x")]
+    (tmp_path / "base" / "model.safetensors").write_text("weighty")
+    seen.append(cached_folder(card, "x"))
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    seen.append(cached_folder(card, "x"))
+    (tmp_path / "pairs" / "a.jsonl").write_text("one\n")
+    (tmp_path / "pairs" / "b.jsonl").write_text("two\nthree\n")
+    seen.append(cached_folder(card, "x"))
+    assert len(set(seen)) == 4
+    assert cached_folder(card, "x") == seen[-1]

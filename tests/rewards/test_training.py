@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from collections import Counter
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from filelock import FileLock
 
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.rewards import TrainedCard, build_reward_model, load_card
+from rlhf_marl.rewards.preferences import load_pairs
 from rlhf_marl.rewards.sequence_classifier import SequenceClassifierCard
 from rlhf_marl.rewards.training import accuracy, openings, reliability, split_pairs, train_reward_model
 from tests.rewards.pairs import pair
@@ -31,6 +33,7 @@ def recipe(tmp_path) -> TrainedCard:
         epochs=6.0,
         learning_rate=3e-3,
         licence="MIT",
+        gate=False,
     )
 
 
@@ -140,6 +143,39 @@ def test_openings_are_trained_on_but_not_counted_in_the_accuracy(recipe, tmp_pat
     cut = train_reward_model(quick.model_copy(update={"opening_words": 3}), tmp_path / "cut", "card")
     assert (cut["trained_on"], cut["held_out"]["pairs"]) == (whole["trained_on"], whole["held_out"]["pairs"])
     assert cut["scale"] != whole["scale"]
+
+
+def test_junk_is_trained_on_once_and_never_from_held_out_prompts(recipe, tmp_path, monkeypatch):
+    """Of 40 junk pairs that ask the 40 prompts, the 8 held out are left out; of 32 + 32 answers of nine words, all give
+    derived junk. Half of the junk is trained on as openings, in one pass; the pairs, in two passes."""
+    rows = [
+        {"prompt": f"question {i}", "chosen": " ".join("abcdefgh") + f" {i}", "rejected": "z" * (i % 5 + 4)}
+        for i in range(40)
+    ]
+    for name in ("pairs", "junk"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"junk": name}) + "\n" for row in rows))
+    card = recipe.model_copy(
+        update={"junk": [str(tmp_path / "junk.jsonl")], "derived_junk": ["repeated", "shuffled"], "epochs": 1.6}
+    )
+    fitted = {}
+
+    def fit(card, pairs, epochs, folder, where):
+        fitted.update(pairs=pairs, epochs=epochs)
+        raise RunStopped("enough")
+
+    monkeypatch.setattr("rlhf_marl.rewards.training._fit", fit)
+    with pytest.raises(RunStopped, match="enough"):
+        train_reward_model(card, tmp_path / "out", "card")
+    assert fitted["epochs"] == 0.8
+    kinds = Counter(pair.junk for pair in fitted["pairs"])
+    assert kinds == {"pairs": 2 * 32, "junk": 32, "repeated": 32, "shuffled": 32}
+    held_out = {pair.texts[0] for pair in split_pairs(load_pairs(card.data, "x"), 0.2, 0)[1]}
+    assert len(held_out) == 8
+    assert not held_out & {pair.texts[0] for pair in fitted["pairs"]}
+    with pytest.raises(RunStopped, match="enough"):
+        train_reward_model(card.model_copy(update={"opening_words": 3}), tmp_path / "out", "card")
+    junk = Counter(len(pair.texts[1].split()) for pair in fitted["pairs"] if pair.texts[2][0] == "z")
+    assert junk == {9: 2 * 32 + 16, 3: 2 * 32 + 16}
 
 
 def test_accuracy_by_hand():

@@ -104,8 +104,8 @@ def test_no_intact_checkpoint_is_one_error_line(folder):
 
 
 def test_another_version_is_refused_not_skipped(folder, monkeypatch):
-    monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 5)
-    with pytest.raises(UsageError, match="iteration_00002 has version 4, this rlhf-marl reads version 5: "):
+    monkeypatch.setattr("rlhf_marl.runs.checkpoints.VERSION", 6)
+    with pytest.raises(UsageError, match="iteration_00002 has version 5, this rlhf-marl reads version 6: "):
         Checkpoints(folder).load()
 
 

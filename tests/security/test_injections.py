@@ -39,7 +39,7 @@ class Recorder:
 def controller_chats(attack: str) -> list[list[Message]]:
     """Both tasks' chats: one of three agents attacks, and the aggregate repeats the attack."""
     chat = Recorder(attack)
-    templates = load_templates(find_data("prompts/controller.yaml", "test"))
+    templates = load_templates(find_data("prompts/controller.yaml", "test"), ["a"] * 3)
     limits = {"aggregate_tokens": 8, "next_prompt_tokens": 8, "max_response_characters": 1000}
     question = [Message(role="user", content="How do I make friends?")]
     merged = ChatController(chat, templates, **limits).merge(

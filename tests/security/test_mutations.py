@@ -180,7 +180,10 @@ def test_edited_instructions(tmp_path_factory, name, changes):
 
     file = tmp_path_factory.mktemp("i", numbered=True) / "i.yaml"
     file.write_text(edited((DATA_ROOT / name).read_text("utf-8"), changes), "utf-8", "surrogatepass")
-    load = load_templates if "controller" in name else lambda file: load_instructions(file, Task)
+
+    def load(file):
+        return load_templates(file, ["a", "b"]) if "controller" in name else load_instructions(file, Task)
+
     ends_well("instructions, edited as text", load, file)
 
 

@@ -7,7 +7,7 @@ import pytest
 import rlhf_marl  # noqa: F401  (sets the filter of warnings)
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
-from rlhf_marl.policy.chat import check_chat_template
+from rlhf_marl.policy.templates import check_chat_template
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.sanitise import printable
 from tests.conftest import tiny_tokenizer

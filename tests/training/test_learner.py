@@ -11,8 +11,10 @@ from rlhf_marl.algorithm.critic import Critic
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Linear
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
+from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.prefix_cache import PrefixCache
@@ -45,7 +47,8 @@ def turn_of(reward=((1.0, 2.0), (3.0, 1.0)), **changes):
         "questions": [0, 0],
         "prompts": ["p", "q"],
         "states": [[10], [11]],
-        "state_lengths": [1, 1],
+        "observations": [[[10], [11]]] * agents,
+        "lengths": [1, 1],
         "samples": samples()[:agents],
         "merged": [],
         "next_states": [[11], [12]],
@@ -65,6 +68,7 @@ def learner_of(
     seeds=(1, 2),
     turn_weight=1.0,
     cooperation="gossip",
+    groups=(slice(None),),
     **actor,
 ):
     """Adapters away from zero, so that all their numbers have gradients."""
@@ -85,13 +89,15 @@ def learner_of(
         adapters=adapters,
         optimizer=adam,
         scale=scale,
+        kl=KlCoefficient(len(seeds), config.kl_coefficient, config.kl_target, config.kl_gain),
+        entropy=EntropyCoefficient(len(seeds), config.entropy_band, config.entropy_step_size),
         critic=critic,
         critic_steps=critic_steps,
         learned_rewards=COOPERATIONS[cooperation].rewards,
         features=features,
         mixer=mixer,
         turn_weights=lambda k: turn_weight**k,
-        temperature=TEMPERATURE,
+        decodings=[Decoding(agents, 4, TEMPERATURE) for agents in groups],
         prefixes=PrefixCache(),
     )
 
@@ -355,3 +361,16 @@ def test_the_kl_penalty_pulls_towards_the_base_model():
     after = learner.update([zero])
     assert column(before, "actor_signal") == [0.0, 0.0]
     assert all(new < old for new, old in zip(column(after, "kl"), column(before, "kl"), strict=True))
+
+
+def test_agents_that_sample_in_groups_learn_as_in_one():
+    """Their statistics and gradients do not depend on who shares a batch."""
+    found = []
+    for groups in ((slice(None),), (slice(0, 1), slice(1, 2))):
+        learner = learner_of(groups=groups, kl_coefficient=0.1)
+        rows = learner.update([turn_of()])
+        found.append((rows, learner.adapters.parameters.detach().clone()))
+    (one, together), (two, apart) = found
+    torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-4)
+    for key in ("log_probability", "kl", "entropy", "gradient_norm"):
+        assert [row[key] for row in two] == pytest.approx([row[key] for row in one], rel=1e-4)

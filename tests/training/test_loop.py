@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM
 
 import rlhf_marl
 from rlhf_marl.config import check_config
+from rlhf_marl.config.schema import ValidationConfig
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import evaluate_responses
+from rlhf_marl.runs.validations import Validated
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
 from rlhf_marl.training.loop import Done, first_prompts, with_successors
@@ -91,6 +94,37 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_content, tmp_path, signal
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+RESTRAINT = {"kl_coefficient": 0.01, "kl_target": 0.1, "entropy_band": [4.9, 4.95], "entropy_step_size": 0.5}
+
+
+def test_adapted_coefficients_are_resumed_exactly(quick_content, tmp_path):
+    content = quick_content | {"iterations": 4, "actor": RESTRAINT | {"step_size": 0.05}}
+    whole = train(content, tmp_path / "whole")
+    train(content | {"iterations": 2}, tmp_path / "parts")
+    resumed = train(content, tmp_path / "parts", resume=True)
+    assert metrics(whole.path) == metrics(resumed.path)
+    assert whole.metrics["kl_coefficient"].tolist()[:4] == pytest.approx([0.01, 0.01, 0.008, 0.008])
+    assert whole.metrics["entropy_coefficient"].abs().max() > 0
+
+
+def test_kl_stays_nearer_to_its_target_and_entropy_to_its_band(quick_content, tmp_path):
+    """Rewarded for vowels alone, so that KL rises and entropy falls as long as nothing restrains them."""
+    agents = [quick_content["agents"][0]] * 2
+    content = quick_content | {"agents": agents, "iterations": 40, "dialogues": 8, "checkpoint_every": 100}
+    found = {}
+    for name, actor in {
+        "free": {"kl_coefficient": 0.01},
+        "target": {"kl_coefficient": 0.01, "kl_target": 0.1},
+        "band": {"kl_coefficient": 0.01, "entropy_band": [4.5, 6.0], "entropy_step_size": 0.1},
+    }.items():
+        run = train(content | {"actor": actor | {"step_size": 0.05}}, tmp_path / name)
+        rows = run.metrics[run.metrics["iteration"] >= 20]
+        kl = rows["kl"] / rows["response_tokens"]
+        found[name] = ((kl - 0.1).abs().mean(), (4.5 - rows["entropy"]).clip(lower=0).mean())
+    assert found["target"][0] < found["free"][0] / 2
+    assert found["band"][1] < found["free"][1] / 2
+
+
 def test_resume_refuses_another_config_and_names_the_difference(tiny_content, tmp_path):
     train(tiny_content, tmp_path / "run")
     changed = tiny_content | {"actor": {"step_size": 0.5}}
@@ -113,7 +147,7 @@ def test_saved_adapters_load_with_plain_peft_and_give_the_same_log_probabilities
     for agent in range(2):
         agents.adapters.load(agent, run.path / "adapters" / f"agent_{agent}", "test")
     ours = evaluate_responses(
-        agents.chat_model.model, agents.adapters, [state], [[response], [response]], temperature=1.0, pad=0
+        agents.chat_model.model, agents.adapters, [[state]] * 2, [[response], [response]], temperature=1.0, pad=0
     ).log_probability
     assert abs(ours[0, 0] - ours[1, 0]) > 1e-3
     for agent in range(2):
@@ -148,13 +182,13 @@ def test_transitions_of_v_and_q_critics(tiny_content):
 def test_every_turn_trains_on_the_sampled_tokens(tiny_content, tmp_path):
     """Token in, token out: with a step of size zero, the trained log-probability is that of sampling."""
     run = train(tiny_content | {"actor": {"step_size": 1e-12}}, tmp_path / "run")
-    experiment = build(run.config, "c", torch.device("cpu"))
+    experiment = build(run.config, "c", default_device())
     turn = next(turns_of(experiment))
     learner = experiment.team.learner
     statistics = evaluate_responses(
         learner.chat_model.model,
         learner.adapters,
-        turn.states,
+        turn.observations,
         turn.tokens,
         temperature=1.0,
         pad=2,
@@ -187,7 +221,9 @@ def test_each_choice_of_the_config_trains(tiny_content, tmp_path, change):
 
 
 def test_one_agent_trains(tiny_content, tmp_path):
-    run = train(tiny_content | {"agents": tiny_content["agents"][1:]}, tmp_path / "run")
+    content = tiny_content | {"agents": tiny_content["agents"][1:]}
+    content["actor"] = {"baseline": "none"}  # whose answers may all be equally long
+    run = train(content, tmp_path / "run")
     rows = read_jsonl(run.path / "metrics.jsonl")
     assert [(row["update"], row["agent"]) for row in rows] == [(0, 0), (1, 0), (2, 0), (3, 0)]
     assert all(row["gossip_bytes"] == row["disagreement_before"] == row["disagreement_after"] == 0 for row in rows)
@@ -315,14 +351,29 @@ def row(update, *, reward, actor_skipped=0, critic_skipped=0):
     return {"update": update, "reward_scaled": reward, "reward_raw": -reward, **flags}
 
 
-def test_done_after_an_iteration_by_hand():
+def test_done_after_an_iteration_by_hand(tiny_config):
     rows = [row(4, reward=1.0), row(4, reward=2.0), row(5, reward=3.0), row(5, reward=6.0)]
     before = Done(iterations=2, updates=4, skipped=3, recent=(0.5,))
-    assert before.after(rows, "reward_scaled") == Done(3, 6, 0, (0.5, 3.0))
-    assert before.after(rows, "reward_raw") == Done(3, 6, 0, (0.5, -3.0))
+    assert before.after(rows, tiny_config) == Done(3, 6, 0, (0.5, 3.0))
+    by_raw = tiny_config.model_copy(update={"best_metric": "reward_raw"})
+    assert before.after(rows, by_raw) == Done(3, 6, 0, (0.5, -3.0))
+    validation = ValidationConfig(judges=["j"])
+    held_out = tiny_config.model_copy(update={"best_metric": "held_out", "validation": validation})
+    assert Done(2, 4, 3, (), (0.5,)).after(rows, held_out) == Done(3, 6, 0, (), (0.5, 3.0))
 
 
-def test_skipped_updates_in_a_row_are_counted_over_iterations():
+def test_validations_come_before_every_second_iteration_and_at_the_end(tiny_config):
+    config = tiny_config.model_copy(update={"iterations": 5, "validation": ValidationConfig(judges=["j"], every=2)})
+    assert [i for i in range(6) if Done(i).awaits_validation(config)] == [0, 2, 4, 5]
+    done, line = Done(4, rewards=(1.0, 4.0), validations=(Validated(2, 0.5, 1.0),)).validated({"team": 0.25}, config)
+    assert done == Done(4, validations=(Validated(2, 0.5, 1.0), Validated(4, 0.25, 2.5)))
+    assert line == {"iteration": 4, "team": 0.25, "training_reward": 2.5, "early_stop": None}
+    assert not done.awaits_validation(config)
+    assert Done().validated({"team": 0.5}, config)[1]["training_reward"] is None
+    assert not Done(4).awaits_validation(tiny_config)
+
+
+def test_skipped_updates_in_a_row_are_counted_over_iterations(tiny_config):
     """One agent's actor or critic is enough; a clean update ends the row."""
     bad = [
         row(0, reward=0.0, actor_skipped=1),
@@ -330,13 +381,14 @@ def test_skipped_updates_in_a_row_are_counted_over_iterations():
         row(1, reward=0.0),
         row(1, reward=0.0, critic_skipped=2),
     ]
-    done = Done().after(bad, "reward_raw")
+    config = tiny_config
+    done = Done().after(bad, config)
     assert done.skipped == 2
-    assert done.after([row(2, reward=0.0, actor_skipped=1)], "reward_raw").skipped == 3
+    assert done.after([row(2, reward=0.0, actor_skipped=1)], config).skipped == 3
     mixed = [row(2, reward=0.0), row(3, reward=0.0, critic_skipped=1)]
-    assert done.after(mixed, "reward_raw").skipped == 1
-    assert done.after(mixed[::-1], "reward_raw").skipped == 1  # in the updates' order, not the rows'
-    assert done.after([row(2, reward=0.0)], "reward_raw").skipped == 0
+    assert done.after(mixed, config).skipped == 1
+    assert done.after(mixed[::-1], config).skipped == 1  # in the updates' order, not the rows'
+    assert done.after([row(2, reward=0.0)], config).skipped == 0
 
 
 def test_an_iterations_first_prompts_go_on_where_the_last_ones_ended(quick_content, tmp_path):

@@ -21,7 +21,8 @@ TURN = Turn(
     questions=[0, 3],
     prompts=["p", "q"],
     states=[[1], [2]],
-    state_lengths=[1, 1],
+    observations=[[[1], [2]]] * 2,
+    lengths=[1, 1],
     samples=SAMPLES,
     merged=[Merged("both", "next?", fallback=False), Merged("c", None, fallback=True)],
     next_states=[[3], [2]],
@@ -52,9 +53,10 @@ def test_metric_rows_of_one_turn_by_hand(config):
         "seconds": 2.0,
         "stage_seconds": {"generate": 1.5, "update": 0.5},
     }
+    names = [{"agent": i, "name": f"agent {i}"} for i in range(2)]
     assert rows == [
-        learned[0] | shared | {"agent": 0, "reward_model": "good", "truncated": 0.5, "warnings": []},
-        learned[1] | shared | {"agent": 1, "reward_model": "kind", "truncated": 0.0, "warnings": ["entropy"]},
+        learned[0] | shared | names[0] | {"reward_model": "good", "truncated": 0.5, "warnings": []},
+        learned[1] | shared | names[1] | {"reward_model": "kind", "truncated": 0.0, "warnings": ["entropy"]},
     ]
 
 
@@ -65,7 +67,8 @@ def test_metric_rows_of_several_turns_are_over_all_of_them(config):
         questions=[0],
         prompts=["o"],
         states=[[1]],
-        state_lengths=[1],
+        observations=[[[1]]] * 2,
+        lengths=[1],
         samples=[[Sample([5] * 8, "x", [-1.0] * 8, False)], [Sample([2], "", [-1.0], True)]],
         merged=[Merged("x", "p", fallback=True)],
         next_states=[[2]],

@@ -12,6 +12,7 @@ from rlhf_marl.config import check_config
 from rlhf_marl.config.schema import RewardConfig
 from rlhf_marl.dialogue.controller import Merged
 from rlhf_marl.dialogue.player import Turn
+from rlhf_marl.dialogue.speakers import Decoding
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.generation import SamplingKey
@@ -51,7 +52,7 @@ class FakeScorer:
 
 
 def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
-    learner = learner or SimpleNamespace(temperature=0.7, value=lambda turn: None)
+    learner = learner or SimpleNamespace(decodings=[Decoding(slice(None), 6, 0.7)], value=lambda turn: None)
     return LocalTeam(
         sampler or FakeSampler(),
         learner,
@@ -62,7 +63,6 @@ def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
         adjacency=adjacency("ring", n_agents),
         gossip_rounds=5,
         seed=9,
-        max_new_tokens=6,
     )
 
 
@@ -73,7 +73,8 @@ def turn_of(texts):
         questions=[0, 0],
         prompts=["why?", "who?"],
         states=[[1], [2]],
-        state_lengths=[1, 1],
+        observations=[[[1], [2]]] * 2,
+        lengths=[1, 1],
         samples=[[Sample([5], text, [0.0], True) for text in agent] for agent in texts],
         merged=[Merged("", None, fallback=False)] * 2,
         next_states=[[1], [2]],
@@ -82,9 +83,9 @@ def turn_of(texts):
 
 def test_all_agents_answer_all_states_in_one_batch_with_keys_of_their_own():
     sampler = FakeSampler()
-    samples = team_of(sampler).respond([[1, 2], [3]], [4, 7], 1)
+    samples = team_of(sampler).respond([[[1, 2], [3]], [[4], [5]]], [4, 7], 1)
     ((prompts, keys, options),) = sampler.asked
-    assert prompts == [[1, 2], [3]]
+    assert prompts == [[1, 2], [3], [4], [5]]
     assert keys == [
         SamplingKey(seed=9, agent=agent, dialogue=dialogue, turn=1) for agent in (0, 1) for dialogue in (4, 7)
     ]
@@ -98,7 +99,7 @@ def test_adding_an_agent_does_not_change_what_others_are_asked_or_answer():
         model = tiny_llama(layers=1)
         adapters = StackedAdapters(model, range(n_agents), rank=2, alpha=4.0, targets=["q_proj"], where="c")
         sampler = TransformersSampler(ChatModel(model, tiny_tokenizer(), [2]), adapters)
-        answers[n_agents] = team_of(sampler, n_agents=n_agents).respond([[5, 6], [7]], [0, 1], 0)
+        answers[n_agents] = team_of(sampler, n_agents=n_agents).respond([[[5, 6], [7]]] * n_agents, [0, 1], 0)
     assert [[s.tokens for s in agent] for agent in answers[3][:2]] == [[s.tokens for s in a] for a in answers[2]]
     assert answers[3][2] != answers[3][0]
 
@@ -220,3 +221,23 @@ def test_saved_adapters_are_each_agents_own_and_replace_a_folder(experiment, tmp
         assert sum(tensor.numel() for tensor in weights.values()) == parameters.shape[1]
         total = sum(tensor.double().square().sum() for tensor in weights.values())
         torch.testing.assert_close(total, parameters[agent].double().square().sum())
+
+
+def test_a_response_without_its_end_costs_the_penalty():
+    learner = SimpleNamespace(value=lambda turn: None)
+    turn = turn_of([["banana", "xy"], ["papaya", "b"]])
+    turn.samples[0][1] = Sample([5], "xy", [0.0], finished=False)
+    plain, charged = (
+        team_of(scorers=[FakeScorer(len)] * 2, learner=learner, missing_end_penalty=penalty).score(turn)
+        for penalty in (0.0, 0.75)
+    )
+    assert (plain.reward_scaled - charged.reward_scaled).tolist() == [[0.0, 0.75], [0.0, 0.0]]
+    assert plain.reward_raw.tolist() == charged.reward_raw.tolist()
+
+
+def test_a_reward_model_that_asks_for_the_dialogue_gets_its_messages(monkeypatch):
+    scorers, talks = [FakeScorer(len), FakeScorer(len)], [[{"role": "user", "content": "q"}]] * 2
+    monkeypatch.setattr(type(CARDS[0]), "reads_dialogue", property(lambda card: card.name == "long"))
+    turn = replace(turn_of([["a", "b"], ["c", "d"]]), conversations=talks)
+    team_of(scorers=scorers, learner=SimpleNamespace(value=lambda turn: None)).score(turn)
+    assert [scorer.asked[0][0] for scorer in scorers] == [talks, ["why?", "who?"]]

@@ -19,8 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from scipy.stats import t as student
 
+from rlhf_marl.evaluation.statistics import over_seeds
 from rlhf_marl.gridworld.study.experiments import AVERAGED, CONTROL
-from rlhf_marl.gridworld.study.measure import decay, interval
+from rlhf_marl.gridworld.study.measure import decay
 from rlhf_marl.gridworld.study.results import Result
 
 Arms = Mapping[str, Result]
@@ -336,7 +337,7 @@ def _judge(regime: str, claims: Sequence[Claim], experiments: Mapping[str, Arms]
         if difference is None:
             rows.append((claim, (np.nan, np.nan, np.nan), margin, np.nan, np.nan))
         else:
-            rows.append((claim, interval(difference), margin, *p_values(kind, difference, margin)))
+            rows.append((claim, over_seeds(difference), margin, *p_values(kind, difference, margin)))
     adjusted = holm(np.array([min(p_for, p_against) for *_, p_for, p_against in rows]))
     return [
         Verdict(

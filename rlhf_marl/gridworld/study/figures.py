@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_marl.evaluation.statistics import over_seeds
 from rlhf_marl.gridworld.joint_optimum import MOST_EXACT
 from rlhf_marl.gridworld.study.experiments import Experiment
-from rlhf_marl.gridworld.study.measure import decay, interval, paired
+from rlhf_marl.gridworld.study.measure import decay, paired
 from rlhf_marl.gridworld.study.results import Result
 
 # Distinct without colour: dashes, markers, and colours of different lightness.
@@ -79,7 +80,7 @@ def _baseline(axes: Any, arms: Mapping[str, Result], name: str, words: str) -> N
 
 def _band(axes: Any, i: int, x: np.ndarray, curves: np.ndarray, label: str) -> None:
     """Mean over seeds with its 95% interval; curves: (S, P)."""
-    mean, low, high = np.array([interval(column) for column in curves.T]).T
+    mean, low, high = np.array([over_seeds(column) for column in curves.T]).T
     _line(axes, i, x, mean, label)
     axes.fill_between(x, low, high, color=_COLOURS[i % len(_COLOURS)], alpha=0.18, linewidth=0)
 
@@ -96,7 +97,7 @@ def _gap(axes: Any, arms: Mapping[str, Result]) -> None:
     for i, (label, result) in enumerate(arms.items()):
         gaps = result.arrays["optimum"][:, None] - result.arrays["value"]
         t = result.arrays["points"]
-        _band(axes, i, t, gaps, f"{label}: t^{-interval(decay(gaps, t))[0]:.2f} at the end")
+        _band(axes, i, t, gaps, f"{label}: t^{-over_seeds(decay(gaps, t))[0]:.2f} at the end")
     axes.plot(t, gaps[:, 0].mean() * t[0] / t, color="0.4", linewidth=0.8, label="1 / t")
     axes.set_xscale("log")
     axes.set_yscale("log")

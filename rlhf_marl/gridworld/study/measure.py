@@ -5,7 +5,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
 from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.exact import policy_values, reward_table
@@ -81,15 +80,6 @@ def paired(curve: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     from random policies. (S, P) -> (S, P).
     """
     return curve - arrays["random"][:, None] + arrays["random"].mean()
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean over seeds and Student's 95% interval; NaNs where there are fewer than two seeds."""
-    if len(values) < 2:
-        return float(values.mean()), float("nan"), float("nan")
-    mean, n = float(values.mean()), len(values)
-    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / n**0.5)
-    return mean, mean - half, mean + half
 
 
 def decay(gaps: np.ndarray, t: np.ndarray) -> np.ndarray:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from rlhf_marl.evaluation.statistics import over_seeds
 from rlhf_marl.gridworld.study.claims import Arms, Verdict
 from rlhf_marl.gridworld.study.config import StudyConfig
 from rlhf_marl.gridworld.study.health import symptoms
-from rlhf_marl.gridworld.study.measure import decay, interval, paired
+from rlhf_marl.gridworld.study.measure import decay, paired
 from rlhf_marl.gridworld.study.results import VERSION, Result
 
 _BASELINES = ("random", "start", "constant", "optimum", "bound")
@@ -59,13 +60,13 @@ def _arm(result: Result) -> dict[str, Any]:
 
 def _curve(curve: np.ndarray) -> dict[str, list[float | None]]:
     """(S, P) -> mean and 95% interval at every point."""
-    rows = [interval(column) for column in curve.T]
+    rows = [over_seeds(column) for column in curve.T]
     return {key: [_rounded(row[i]) for row in rows] for i, key in enumerate(("mean", "low", "high"))}
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
     """Mean, low, high."""
-    return [_rounded(x) for x in interval(values)]
+    return [_rounded(x) for x in over_seeds(values)]
 
 
 def _rounded(x: float) -> float | None:

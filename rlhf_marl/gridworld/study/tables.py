@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from rlhf_marl.evaluation.statistics import over_seeds
 from rlhf_marl.gridworld.study.claims import Arms, Verdict, outcome
 from rlhf_marl.gridworld.study.config import StudyConfig
-from rlhf_marl.gridworld.study.measure import interval
 
 _DIAGNOSED = ("critic_error", "critic_correlation", "msbe", "cosine", "messages", "bytes")
 
@@ -76,7 +76,7 @@ def optimum_table(results: Mapping[str, Mapping[str, Arms]]) -> list[str]:
 
 
 def _numbers(values: np.ndarray, digits: str) -> str:
-    mean, low, high = interval(values)
+    mean, low, high = over_seeds(values)
     return f"{mean:{digits}} [{low:{digits}}, {high:{digits}}]"
 
 

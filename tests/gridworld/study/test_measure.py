@@ -3,13 +3,8 @@ import pytest
 
 from rlhf_marl.gridworld.draws import draw_all
 from rlhf_marl.gridworld.setting import Setting
-from rlhf_marl.gridworld.study.measure import _start, baselines, baselines_of, decay, exact_values, interval, paired
+from rlhf_marl.gridworld.study.measure import _start, baselines, baselines_of, decay, exact_values, paired
 from rlhf_marl.gridworld.training import train
-
-
-def test_interval_by_hand():
-    """Of 1, 2, 3: mean 2, half width t(0.975, 2) / sqrt(3) = 4.30265 / 1.73205."""
-    assert interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2, 2 - 2.48414, 2 + 2.48414), abs=1e-4)
 
 
 def test_paired_curves_leave_the_landmarks_out():
@@ -37,12 +32,6 @@ def test_exact_values_are_what_the_environment_pays():
     history = train(setting, 0, range(4), [40_000], draws=draws)
     exact = exact_values(draws.landmarks, history.policies[0])
     np.testing.assert_allclose(history.reward[:, 0], exact, atol=0.15)
-
-
-def test_an_interval_of_one_seed_is_unknown():
-    mean, low, high = interval(np.array([5.0]))
-    assert mean == 5
-    assert np.isnan([low, high]).all()
 
 
 def test_decay_is_the_power_of_1_over_t_in_the_second_half():

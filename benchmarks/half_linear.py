@@ -1,6 +1,6 @@
-"""Decode step with packed weights against plain ones, interleaved in one run, on the config's real model.
+"""Decode step with packed half-precision weights against plain ones, interleaved in one run, on a config's model.
 
-python benchmarks/mkl_linear.py [CONFIG] [--json FILE]
+python benchmarks/half_linear.py [CONFIG] [--json FILE]
 """
 
 import json
@@ -13,7 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from rlhf_marl.config import load_config
-from rlhf_marl.policy import mkl_linear
+from rlhf_marl.policy import half_linear
 from rlhf_marl.training.build import Agents, build_agents, fits_into_memory
 
 STEPS, REPEATS, PROMPT = 12, 7, 60
@@ -48,10 +48,10 @@ def main(config: str, output: Path | None) -> None:
     n = loaded.dialogues
     numbers = {}
     for name, rows, active in (("agents", agents.adapters.n_agents * n, slice(None)), ("controller", n, None)):
-        times: dict[int, list[float]] = {0: [], mkl_linear.MOST_ROWS: []}
+        times: dict[int, list[float]] = {0: [], half_linear.MOST_ROWS: []}
         for _ in range(REPEATS):
             for most_rows, measured in times.items():
-                mkl_linear.MOST_ROWS = most_rows
+                half_linear.MOST_ROWS = most_rows
                 measured.append(step_seconds(agents, rows, active))
         plain, fast = (statistics.median(measured) for measured in times.values())
         numbers[f"plain_over_packed_{name}"] = plain / fast

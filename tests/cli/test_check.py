@@ -1,0 +1,49 @@
+"""`rlhf-marl check` and `train --dry-run`: one screen, JSON, and mistakes in one line."""
+
+import json
+
+import pytest
+import yaml
+
+from rlhf_marl.cli.check import count_of, duration, size_of
+
+
+@pytest.fixture
+def config_file(tiny_content, tmp_path):
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny_content))
+    return path
+
+
+@pytest.mark.parametrize("command", [("check", "tiny.yaml"), ("train", "tiny.yaml", "--dry-run")])
+def test_one_screen_and_nothing_is_written(run, config_file, tmp_path, command):
+    before = set(tmp_path.rglob("*"))
+    code, printed, errors = run(*command, "--iterations", "3")
+    assert code == 0, errors
+    assert len(printed.splitlines()) < 24
+    assert printed.startswith("config      tiny.yaml: everything is found\n")
+    assert "agent 0: vowels; agent 1: length" in printed
+    assert "updates     6: 3 iterations of 2 dialogues with 2 turns" in printed
+    assert "agents generate at most 24 tokens and read 256; the controller generates at most 20" in printed
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_json_has_the_numbers(run, config_file):
+    code, printed, _ = run("check", "tiny.yaml", "--json", "--device", "cuda", "--model.dtype", "auto")
+    numbers = json.loads(printed)
+    assert code == 0
+    assert (numbers["device"], numbers["dtype"], numbers["seconds_per_update"]) == ("cuda", "bfloat16", None)
+    assert numbers["peak"] == sum(numbers["memory"].values())
+
+
+def test_a_mistake_is_one_line(run, config_file):
+    code, _, errors = run("check", "tiny.yaml", "--agents.0.reward_model", "no.yaml")
+    assert code == 2
+    assert errors.startswith("error: tiny.yaml: agents.0.reward_model: 'no.yaml' does not exist")
+    assert errors.count("\n") == 1
+
+
+def test_numbers_for_people():
+    assert [size_of(345_600_000), size_of(1_234_000_000)] == ["346 MB", "1.2 GB"]
+    assert [count_of(196_608), count_of(134_515_008)] == ["196.6 k", "134.5 M"]
+    assert [duration(40), duration(720), duration(12_600)] == ["40 s", "12 min", "3.5 h"]
