@@ -20,6 +20,7 @@ def second(prompts, responses):
 
 @pytest.fixture(scope="session")
 def cluster():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
     disconnect = connect(RuntimeConfig(kind="ray"), 4, "tests")
     yield
     disconnect()
@@ -27,7 +28,7 @@ def cluster():
 
 @pytest.fixture(scope="session")
 def content(tmp_path_factory):
-    """Plain data of a config: three agents on a path, in float64."""
+    """Plain data of a config: three agents on a path, in float64; one of them has a role and is brief."""
     folder = tmp_path_factory.mktemp("ray")
     torch.manual_seed(0)
     config = GPTNeoXConfig(
@@ -51,13 +52,17 @@ def content(tmp_path_factory):
         "turns": 2,
         "model": {"name": str(folder / "model"), "dtype": "float64"},
         "lora": {"rank": 2, "alpha": 4.0},
-        "agents": [{"reward_model": str(card)} for card in (first, second, first)],
-        "generation": {"max_new_tokens": 6, "max_prompt_tokens": 64},
+        "agents": [
+            {"reward_model": str(first)},
+            {"reward_model": str(second), "system": "You argue.", "generation": {"max_new_tokens": 5}},
+            {"reward_model": str(first)},
+        ],
+        "generation": {"max_new_tokens": 6, "max_prompt_tokens": 96},
         "prompts": {"question": "hi?"},
         "controller": {"kind": "scripted", "aggregate": "{{ responses | join(' ') }}", "next_prompts": ["go on"]},
         "topology": {"graph": "explicit", "edges": [[0, 1], [1, 2]], "gossip_rounds": 3},
         "critic": {"width": 16, "depth": 2, "token_features": 4, "step_size": 0.001},
-        "actor": {"step_size": 0.001},
+        "actor": {"step_size": 0.001, "kl_coefficient": 0.01, "kl_target": 0.1, "entropy_band": [4.9, 4.95]},
         "checkpoint_every": 2,
         "runtime": {"kind": "ray"},
     }

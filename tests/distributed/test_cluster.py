@@ -36,6 +36,11 @@ def test_rewards_in_one_place_are_refused(content):
         check_config(content | {"cooperation": "minimum", "actor": {"credit": "consensus"}}, "c")
 
 
+def test_validations_are_refused(content):
+    with pytest.raises(UsageError, match=r"c: validation: not possible with runtime.kind ray yet; use `rlhf-marl eval"):
+        check_config(content | {"validation": {"judges": ["harmless"]}}, "c")
+
+
 def test_ray_listens_to_this_machine_alone(cluster):
     import ray
 
@@ -44,8 +49,7 @@ def test_ray_listens_to_this_machine_alone(cluster):
 
 def test_what_a_worker_lacks_is_one_line_with_its_agents(content, cluster, tmp_path):
     missing = [{"reward_model": str(tmp_path / "gone.yaml")}]
-    topology = {"graph": "ring"}
-    config = check_config(content | {"agents": missing * 2, "topology": topology}, "c")
+    config = check_config(content | {"agents": missing * 2, "topology": {"graph": "ring"}}, "c")
     with pytest.raises(UsageError) as error:
         build_distributed(config, "c", "cpu")
     first, second = str(error.value).split("\n")

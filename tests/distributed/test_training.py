@@ -20,13 +20,24 @@ pytestmark = pytest.mark.usefixtures("cluster")
 
 
 def train(content, path, before=None, **options):
-    """Train, with `before(team, method, count)` called before each of the team's methods; returns run and team."""
+    """Train, with `before(team, method, count)` called before each of the team's methods; returns run and team.
+
+    The team's `all_messages` are those of all updates.
+    """
     kept = SimpleNamespace()
 
     def builder(config, name, device, journal):
         experiment = build_distributed(config, name, device, journal)
         kept.team = team = experiment.team
-        team.pids = team.processes()
+        team.pids, team.all_messages = team.processes(), []
+        learn = team.learn
+
+        def recorded(turns):
+            rows = learn(turns)
+            team.all_messages += team.messages
+            return rows
+
+        team.learn = recorded
         if before is not None:
             for method in ("respond", "score", "learn", "write_state"):
                 wrap(team, method, before)
@@ -85,7 +96,7 @@ def test_the_run_equals_a_local_one(content, whole, tmp_path):
         assert run.metrics[name].tolist() == pytest.approx(local.metrics[name].tolist(), rel=1e-9, abs=1e-9), name
     graph = torch.tensor([[0, 1, 0], [1, 0, 1], [0, 1, 0]])
     links = {(0, 1), (1, 0), (1, 2), (2, 1)}
-    assert {(message.sender, message.receiver) for message in team.messages} == links
+    assert {(message.sender, message.receiver) for message in team.all_messages} == links
     assert set(run.metrics["gossip_bytes_sent"]) == set(run.metrics["gossip_bytes"])
     # Critic and Adam's second moment, 2 TD errors and the signal's scale, 8 bytes each, over three rounds.
     assert set(run.metrics["gossip_bytes"]) == {gossip_bytes(graph, 8 * (2 * 2 * 16 * 16 + 2 + 1), 3)}
@@ -94,6 +105,17 @@ def test_the_run_equals_a_local_one(content, whole, tmp_path):
     assert {name: tensor.shape for name, tensor in state.items()} == {n: t.shape for n, t in expected.items()}
     for name, tensor in expected.items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-9, atol=1e-9)
+
+
+def test_the_first_update_equals_a_local_one_in_float32(content, cluster, tmp_path):
+    content = content | {"iterations": 1, "turns": 1, "model": content["model"] | {"dtype": "float32"}}
+    content |= {"agents": content["agents"][:2], "topology": {"graph": "ring", "gossip_rounds": 2}}
+    run, _ = train(content, tmp_path / "run")
+    local = rlhf_marl.train(content | {"runtime": {"kind": "local"}}, run_dir=tmp_path / "local")
+    assert run.dialogues["responses"].tolist() == local.dialogues["responses"].tolist()
+    numbers = [name for name in local.metrics if local.metrics[name].dtype.kind in "if" and name not in TIMES]
+    for name in numbers:
+        assert run.metrics[name].tolist() == pytest.approx(local.metrics[name].tolist(), rel=1e-5, abs=1e-5), name
 
 
 def test_a_killed_agent_stops_the_run_which_resumes_bit_for_bit(content, whole, tmp_path):
