@@ -451,6 +451,11 @@ class Config(Section):
         return content
 
     @property
+    def n_workers(self) -> int:
+        """Worker processes that the agents live in; 0 if they live in this one."""
+        return 0 if self.runtime.kind == "local" else -(-len(self.agents) // self.runtime.agents_per_worker)
+
+    @property
     def names(self) -> list[str]:
         """Name of each agent."""
         return [agent.name or f"agent {i}" for i, agent in enumerate(self.agents)]

@@ -10,7 +10,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, prepare_contro
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.dialogue.speakers import speakers_of
-from rlhf_marl.distributed.cluster import connect
+from rlhf_marl.distributed.cluster import check_installed, connect
 from rlhf_marl.policy.loading import load_chat_model, load_tokenizer
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
@@ -40,6 +40,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
     Raises:
         UsageError: one line: file, key, what was given, what is allowed; or what is missing in which worker.
     """
+    check_installed(where)
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)
@@ -55,10 +56,9 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
             tokenizer = load_tokenizer(config.model.name, name, **{k: v for k, v in options.items() if k != "dtype"})
         questions = short_enough(config, questions, tokenizer, speakers, where)
         controller = build_controller(config.controller, prepared, base, device, where, journal)
-    n_workers = -(-len(config.agents) // config.runtime.agents_per_worker)
-    disconnect = connect(config.runtime, n_workers, where)
+    disconnect = connect(config.runtime, config.n_workers, where)
     try:
-        from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has checked and prepared
+        from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has prepared
 
         run = None if journal.folder is None else journal.folder.parent
         team = RayTeam(config, where, graph, matrix, run)

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,16 +18,20 @@ from rlhf_marl.sanitise import first_line
 _OBJECT_STORE = 2**28  # bytes of shared memory for messages and states; Ray would take 30% of the machine's
 
 
+def check_installed(where: str) -> None:
+    """Raise UsageError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise UsageError(f"{where}: runtime.kind: ray is not installed: pip install 'rlhf-marl[distributed]'")
+
+
 def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], None]:
     """Start a local Ray, or join the one at `runtime.address`; returns a function that ends what was started.
 
     A Ray to which this process is already connected is used as it is, and stays.
 
     Raises:
-        UsageError: Ray is not installed, cannot be reached, or has too few CPUs or GPUs for the workers.
+        UsageError: Ray cannot be reached, or has too few CPUs or GPUs for the workers.
     """
-    if find_spec("ray") is None:
-        raise UsageError(f"{where}: runtime.kind: ray is not installed: pip install 'rlhf-marl[distributed]'")
     added = _prepare_environment(local=runtime.address is None)
     import ray
 
@@ -39,7 +44,8 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     folder: str | None = None
     if runtime.address is None:
-        # A folder of its own, which other users cannot read. Its path must be short: it holds sockets.
+        # A folder of its own, which other users cannot read. Its path must be short, since it holds sockets; a run
+        # directory's may be long.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False  # as the variable below, if Ray was imported before
         folder = tempfile.mkdtemp(prefix="rlhf-marl-")
         quiet |= {
@@ -58,6 +64,8 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
             shutil.rmtree(folder, ignore_errors=True)
 
     try:
+        if runtime.address not in (None, "auto"):
+            _check_reachable(runtime.address)
         ray.init(address=runtime.address or "local", **quiet)
         _check_resources(ray.cluster_resources(), runtime, n_workers, where)
     except UsageError:
@@ -69,6 +77,16 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         remedy = "; set TMPDIR to a folder with a shorter path" if "AF_UNIX" in str(error) else ""
         raise UsageError(f"{where}: runtime.{what}: {first_line(error)}{remedy}") from None
     return end
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError or ValueError if nothing listens at host:port: Ray would try for minutes, and log it."""
+    from ray._private.services import resolve_ip_for_localhost
+
+    host, _, port = address.rpartition(":")
+    if not host or "://" in host or not port.isdigit():
+        raise ValueError("give host:port, or auto")
+    socket.create_connection((resolve_ip_for_localhost(host), int(port)), timeout=10).close()
 
 
 def _prepare_environment(*, local: bool) -> list[str]:

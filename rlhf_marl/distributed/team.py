@@ -170,6 +170,12 @@ class RayTeam:
 
     def save_adapters(self, folder: Path) -> None:
         for worker in list(self._returning):  # at the end of the run, so that everyone's adapter is there
+            limit = self._config.runtime.round_timeout
+            if not ray.wait([self._returning[worker][1]], timeout=limit)[0]:
+                raise AgentsLost(
+                    f"{_agents(self._numbers[worker])} did not come back within {limit:g} s, so the adapters are not "
+                    "written; they are in the last checkpoint, and --resume writes them"
+                )
             self._rejoin(worker, wait=True)
         with writing_folder(folder) as temporary:
             self._ask("write_adapters", lambda w: (str(temporary.resolve()),), "writing its adapter")
@@ -366,9 +372,12 @@ class RayTeam:
         linked = self._graph[self._numbers[worker]].any(0).nonzero().flatten().tolist()
         near = {self._worker_of[agent] for agent in linked} & self._workers.keys()
         peers = [self._workers[w] for w in sorted(near)]
+        while not ray.wait([ref], timeout=self._config.runtime.round_timeout)[0]:
+            _log.warning("%s is not back yet; does the Ray cluster have room for it?", _agents(self._numbers[worker]))
         try:
             ray.get(ref)
-            ray.get(handle.rejoin.remote(None if state is None else self._own(worker, state), peers))
+            rejoined: ray.ObjectRef = handle.rejoin.remote(None if state is None else self._own(worker, state), peers)
+            ray.get(rejoined, timeout=self._config.runtime.round_timeout)
         except RayError as error:
             reason = first_line(error.cause if isinstance(error, RayTaskError) else error)
             if wait:

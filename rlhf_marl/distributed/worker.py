@@ -12,6 +12,7 @@ from typing import Any, final
 
 import ray
 import torch
+from ray.exceptions import RayError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -249,11 +250,18 @@ class Worker:
         return _mean_critic([_critic_of(state, agent) for agent in self._numbers])
 
     def rejoin(self, state: Mapping[str, Tensor] | str | None, peers: Sequence[Any]) -> None:
-        """Take a lost worker's place: the state of its last checkpoint, if any, and the critic of these neighbours."""
+        """Take a lost worker's place: the state of its last checkpoint, if any, and the critic of these neighbours.
+
+        Neighbours that have ended meanwhile do not count.
+        """
         if state is not None:
             self.load_state_dict(state)
-        if peers:
-            critic = _mean_critic(ray.get([peer.critic.remote() for peer in peers]))
+        critics = []
+        for answer in [peer.critic.remote() for peer in peers]:
+            with suppress(RayError):
+                critics.append(ray.get(answer))
+        if critics:
+            critic = _mean_critic(critics)
             own = {f"agent_{agent}.critic.{name}": t for agent in self._numbers for name, t in critic.items()}
             self._team.load_state_dict(self._team.state_dict() | own)
 

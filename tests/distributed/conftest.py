@@ -1,5 +1,7 @@
 """One Ray for all tests, and a model that computes in float64 throughout (a Llama's norms are always float32)."""
 
+import time
+
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
@@ -16,6 +18,16 @@ def first(prompts, responses):
 
 def second(prompts, responses):
     return [sum(text.encode()) % 23 / 8 for text in responses]
+
+
+def silent(prompts, responses):
+    time.sleep(3600)
+
+
+def slow(prompts, responses):
+    """Ten times as long as a turn of the others takes."""
+    time.sleep(1.0)
+    return second(prompts, responses)
 
 
 @pytest.fixture(scope="session")

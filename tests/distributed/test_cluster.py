@@ -14,14 +14,30 @@ from rlhf_marl.config import check_config
 from rlhf_marl.config.schema import RuntimeConfig
 from rlhf_marl.distributed import cluster as under_test
 from rlhf_marl.distributed.build import build_distributed
-from rlhf_marl.distributed.cluster import connect
+from rlhf_marl.distributed.cluster import check_installed, connect
 from rlhf_marl.errors import UsageError
 
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(under_test, "find_spec", lambda name: None if name == "ray" else find_spec(name))
     with pytest.raises(UsageError, match=r"^c: runtime.kind: ray is not installed: pip install 'rlhf-marl\[dist"):
-        connect(RuntimeConfig(kind="ray"), 2, "c")
+        check_installed("c")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:9", r"\[Errno 111\] Connection refused"),
+        ("ray://here:9", "give"),
+        ("here", "give host:port, or auto"),
+    ],
+)
+def test_an_address_without_a_ray_is_one_line_at_once(monkeypatch, address, reason):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(UsageError, match=f"^c: runtime.address: no Ray at '{address}': .*{reason}"):
+        connect(RuntimeConfig(kind="ray", address=address), 2, "c")
 
 
 def test_more_than_the_cluster_has_is_one_line(cluster):
