@@ -180,3 +180,13 @@ def test_a_run_of_cooperation_becomes_a_line_and_is_not_repeated(cooperation, ti
     cooperation.measure(task, path, [0], ["gossip_20"], out, 1)
     assert cooperation.read_lines(path) == rows
     assert not out.exists()
+
+
+def test_what_a_neighbour_learns_by_hand():
+    """Six agents: r + e has R² 1 / 1.01; behind large masks of a complete graph only the five others' sum is known."""
+    privacy = loaded("privacy")
+    plain, masked = privacy.td("complete", 1, 0.0), privacy.td("complete", 20, 1e3)
+    assert plain["neighbours"] == pytest.approx(1 / 1.01, abs=1e-6)
+    assert masked["neighbours"] == pytest.approx(1 / 1.01 / 5, abs=1e-3)
+    assert privacy.td("ring", 1, 0.0)["further"] == pytest.approx(0, abs=1e-6)
+    assert all(row["r2"] > 0.999 for row in privacy.critic("adam", updates=2))

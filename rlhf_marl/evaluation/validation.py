@@ -16,6 +16,7 @@ from rlhf_marl.evaluation.judges import Scorer, check_held_out
 from rlhf_marl.evaluation.questions import Question, columns_of, load_questions, spread, without_trained
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.rewards import Card, build_reward_model, load_card
+from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import Experiment
 
 # Numbers of the validation's dialogues, beyond those of any training. The random numbers of an answer depend on the
@@ -122,8 +123,10 @@ class Validation:
         }
 
 
-def build_validation(prepared: Prepared, experiment: Experiment) -> Validation:
+def build_validation(prepared: Prepared, experiment: Experiment, journal: Journal) -> Validation:
     """Build the judges, and the player that asks the experiment's team.
+
+    journal: records the answers of judges that are services.
 
     Raises:
         UsageError: a judge that cannot be built.
@@ -133,8 +136,7 @@ def build_validation(prepared: Prepared, experiment: Experiment) -> Validation:
         room = experiment.sampler.context_length - config.generation.max_new_tokens
         player = replace(player, max_prompt_tokens=room)
     judges = [
-        Scorer(card.name, card, build_reward_model(card, experiment.sampler, experiment.journal), [])
-        for card in prepared.judges
+        Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []) for card in prepared.judges
     ]
     return Validation(player, prepared.questions, prepared.turns, judges)
 

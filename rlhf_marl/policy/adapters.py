@@ -131,7 +131,8 @@ class StackedAdapters:
     """Adds stacked adapters to `model` in place and holds their parameters.
 
     Attributes:
-        parameters: (n_agents, n_params) float32; its `.grad` is a buffer of the same shape that backward adds to.
+        parameters: (n_agents, n_params) float32, or float64 if the model is; its `.grad` is a buffer of the same shape
+            that backward adds to.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class StackedAdapters:
         scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self._layers = {name: StackedLinear(linear, self._active, scaling) for name, linear in linears.items()}
         sizes = [rank * sum(_features(linear)) for linear in linears.values()]
-        device = next(iter(linears.values())).weight.device
-        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device))
+        device, dtype = next(iter(linears.values())).weight.device, torch.promote_types(model.dtype, torch.float32)
+        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device, dtype=dtype))
         self.parameters.grad = torch.zeros_like(self.parameters)
         for (name, layer), flat, grad in zip(
             self._layers.items(),
@@ -184,7 +185,7 @@ class StackedAdapters:
                 inputs, _ = _features(layer.base)
                 bound = 1 / math.sqrt(inputs)
                 draws = torch.empty(inputs, rank).uniform_(-bound, bound, generator=generator)
-                layer.a.data[agent] = draws.to(device)
+                layer.a.data[agent] = draws.to(layer.a)
 
     @contextmanager
     def use(self, agents: slice | None) -> Iterator[None]:

@@ -87,7 +87,8 @@ def evaluate_responses(
         tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
     n_agents, n_dialogues = len(responses), len(responses[0])
-    result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    result = Statistics(*(torch.zeros(n_agents, n_dialogues, dtype=dtype, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(len(prompt) for row in prompts for prompt in row)
     beta = torch.as_tensor(kl_coefficient, device=model.device).reshape(-1, 1).expand(n_agents, n_dialogues)
@@ -103,7 +104,9 @@ def evaluate_responses(
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old: Tensor | None = None
         if old_log_probabilities is not None:
-            old, _ = right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
+            old, _ = right_pad(
+                [r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device, dtype
+            )
         with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, rows, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
@@ -285,7 +288,8 @@ def _token_statistics(
     overwritten by log π - log base. Positions are processed in chunks to bound the size of intermediates.
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
-    result = torch.empty(3, len(flat_tokens), device=logits.device)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    result = torch.empty(3, len(flat_tokens), dtype=dtype, device=logits.device)
     for part in _chunks(flat_tokens):
         log_policy = _log_softmax(flat_logits[part], temperature)
         policy = log_policy.exp()

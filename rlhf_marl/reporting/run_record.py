@@ -39,8 +39,8 @@ class RunRecord:
 
     agents: reward model per agent, after the agent's name if it has one. episodes: [agent][dialogue] mean scaled
     reward over its turns. series: {metric: [agent][update]}. dialogues and evaluated: for the dialogue browser, see
-    report.js. answers: the rows of evaluation_dialogues.jsonl. answered: one question's first turn, early and late in training, if it was asked in two
-    iterations. health: warning sentences. critics: a sentence on how
+    report.js. answers: the rows of evaluation_dialogues.jsonl. answered: one question's first turn, early and late in
+    training, if it was asked in two iterations. health: warning sentences. critics: a sentence on how
     well values predict returns. validations: the readable rows of validation.jsonl, in order; used: a sentence on which
     adapters are handed out.
     """
@@ -95,7 +95,7 @@ def read_run(path: Path) -> RunRecord:
     run.answered = _answered(turns)
     run.dialogues = _dialogues(turns)
     run.episodes = [
-        [_mean([turn["scores"][i] for turn in d["turns"] if i < len(turn["scores"])]) for d in run.dialogues]
+        [_mean([s for turn in d["turns"] for s in turn["scores"][i : i + 1] if s is not None]) for d in run.dialogues]
         for i in range(len(run.agents))
     ]
     for key in _SERIES:
@@ -209,7 +209,7 @@ def _training_turn(row: Row) -> Row:
         "prompt": str(row["prompt"]),
         "responses": [str(response["text"]) for response in row["responses"]],
         "cut": [bool(response["truncated"]) for response in row["responses"]],
-        "scores": [round(float(score), 3) for score in row["reward_scaled"]],
+        "scores": [None if score is None else round(float(score), 3) for score in row["reward_scaled"]],
         "aggregate": str(row["aggregate"]),
         "fallback": bool(row["controller_fallback"]),
     }

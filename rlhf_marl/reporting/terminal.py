@@ -61,8 +61,9 @@ class Display:
     def loading(self) -> None:
         config = self._config
         updates = config.iterations * config.turns // config.actor.turns_per_update
+        workers = f" in {config.n_workers} Ray workers" if config.n_workers else ""
         self._print(
-            f"{len(config.agents)} agents over {config.model.name}; {config.topology.graph} graph; "
+            f"{len(config.agents)} agents{workers} over {config.model.name}; {config.topology.graph} graph; "
             f"{updates} updates in {config.iterations} iterations of {config.dialogues} dialogues, "
             f"{config.turns} turns each"
         )

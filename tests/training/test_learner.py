@@ -83,6 +83,7 @@ def learner_of(
     adam = None if config.optimizer == "normalised" else AgentAdam(adapters.parameters, config.step_size)
     scale = SignalScale(len(seeds), mixer) if config.optimizer == "scaled_adam" else None
     return Learner(
+        numbers=range(len(seeds)),
         actor=config,
         chat_model=ChatModel(model, tiny_tokenizer(), [2]),
         adapters=adapters,
@@ -340,14 +341,14 @@ def test_returns_without_a_critic_by_hand():
     assert torch.equal(learner.critic.weights, before)
     assert column(rows, "critic_value") == [0.0, 0.0]
     assert learner.value(turn_of()) is None
-    assert learner.gossiped([turn_of(), turn_of()]) == 4
+    assert learner.gossiped([turn_of(), turn_of()]) == 4 * 4
 
 
 def test_q_value_gossips_no_td_errors():
     """Two critic weights, and two TD errors a turn where they are exchanged."""
-    assert learner_of().gossiped([turn_of(), turn_of()]) == 2 + 4
-    assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 2
-    assert learner_of(optimizer="scaled_adam").gossiped([turn_of()]) == 2 + 2 + 1
+    assert learner_of().gossiped([turn_of(), turn_of()]) == 4 * (2 + 4)
+    assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 4 * 2
+    assert learner_of(optimizer="scaled_adam").gossiped([turn_of()]) == 4 * (2 + 2 + 1)
 
 
 def test_a_q_critics_target_reads_the_next_responses():

@@ -58,6 +58,7 @@ def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
         learner,
         CARDS[:n_agents],
         scorers,
+        numbers=range(n_agents),
         reward=RewardConfig(**reward),
         adjacency=adjacency("ring", n_agents),
         gossip_rounds=5,
@@ -144,7 +145,7 @@ def test_a_bad_score_names_the_agent():
 def test_bytes_that_gossip_sent_by_hand():
     """Two agents, one link each way; 10 weights and 2 + 2 TD errors of 4 bytes, five rounds."""
     learner = SimpleNamespace(
-        gossiped=lambda turns: 10 + sum(len(turn.states) for turn in turns),
+        gossiped=lambda turns: 40 + 4 * sum(len(turn.states) for turn in turns),
         update=lambda turns: [{"kl": 1.0}, {"kl": 2.0}],
     )
     turn = turn_of([["a", "b"], ["c", "d"]])
