@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -55,7 +55,7 @@ class RunRecord:
     episodes: list[list[float]] = field(default_factory=list)
     series: dict[str, list[list[float | None]]] = field(default_factory=dict)
     dialogues: list[Row] = field(default_factory=list)
-    answered: list[Row] = field(default_factory=list)
+    answered: Sequence[Mapping[str, Any]] = ()
     evaluated: list[Row] = field(default_factory=list)
     answers: list[Row] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
@@ -215,10 +215,10 @@ def _training_turn(row: Row) -> Row:
     }
 
 
-def _answered(turns: list[Row]) -> list[Row]:
+def _answered(turns: list[Row]) -> Sequence[Mapping[str, Any]]:
     """The two turns of `before_and_after`, or none."""
     places = [dict(zip(("iteration", "dialogue", "turn"), turn["at"], strict=True)) for turn in turns]
-    return list(before_and_after([turn | place for turn, place in zip(turns, places, strict=True)]) or ())
+    return before_and_after([turn | place for turn, place in zip(turns, places, strict=True)]) or ()
 
 
 def _evaluation_turn(row: Row) -> Row:

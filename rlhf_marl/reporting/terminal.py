@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
@@ -157,7 +157,7 @@ class Display:
         if (self._path / "report.html").is_file():
             self._print(f"HTML report: {self._path / 'report.html'}")
 
-    def _answers(self, early: Row, late: Row) -> Table:
+    def _answers(self, early: Mapping[str, Any], late: Mapping[str, Any]) -> Table:
         """What everybody answered to one question, early and late in training."""
         table = Table(title=safe_text(early["prompt"]), show_lines=True)
         for column in ("", f"iteration {early['iteration'] + 1}", f"iteration {late['iteration'] + 1}"):
