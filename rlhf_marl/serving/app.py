@@ -206,8 +206,10 @@ class _Endpoints:
             raise
         except RlhfMarlError as error:
             raise self._failed(str(error)) from None
-        except (Exception, SystemExit) as error:  # a user's controller may raise anything
+        except Exception as error:
             raise self._failed(f"{type(error).__name__}: {first_line(error)}") from error
+        except SystemExit:  # of a user's controller; it would end the server
+            raise self._failed("SystemExit") from None
         finally:
             answering.cancel()
             leaving.cancel()

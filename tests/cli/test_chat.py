@@ -4,7 +4,7 @@ import io
 import json
 import os
 import pty
-import re
+import select
 import subprocess
 import sys
 
@@ -117,20 +117,29 @@ def test_on_a_terminal(tiny_run):
     controller, terminal = pty.openpty()
     command = [sys.executable, "-m", "rlhf_marl", "chat", str(tiny_run), "--max-tokens", "90"]
     environment = os.environ | {"COLUMNS": "40", "TERM": "xterm"}
+    unread = b""
+
+    def read_until(end: bytes) -> str:
+        nonlocal unread
+        while end not in unread:
+            ready, _, _ = select.select([controller], [], [], 60)
+            assert ready, unread
+            unread += os.read(controller, 10_000)
+        before, _, unread = unread.partition(end)
+        return before.decode(errors="replace")
+
     with subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, env=environment) as process:
         os.close(terminal)
-        os.write(controller, b"hi\n\x04")
-        shown = b""
-        while process.poll() is None or not shown.endswith(b"you> "):
-            try:
-                shown += os.read(controller, 10_000)
-            except OSError:  # the other end is closed
-                break
-    os.close(controller)
-    assert process.returncode == 0
-    text = shown.decode(errors="replace")
-    assert "you> " in text
-    assert "\x1b[36m\x1b[1mteam" in text
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
-    answer = plain.partition("team\r\n")[2].splitlines()
-    assert all(len(line) <= 40 for line in answer)
+        try:
+            read_until(b"you> ")
+            os.write(controller, b"hi\n")
+            text = read_until(b"you> ")
+            os.write(controller, b"\x04")
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            os.close(controller)
+    assert "\x1b[36m\x1b[1mteam\x1b[0m\r\n" in text
+    lines = text.partition("team\x1b[0m\r\n")[2].partition("\x1b")[0].splitlines()
+    assert len(lines) > 2
+    assert [line for line in lines if not line.startswith("  ") or len(line) > 40] == []
