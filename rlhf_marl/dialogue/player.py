@@ -128,12 +128,15 @@ class Player:
     max_prompt_tokens: int
     speakers: Sequence[Speaker]
 
-    def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
-        """Yield each turn as it ends, so that agents can learn between turns."""
+    def play(self, dialogues: Sequence[Dialogue], first_turn: int = 0) -> Iterator[Turn]:
+        """Yield each turn as it ends, so that agents can learn between turns.
+
+        first_turn: number of the next turn, for dialogues that have had others; it counts towards their `turns`.
+        """
         active = list(dialogues)
         states, lengths = self._fitted(dialogue.messages for dialogue in active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
-        number = 0
+        number = first_turn
         while active:
             observations, longest = self._observations(active, states, lengths)
             with stage("generate"):

@@ -15,7 +15,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from rlhf_marl.config import Config
 from rlhf_marl.config.validation import explain
-from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation import statistics
@@ -32,9 +31,9 @@ from rlhf_marl.evaluation.judges import (
     HELD_OUT_CARDS,
     card_digest,
     held_out_scorers,
-    own_scorers,
     pairwise_judge,
 )
+from rlhf_marl.evaluation.loaded_run import load_run
 from rlhf_marl.evaluation.questions import (
     SHIPPED,
     Question,
@@ -49,7 +48,6 @@ from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.evaluation.trained_run import (
     check_agents,
     check_state,
-    load_agents,
     open_run,
     reward_cards,
     trained_questions,
@@ -57,12 +55,10 @@ from rlhf_marl.evaluation.trained_run import (
 from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.chat import Message, chat_tokens
-from rlhf_marl.policy.loading import default_device
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import Choice, choice, in_words
-from rlhf_marl.services.journal import UNRECORDED
-from rlhf_marl.training.build import Agents, build_agents, build_reward_models, fits_into_memory
+from rlhf_marl.training.build import Agents
 
 Progress = Callable[[str, int, int], None]
 
@@ -123,20 +119,14 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     if stored is not None and is_current(before := stored.numbers["settings"], path) and before | settings == before:
         return stored
     check_state(run, config, notes)
-    where, device = f"{path}/config.yaml", default_device()
     if options.max_new_tokens is not None:
         config = _with_limit(config, options.max_new_tokens)
-    with fits_into_memory(where):
-        prepared = prepare_controller(config.controller, config.names, where)
-        cards = [card.finished() for card in cards]
-        agents = build_agents(config, where, device, start=False)
-        controller = build_controller(config.controller, prepared, agents.sampler, device, where, UNRECORDED)
-        own = own_scorers(cards, build_reward_models(cards, agents.sampler, UNRECORDED))
-    sampling = _sampling(config, options, questions, agents)
     if which == "best":
         notes.append(f"evaluated {in_words(path, config, which)}; --adapters last evaluates the last")
-    source = load_agents(agents.adapters, run, config, notes, which)
-    settings |= {"adapters": source, **agents_fingerprint(path, which)}
+    loaded = load_run(run, config, cards, which, notes)
+    agents, own = loaded.agents, loaded.scorers
+    sampling = _sampling(config, options, questions, agents)
+    settings |= {"adapters": loaded.source, **agents_fingerprint(path, which)}
     held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
@@ -146,7 +136,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
     rows: list[Row] = []
     progress("playing", 0, n_rows)
-    for row in collect(agents, controller, sampling, questions, options.turns):
+    for row in collect(agents, loaded.controller, sampling, questions, options.turns):
         rows.append(row)
         progress("playing", len(rows), n_rows)
     _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
@@ -182,7 +172,7 @@ def check_run(path: Path) -> tuple[RunDirectory, Config]:
     Raises:
         UsageError: not a run, or not writable; OnlyRecorded: there is nothing to evaluate.
     """
-    run, config = open_run(path)
+    run, config = open_run(path, "evaluate")
     check_agents(run)
     if not os.access(path, os.W_OK):
         raise UsageError(f"evaluate: {path} cannot be written to; copy the run and evaluate the copy")

@@ -1,4 +1,4 @@
-"""Load what evaluation needs from a run: agents, reward models, training questions; with fallbacks.
+"""Read what a trained run holds: adapters, reward models, training questions; with fallbacks.
 
 Each function returns what it found, and adds a line to `notes` for every deviation from a finished, intact run.
 """
@@ -27,7 +27,7 @@ from rlhf_marl.runs.validations import ended_early
 
 
 class OnlyRecorded(UsageError):
-    """The run cannot be evaluated, but the metrics recorded in training can still be shown."""
+    """The run has no agents to load, but the metrics recorded in training can still be shown."""
 
 
 _ABSENT = (OSError, ValueError, KeyError, TypeError, UsageError, SafetensorError)
@@ -68,7 +68,7 @@ def load_agents(
         raise UsageError(f"{run.path}: the checkpoint's adapters do not fit config.yaml's model and lora")
     parameters.copy_(trained)
     notes.append(
-        f"{folder}/ cannot be used ({reason}): evaluated the {word} checkpoint, after {values['iteration']} of "
+        f"{folder}/ cannot be used ({reason}): loaded the {word} checkpoint, after {values['iteration']} of "
         f"{config.iterations} iterations"
     )
     return f"checkpoint of iteration {values['iteration']}"
@@ -100,8 +100,8 @@ def check_agents(run: RunDirectory) -> None:
 
 def _nothing_trained(run: RunDirectory, reason: str) -> str:
     return (
-        f"evaluate: {run.path} has no intact adapters ({reason}) and no intact checkpoint, so there are no agents to "
-        "evaluate; continue training with --resume"
+        f"{run.path}: no intact adapters ({reason}) and no intact checkpoint, so there are no agents; continue "
+        "training with --resume"
     )
 
 
@@ -124,15 +124,18 @@ def recorded(run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
-def open_run(path: Path) -> tuple[RunDirectory, Config]:
-    """The run and its config; raises UsageError, or OnlyRecorded if only the config is unreadable."""
+def open_run(path: Path, where: str) -> tuple[RunDirectory, Config]:
+    """The run and its config; raises UsageError, or OnlyRecorded if only the config is unreadable.
+
+    where: the command, for error messages.
+    """
     try:
-        return RunDirectory.open(path, "evaluate")
+        return RunDirectory.open(path, where)
     except UsageError as error:
         if not (path / "dialogues.jsonl").is_file():
             raise
         raise OnlyRecorded(
-            f"{error}\n{path}: cannot be evaluated without a config.yaml that this version can read; "
+            f"{error}\n{path}: cannot be loaded without a config.yaml that this version can read; "
             f"`rlhf-marl report {path}` shows what was recorded"
         ) from None
 
@@ -180,7 +183,7 @@ def check_state(run: RunDirectory, config: Config, notes: list[str]) -> None:
         if iterations < config.iterations and ended_early(validations, iterations) is None:
             notes.append(f"the run is not finished: {iterations} of {config.iterations} iterations are recorded")
     except (OSError, UsageError, KeyError, TypeError) as error:
-        notes.append(f"metrics.jsonl is damaged or missing ({error}); the evaluation does not need it")
+        notes.append(f"metrics.jsonl is damaged or missing ({error}); it is not needed")
     try:
         version = json.loads((run.path / "environment.json").read_text("utf-8"))["packages"]["rlhf-marl"]
         here = metadata.version("rlhf-marl")

@@ -198,3 +198,12 @@ def test_the_base_model_answers_in_every_agents_place_with_that_agents_random_nu
     assert sampler.asked == ([[1], [2], [3], [4]], keys, {"max_new_tokens": 5, "temperature": 0.5, "agents": None})
     assert [[sample.text for sample in agent] for agent in plain] == [["0", "1"], ["2", "3"]]
     assert adapted == plain
+
+
+def test_a_dialogue_may_go_on_with_a_later_turn():
+    team, controller = FakeTeam(), FakeController()
+    player = Player(team, controller, tiny_tokenizer(), 1000, speakers(None, None))
+    (turn,) = player.play([dialogue(0, "a", turns=3)], first_turn=2)
+    assert (turn.number, turn.last) == (2, True)
+    assert team.asked[0][2] == 2
+    assert controller.asked == [([("a", ["002", "102"])], 2, True)]

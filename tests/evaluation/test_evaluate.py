@@ -169,7 +169,7 @@ def test_an_unfinished_run_is_evaluated_at_its_checkpoint(folder, run):
         file.write('{"torn": ')
     code, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "1")
     assert code == 0
-    assert "evaluated the newest checkpoint, after 2 of 2 iterations" in " ".join(printed.split())
+    assert "loaded the newest checkpoint, after 2 of 2 iterations" in " ".join(printed.split())
 
 
 def train_on(path: Path) -> None:
@@ -188,7 +188,7 @@ def test_adapters_older_than_the_newest_checkpoint_are_not_evaluated(folder, run
     code, printed, error = run("evaluate", "run", *ARGUMENTS)
     assert code == 0
     assert "reusing evaluation.json" not in error
-    assert "trained further since it wrote them): evaluated the newest checkpoint, after 3 of 2" in " ".join(
+    assert "trained further since it wrote them): loaded the newest checkpoint, after 3 of 2" in " ".join(
         printed.split()
     )
     after = json.loads((folder / "run" / "evaluation.json").read_text())
@@ -312,7 +312,7 @@ def test_a_damaged_run_is_evaluated_with_what_is_whole(folder, run):
     code, printed, _ = run("evaluate", "run", *ARGUMENTS, "--limit", "2")
     words = " ".join(printed.split())
     assert code == 0
-    assert "evaluated the newest checkpoint, after 1 of 2 iterations" in words
+    assert "loaded the newest checkpoint, after 1 of 2 iterations" in words
     assert "the run was made by rlhf-marl 9" in words
     assert "the reward models were rebuilt from config.yaml" in words
 
@@ -331,7 +331,7 @@ def test_a_run_without_agents_shows_what_training_recorded(folder, run):
     assert code == 2
     assert "recorded in training: mean scaled reward" in printed
     assert "vowels" in printed
-    assert "there are no agents to evaluate" in error
+    assert "so there are no agents;" in error
 
 
 def test_a_config_of_another_version_leaves_the_recorded_files(folder, run):
@@ -402,7 +402,7 @@ def test_an_invalid_option_is_one_error_line(options, line):
         (
             lambda f: [shutil.rmtree(f / "run" / name) for name in ("adapters", "checkpoints")],
             (),
-            "evaluate: run has no intact adapters (there are none) and no intact checkpoint, so there are no agents",
+            "run: no intact adapters (there are none) and no intact checkpoint, so there are no agents",
         ),
         (lambda f: None, ("--judges", "letters.yaml") * 2, "--judges: two cards are named 'letters'"),
         (lambda f: None, ("--judges", "gone.yaml"), "--judges: 'gone.yaml' does not exist"),

@@ -25,8 +25,8 @@ def test_recorded_rows_are_those_that_can_be_read(tmp_path):
 
 
 def test_a_run_without_agents_or_config_leaves_what_was_recorded(tmp_path):
-    with pytest.raises(OnlyRecorded, match="there are no agents to evaluate"):
+    with pytest.raises(OnlyRecorded, match="so there are no agents;"):
         check_agents(RunDirectory(tmp_path))
     (tmp_path / "dialogues.jsonl").touch()
     with pytest.raises(OnlyRecorded, match=r"`rlhf-marl report .*` shows what was recorded"):
-        open_run(tmp_path)
+        open_run(tmp_path, "evaluate")
