@@ -53,6 +53,8 @@ def chat(path: Path, adapters: Choice | None, sampling: Sampling, *, scores: boo
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     loaded = load(path, "chat", adapters, scorers=scores)
+    for scorer in loaded.scorers:
+        scorer.card.check_columns((), "chat (try --no-scores): what you say")
     answerer = Answerer(loaded)
     _check_limit(sampling.max_tokens, answerer, "--max-tokens")
     session = _Session(path, answerer, Conversation(answerer, loaded.scorers, sampling), loaded.config.names, terminal)
