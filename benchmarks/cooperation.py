@@ -71,6 +71,7 @@ class Task:
 
     Attributes:
         yardstick: 100% of the way: a return, or the arm whose mean return it is.
+        further: what an arm needs in this task besides its own values.
         fresh: config sections of the fresh dialogues that differ from the training's.
     """
 
@@ -78,6 +79,7 @@ class Task:
     arms: Sequence[str]
     yardstick: float | str
     contrasts: Sequence[Contrast]
+    further: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fresh: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -92,13 +94,14 @@ TASKS = {
             Contrast("gossip_20", "centralised", "equal"),
             Contrast("gossip_20", "return", "other"),
         ),
+        further={"return": {"actor.turns_per_update": 2}},  # returns are known when a dialogue ends
     ),
     "team": Task(
         "configs/team.yaml",
         ("gossip_20", "independent", "return", "centralised", "gossip_1"),
         "centralised",
         (Contrast("gossip_20", "independent", "above"), Contrast("gossip_20", "return", "other")),
-        {"prompts": {"source": "jsonl", "path": "prompts/evaluation.jsonl", "on_bad_row": "skip"}},  # held out
+        fresh={"prompts": {"source": "jsonl", "path": "prompts/evaluation.jsonl", "on_bad_row": "skip"}},  # held out
     ),
 }
 
@@ -139,7 +142,7 @@ def add_line(path: Path, row: Mapping[str, Any]) -> None:
 def measure(task: Task, path: Path, seeds: Sequence[int], arms: Sequence[str], out: Path, jobs: int) -> None:
     """Train what has no line yet, seed by seed, so that an interrupted plan leaves paired runs."""
     content = load_yaml(find_data(task.config, "config"))
-    chosen = {arm: ARMS[arm] for arm in arms}
+    chosen = {arm: {**ARMS[arm], **task.further.get(arm, {})} for arm in arms}
     for seed in seeds:
         done = {row["arm"] for row in read_lines(path) if row["seed"] == seed}
         if "untrained" not in done:
