@@ -12,7 +12,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -97,22 +96,9 @@ def config_for(folder: Path, agents: int, dialogues: int, new_tokens: int, promp
     return check_config(content, "benchmark")
 
 
-def seconds(way: Callable[[], object]) -> float:
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    way()
-    torch.cuda.synchronize()
-    return time.perf_counter() - began
-
-
 def in_turn(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, measured in turn after one call of each."""
-    for way in ways.values():
-        way()
-    times = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            times[name].append(seconds(way))
+    """Median seconds of each way, measured in turn."""
+    times = dialogue.in_turn(ways, repeats, torch.device("cuda"))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -170,7 +156,7 @@ class Shape:
 
 def measure_generation(shape: Shape, speed: float, profile: bool) -> dict[str, float]:
     times = in_turn({"ours": shape.ours, "one token": shape.prompts_alone}, 5)
-    tree = seconds(shape.tree)
+    tree = dialogue.seconds(shape.tree, torch.device("cuda"))
     floor = shape.streaming(speed)
     step = (times["ours"] - times["one token"]) / (shape.new_tokens - 1)
     click.echo(f"\nGeneration of {shape.rows} rows, {len(shape.prompts[0])} + {shape.new_tokens} tokens")
@@ -229,22 +215,9 @@ def measure_resume(folder: Path) -> dict[str, float]:
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from rlhf_marl.cli import main; main()",
     ]
     command += [str(Path(__file__).parent), "train", str(path)]
-    for run in runs[:2]:
-        subprocess.run(
-            [*command, "--run-dir", str(run)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-    subprocess.run(
-        [*command, "--run-dir", str(runs[2]), "--iterations", "2"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    subprocess.run(
-        [*command, "--run-dir", str(runs[2]), "--resume"],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    for run, more in ((0, []), (1, []), (2, ["--iterations", "2"]), (2, ["--resume"])):
+        train = [*command, "--run-dir", str(runs[run]), *more]
+        subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     numbers = {}
     click.echo("\nThe same run again, and interrupted after two of four iterations")
     for name, run in zip(("repeat", "resume"), runs[1:], strict=True):
@@ -302,10 +275,7 @@ def main(
             keep(dialogue.measure_iteration(experiment, 1))
         if "resume" in parts:
             keep(measure_resume(model_folder(Path(temporary) / "small", SMALL)))
-    for name, (bound, below) in GOALS.items():
-        if name in numbers:
-            met = numbers[name] <= bound if below else numbers[name] >= bound
-            click.echo(f"{name:32} {numbers[name]:6.2f}   goal {bound}: {'met' if met else 'not met'}")
+    dialogue.verdicts(numbers, GOALS)
 
 
 if __name__ == "__main__":

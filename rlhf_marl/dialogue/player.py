@@ -1,6 +1,6 @@
 """The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -126,11 +126,11 @@ class Player:
     def play(self, dialogues: Sequence[Dialogue]) -> Iterator[Turn]:
         """Yield each turn as it ends, so that agents can learn between turns."""
         active = list(dialogues)
-        states = self._states(active)
+        states, lengths = self._fitted(dialogue.messages for dialogue in active)
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
         number = 0
         while active:
-            observations, lengths = self._observations(active, states)
+            observations, longest = self._observations(active, states, lengths)
             with stage("generate"):
                 samples = self.respond(observations, [dialogue.number for dialogue in active], number)
             conversations = [list(dialogue.messages) for dialogue in active]
@@ -141,7 +141,7 @@ class Player:
                 if decided.next_prompt is not None:
                     dialogue.advance(decided.aggregate, decided.next_prompt)
                     going.append(dialogue)
-            next_states = self._states(going)
+            next_states, next_lengths = self._fitted(dialogue.messages for dialogue in going)
             following = iter(next_states)
             yield Turn(
                 number=number,
@@ -150,7 +150,7 @@ class Player:
                 prompts=[messages[-1]["content"] for messages in conversations],
                 states=states,
                 observations=observations,
-                lengths=lengths,
+                lengths=longest,
                 samples=samples,
                 merged=merged,
                 next_states=[
@@ -159,27 +159,31 @@ class Player:
                 ],
                 conversations=conversations,
             )
-            active, states, number = going, next_states, number + 1
+            active, states, lengths, number = going, next_states, next_lengths, number + 1
 
-    def _states(self, dialogues: Sequence[Dialogue]) -> list[list[int]]:
-        return [chat_tokens(self.tokenizer, dialogue.messages, self.max_prompt_tokens) for dialogue in dialogues]
+    def _fitted(self, conversations: Iterable[Sequence[Message]]) -> tuple[list[list[int]], list[int]]:
+        """Token ids within the budget, and how many there were before truncation."""
+        fitted, lengths = [], []
+        for messages in conversations:
+            ids = chat_tokens(self.tokenizer, messages, 10**9)
+            lengths.append(len(ids))
+            if len(ids) > self.max_prompt_tokens:
+                ids = chat_tokens(self.tokenizer, messages, self.max_prompt_tokens)
+            fitted.append(ids)
+        return fitted, lengths
 
-    def _observations(self, dialogues: Sequence[Dialogue], states: list[list[int]]) -> tuple[Prompts, list[int]]:
-        """What each agent reads, and the token counts of the longest before truncation."""
-        of_role: dict[str | None, list[list[int]]] = {}
-        lengths = [0 for _ in dialogues]
+    def _observations(
+        self, dialogues: Sequence[Dialogue], states: list[list[int]], lengths: list[int]
+    ) -> tuple[Prompts, list[int]]:
+        """What each agent reads, and the token counts of the longest before truncation. lengths: of the states."""
+        of_role: dict[str | None, tuple[list[list[int]], list[int]]] = {}
         for speaker in self.speakers:
-            if speaker.role in of_role:
-                continue
-            read = [speaker.reads(dialogue.messages) for dialogue in dialogues]
-            whole = [len(chat_tokens(self.tokenizer, messages, 10**9)) for messages in read]
-            lengths = [max(pair) for pair in zip(lengths, whole, strict=True)]
-            of_role[speaker.role] = (
-                states
-                if speaker.role is None
-                else [chat_tokens(self.tokenizer, messages, self.max_prompt_tokens) for messages in read]
-            )
-        return [of_role[speaker.role] for speaker in self.speakers], lengths
+            if speaker.role is None:
+                of_role[None] = states, lengths
+            elif speaker.role not in of_role:
+                of_role[speaker.role] = self._fitted(speaker.reads(dialogue.messages) for dialogue in dialogues)
+        longest = [max(counts) for counts in zip(*(found for _, found in of_role.values()), strict=True)]
+        return [of_role[speaker.role][0] for speaker in self.speakers], longest
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""

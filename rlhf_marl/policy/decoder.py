@@ -8,8 +8,9 @@ to the host is, every few tokens, whether all rows have ended.
 The module tree (prefix_cache.py) reads the prompts. It also decodes with models of other architectures.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, final
 
 import torch
@@ -92,6 +93,8 @@ class _Steps:
         step: (1,), number of tokens sampled.
         token, position, ended: (rows,), of the newest token.
         uniforms, sampled, log_probabilities: (rows, max_new_tokens).
+        ends: the stop tokens.
+        replay: one step.
     """
 
     keys: Tensor
@@ -106,7 +109,10 @@ class _Steps:
     uniforms: Tensor
     sampled: Tensor
     log_probabilities: Tensor
-    graph: Any = field(default=None)
+    ends: Tensor
+    greedy: bool
+    temperature: float
+    replay: Callable[[], None] = field(default=lambda: None)
 
     def begin(self, cache: DynamicCache, mask: Tensor, uniforms: Tensor | None) -> None:
         """Copy the prompts' keys and values, (rows, heads, length, size) per layer, and their mask (rows, length)."""
@@ -123,14 +129,14 @@ class _Steps:
         if uniforms is not None:
             self.uniforms.copy_(uniforms)
 
-    def take(self, logits: Tensor, greedy: bool, temperature: float, ends: Tensor) -> None:
+    def take(self, logits: Tensor) -> None:
         """Sample the next token of every row from its logits (rows, vocabulary)."""
-        uniforms = None if greedy else self.uniforms.index_select(1, self.step).squeeze(1)
-        token, log_probability = sample(logits, uniforms, temperature)
+        uniforms = None if self.greedy else self.uniforms.index_select(1, self.step).squeeze(1)
+        token, log_probability = sample(logits, uniforms, self.temperature)
         self.token.copy_(token)
         self.sampled.index_copy_(1, self.step, token.unsqueeze(1))
         self.log_probabilities.index_copy_(1, self.step, log_probability.unsqueeze(1))
-        self.ended.logical_or_((token.unsqueeze(-1) == ends).any(-1))
+        self.ended.logical_or_((token.unsqueeze(-1) == self.ends).any(-1))
         self.step.add_(1)
 
 
@@ -201,18 +207,16 @@ class Decoder:
         for layer in self._layers if active else ():
             for fused in (layer.qkv, layer.output, layer.gate_up, layer.down):
                 fused.refresh()
-        greedy = uniforms is None
-        ends = tuple(stop_tokens)
-        steps = self._recorded(mask.shape, max_new_tokens, active, greedy, temperature, ends)
+        steps = self._steps_for(mask.shape, max_new_tokens, active, uniforms is None, temperature, tuple(stop_tokens))
         steps.begin(cache, mask, uniforms)
-        steps.take(logits, greedy, temperature, torch.tensor(ends, device=logits.device))
+        steps.take(logits)
         for step in range(1, max_new_tokens):
             if step % _LOOK == 0 and bool(steps.ended.all()):
                 break
-            steps.graph.replay()
+            steps.replay()
         return trimmed(steps.sampled, steps.log_probabilities, stop_tokens)
 
-    def _recorded(
+    def _steps_for(
         self,
         shape: tuple[int, ...],
         max_new_tokens: int,
@@ -229,13 +233,14 @@ class Decoder:
         if steps is None:
             while len(self._steps) >= _MOST_RECORDED:
                 del self._steps[next(iter(self._steps))]  # the one not used for longest
-            steps = self._new_steps(rows, capacity, max_new_tokens)
-            stops = torch.tensor(ends, device=self._model.device)
-            steps.graph = _graph(lambda: steps.take(self._logits(steps, active), greedy, temperature, stops), steps)
+            steps = self._new_steps(rows, capacity, max_new_tokens, greedy, temperature, ends)
+            steps.replay = _recorded(partial(self._step, steps, active), steps)
         self._steps[key] = steps
         return steps
 
-    def _new_steps(self, rows: int, capacity: int, new_tokens: int) -> _Steps:
+    def _new_steps(
+        self, rows: int, capacity: int, new_tokens: int, greedy: bool, temperature: float, ends: tuple[int, ...]
+    ) -> _Steps:
         config, device, dtype = self._model.config, self._model.device, self._model.dtype
         cache = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, _head_size(self._model))
         positions = torch.arange(capacity, device=device).unsqueeze(0)
@@ -253,7 +258,14 @@ class Decoder:
             uniforms=torch.full((rows, new_tokens), 0.5, dtype=torch.float64, device=device),
             sampled=torch.zeros(rows, new_tokens, dtype=torch.long, device=device),
             log_probabilities=torch.zeros(rows, new_tokens, device=device),
+            ends=torch.tensor(ends, device=device),
+            greedy=greedy,
+            temperature=temperature,
         )
+
+    def _step(self, steps: _Steps, active: range) -> None:
+        """Feed the newest tokens and sample the next ones."""
+        steps.take(self._logits(steps, active))
 
     def _logits(self, steps: _Steps, active: range) -> Tensor:
         """Feed the newest tokens; the logits of the next ones, (rows, vocabulary). Advances slot and position."""
@@ -281,18 +293,13 @@ class Decoder:
         return logits
 
 
-@final
-class _Again:
-    """A step that is not recorded but computed again: what other devices have instead of CUDA's graphs."""
+def _recorded(step: Callable[[], None], steps: _Steps) -> Callable[[], None]:
+    """The step as a replayed CUDA graph, or itself on other devices.
 
-    def __init__(self, step: Any) -> None:
-        self.replay = step
-
-
-def _graph(step: Any, steps: _Steps) -> Any:
-    """The step as a CUDA graph. It runs twice before: libraries allocate, and Triton compiles, at first use."""
+    It runs twice before it is recorded: libraries allocate, and Triton compiles, at first use.
+    """
     if steps.keys.device.type != "cuda":
-        return _Again(step)
+        return step
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
@@ -305,7 +312,7 @@ def _graph(step: Any, steps: _Steps) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph
+    return graph.replay
 
 
 def _base(layer: nn.Module) -> Any:

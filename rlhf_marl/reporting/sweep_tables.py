@@ -94,7 +94,8 @@ def failures(sweep: Numbers) -> list[tuple[str, str]]:
 def show_sweep(sweep: Numbers, console: Console | None = None) -> None:
     """Print an arm per row group: reward at the end, its change, held-out judges; then paired differences."""
     console = console or Console(highlight=False)
-    found, evaluated = lines(sweep), any(line.held_out.value != "–" for line in lines(sweep))
+    found = lines(sweep)
+    evaluated = any(line.held_out.value != "–" for line in found)
     heads = [
         "",
         "reward,\nlast fifth",

@@ -10,7 +10,11 @@ A line (N agents; scores are scaled means over questions, each the mean over its
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, final
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import read_jsonl
 
 
 @final
@@ -65,6 +69,19 @@ def early_stop(validations: Sequence[Validated], patience: int | None) -> str | 
 def ended_early(rows: Sequence[dict[str, Any]], iterations: int) -> str | None:
     """Why a run of so many finished iterations ended early; None if it did not. rows: of validation.jsonl."""
     return rows[-1]["early_stop"] if rows and rows[-1]["iteration"] == iterations else None
+
+
+def is_over(path: Path, done: int, iterations: int) -> bool:
+    """Whether the training in a run directory, with `done` of `iterations` iterations recorded, ended by itself.
+
+    A damaged validation.jsonl counts as none.
+    """
+    if done >= iterations:
+        return True
+    try:
+        return ended_early(read_jsonl(path / "validation.jsonl"), done) is not None
+    except (OSError, UsageError, KeyError):
+        return False
 
 
 def held_out_curve(rows: Sequence[dict[str, Any]]) -> str:

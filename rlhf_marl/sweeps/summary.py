@@ -109,7 +109,7 @@ def summarise(
             {
                 "name": arm,
                 "values": dict(of_arm[0].values),
-                "runs": [_run(run, failures, out) for run in of_arm],
+                "runs": [_run(run, run.seed in results[arm], failures, out) for run in of_arm],
                 **_arm(list(results[arm].values())),
             }
             for arm, of_arm in arms.items()
@@ -118,8 +118,8 @@ def summarise(
     }
 
 
-def _run(run: Planned, failures: Mapping[str, str], out: Path) -> Numbers:
-    done = finished(run) and run.name not in failures
+def _run(run: Planned, is_finished: bool, failures: Mapping[str, str], out: Path) -> Numbers:
+    done = is_finished and run.name not in failures
     reason = None if done else failures.get(run.name, "not finished")
     folder = run.path.relative_to(out).as_posix()
     return {"seed": run.seed, "folder": folder, "state": "finished" if done else "failed", "reason": reason}

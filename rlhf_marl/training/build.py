@@ -339,14 +339,16 @@ def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
     )
 
 
-def _features(config: Config, embeddings: Tensor) -> CriticFeatures:
+def part_lengths(config: Config) -> list[int]:
+    """Tokens that the critics keep of each part of their input: of the state and, for a Q critic, of every response."""
     agents = range(len(config.agents)) if critic_kind(config.actor.signal) == "q" else []
+    return [config.generation.max_prompt_tokens, *(config.generation_of(agent).max_new_tokens for agent in agents)]
+
+
+def _features(config: Config, embeddings: Tensor) -> CriticFeatures:
     return CriticFeatures(
         embeddings,
-        part_lengths=[
-            config.generation.max_prompt_tokens,
-            *(config.generation_of(agent).max_new_tokens for agent in agents),
-        ],
+        part_lengths=part_lengths(config),
         token_features=config.critic.token_features,
         width=config.critic.width,
         generator=torch.Generator().manual_seed(_seed(config.seed, _FEATURES)),

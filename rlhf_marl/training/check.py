@@ -57,7 +57,7 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     for card in cards:
         if not card.loads() and not card.member_cards():
             card.build(agents.sampler, UNRECORDED)  # imports its function, or finds its key
-    found = forecast(shaped, agents, questions, cards, device, where, rounded=config.model.dtype == "auto")
+    found = forecast(config, agents, questions, cards, device, where)
     return Checked(config, agents, questions, cards, found, _needs(config, cards, where))
 
 

@@ -25,7 +25,7 @@ from rlhf_marl.policy.half_linear import can_pack
 from rlhf_marl.policy.loading import dtype_for, load_chat_model, shapes_of
 from rlhf_marl.policy.log_probabilities import POSITIONS, TOKENS_PER_MICROBATCH, microbatches
 from rlhf_marl.rewards import Card
-from rlhf_marl.training.build import Agents
+from rlhf_marl.training.build import Agents, part_lengths
 
 _FLOAT = 4  # bytes of float32
 # On a CPU, measured with four models of 0.03 to 135 million parameters: libraries that are imported later, and space
@@ -74,14 +74,10 @@ def forecast(
     cards: Sequence[Card],
     device: torch.device,
     where: str,
-    *,
-    rounded: bool,
 ) -> Forecast:
     """Forecast a run on `device` from agents that were built on the meta device.
 
-    Args:
-        agents: with the dtype that the model has on `device`.
-        rounded: whether a CPU rounds the base model's weights to half precision.
+    agents: with the dtype that the model has on `device`.
     """
     n_agents = len(config.agents)
     model, adapters = agents.chat_model.model, agents.adapters
@@ -90,12 +86,12 @@ def forecast(
     adapter = adapters.parameters.shape[1]
     rewards, unknown = _reward_models(cards, device)
     controller = _controller(config, device, where)
-    features = sum(_part_lengths(config)) * config.critic.token_features * config.critic.width
+    features = sum(part_lengths(config)) * config.critic.token_features * config.critic.width
     features += (config.critic.token_features + 1) * _vocabulary(model)
     activations = max(_generation(config, model), _update(config, agents, questions, device))
     memory = {
         "process": _process() + _LATE_IMPORTS if device.type == "cpu" else 0,
-        "base model": _bytes(model) + (_packed(model, device) if rounded else 0),
+        "base model": _bytes(model) + _packed(model, device, config.model.dtype),
         "adapters": n_agents * adapter * (2 + moments) * _FLOAT,
         "critics": (n_agents * critic * 8 + features) * _FLOAT,
         "reward models": rewards,
@@ -134,9 +130,9 @@ def _bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*frozen.values(), *model.buffers()))
 
 
-def _packed(model: nn.Module, device: torch.device) -> int:
-    """The second copy of linear weights, in half precision (policy/half_linear.py)."""
-    if device.type != "cpu" or not can_pack():
+def _packed(model: nn.Module, device: torch.device, dtype: str) -> int:
+    """The second copy of linear weights, in half precision (policy/half_linear.py). dtype: as the config names it."""
+    if device.type != "cpu" or dtype != "auto" or not can_pack():
         return 0
     linears = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.dtype == torch.float32]
     return sum(weight.numel() * _FLOAT // 2 for weight in linears)
@@ -144,11 +140,6 @@ def _packed(model: nn.Module, device: torch.device) -> int:
 
 def _vocabulary(model: PreTrainedModel) -> int:
     return model.get_input_embeddings().weight.shape[0]
-
-
-def _part_lengths(config: Config) -> list[int]:
-    responses = len(config.agents) if critic_kind(config.actor.signal) == "q" else 0
-    return [config.generation.max_prompt_tokens, *[config.generation.max_new_tokens] * responses]
 
 
 def _reward_models(cards: Sequence[Card], device: torch.device) -> tuple[int, list[str]]:
@@ -182,8 +173,8 @@ def _controller(config: Config, device: torch.device, where: str) -> int:
     given = config.controller.model
     dtype = str(dtype_for(given.dtype, device)).removeprefix("torch.")
     key = f"{where}: controller.model.name"
-    made = load_chat_model(given.name, key, META, dtype=dtype, revision=given.revision)
-    return _bytes(made.model) + (_packed(made.model, device) if given.dtype == "auto" else 0)
+    made = load_chat_model(given.name, key, META, **given.model_dump(exclude={"name"}) | {"dtype": dtype})
+    return _bytes(made.model) + _packed(made.model, device, given.dtype)
 
 
 def _generation(config: Config, model: PreTrainedModel) -> int:

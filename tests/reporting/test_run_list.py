@@ -1,6 +1,7 @@
 """States, last rewards and verdicts of runs in a folder."""
 
 import json
+import re
 
 import pytest
 
@@ -27,6 +28,21 @@ def test_a_run_of_every_state(tmp_path):
     assert finished.verdicts == ["better on its own reward, worse on held-out judges: likely hacked"] * 3
     assert found["interrupted"].verdicts == []
     assert found["empty"].reward is None
+
+
+def test_a_run_that_ended_early_is_finished(tmp_path):
+    """Six of fifty iterations; a sentence of the validation says why, if it is of the last one."""
+    run = write_run(tmp_path / "run", evaluated=False)
+    (run / "critics.safetensors").touch()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(re.sub(r"^iterations: \d+", "iterations: 50", config, flags=re.MULTILINE))
+    states = []
+    for row in ({"iteration": 5, "early_stop": None}, {"iteration": 6, "early_stop": "enough"}):
+        (run / "validation.jsonl").write_text(json.dumps(row) + "\n")
+        states += [found.state for found in list_runs(tmp_path)]
+    (run / "validation.jsonl").write_text("damaged\n")
+    states += [found.state for found in list_runs(tmp_path)]
+    assert states == ["interrupted", "finished", "interrupted"]
 
 
 def test_damaged_files_do_not_stop_the_list(tmp_path):

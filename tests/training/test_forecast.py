@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf_marl.config import check_config
+from rlhf_marl.errors import UsageError
 from rlhf_marl.training.build import build
 from rlhf_marl.training.check import check_experiment
 from tests.conftest import TINY, tiny_tokenizer
@@ -29,6 +31,32 @@ def test_counts_are_those_of_the_built_experiment(tiny_content, tiny_config):
     assert (found.generated, found.read, found.controlled) == (2 * 2 * 6, 2 * 2 * 64, 2 * 10)
     assert found.memory["base model"] >= 4 * found.base
     assert found.unknown == []
+
+
+def test_a_q_critic_reads_as_much_of_each_response_as_its_agent_may_write(tiny_content):
+    """64 tokens of a state and 6 of each of two responses; then 16 instead of 6 of one. Rows of 4 by 16 numbers."""
+    content = tiny_content | {"actor": {"signal": "td_q"}}
+    critics = [
+        check_experiment(check_config(changed, "tiny"), "tiny", CPU).forecast.memory["critics"]
+        for changed in (
+            content,
+            content | {"agents": [content["agents"][0] | {"generation": {"max_new_tokens": 16}}, content["agents"][1]]},
+        )
+    ]
+    assert critics[1] - critics[0] == 10 * 4 * 16 * 4
+
+
+def test_a_controllers_model_with_a_template_of_its_own(tiny_content, tiny_model_folder, tmp_path):
+    """Its folder has no chat template; the config names one, as it may for training."""
+    shutil.copytree(tiny_model_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template*"))
+    (tmp_path / "chat.jinja").write_text(tiny_tokenizer().chat_template)
+    model = {"name": str(tmp_path / "bare"), "chat_template": str(tmp_path / "chat.jinja")}
+    content = tiny_content | {"controller": tiny_content["controller"] | {"kind": "transformers", "model": model}}
+    memory = check_experiment(check_config(content, "tiny"), "tiny", CPU).forecast.memory
+    assert memory["controller"] > 4 * 259 * 32
+    del model["chat_template"]
+    with pytest.raises(UsageError, match="no chat template"):
+        check_experiment(check_config(content, "tiny"), "tiny", CPU)
 
 
 def test_more_agents_need_more_and_a_gpu_needs_less_for_bfloat16(tiny_content):
