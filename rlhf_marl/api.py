@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,7 +47,7 @@ def train(
     resume: bool = False,
     name: str = "config",
     profile: bool = False,
-    builder: Callable[..., Experiment] = build,
+    builder: Callable[..., Experiment] | None = None,
 ) -> "Run":
     """Train the config's agents and return the run.
 
@@ -58,7 +58,8 @@ def train(
         name: name of a config that is not a path, for error messages and the default folder.
         profile: print the time per stage at the end.
         builder: builds the experiment from (config, name, device, journal=...). By default
-            `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams; see CONTRIBUTING.md.
+            `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams (see CONTRIBUTING.md), or
+            with `runtime.kind: ray` `rlhf_marl.distributed.build.build_distributed`.
 
     Raises:
         UsageError: one line per mistake in the config or its files.
@@ -79,17 +80,7 @@ def train(
     display.loading()
     prepared = prepare_validation(config, name)  # before minutes of loading
     accelerator = _accelerator(config, path, name)
-    experiment = builder(config, name, accelerator.device, journal=Journal(path / "answers"))
-    validation = build_validation(prepared, experiment) if prepared is not None else None
-    judges = prepared.judges if prepared is not None else ()
-    if run is None:
-        run = RunDirectory.create(path, config, experiment.cards, judges)
-    else:
-        run.check_cards(experiment.cards, judges)
-    display.log_to(run.log)
     trackers = config.tracker != "none"
-    if trackers:
-        accelerator.init_trackers("rlhf_marl")
 
     def report(iterations: int, rows: list[dict[str, Any]]) -> None:
         display.iteration(iterations, rows)
@@ -105,19 +96,31 @@ def train(
             updates = config.turns // config.actor.turns_per_update
             accelerator.log({"held_out/team": row["team"], **values}, step=updates * row["iteration"])
 
-    with (
-        run.locked(),
-        warnings_to(run.log),
-        _sigint(display.stopping) as interrupted,
-        stopwatch(accelerator.device) as watch,
-        display,
-    ):
-        run.save_topology(experiment.matrix)
-        finished = run_training(
-            experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
-        )
-        save_results(experiment, run)
-        watch.lap()
+    journal = Journal(path / "answers")
+    experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=journal)
+    with closing(experiment):
+        validation = build_validation(prepared, experiment, journal) if prepared is not None else None
+        judges = prepared.judges if prepared is not None else ()
+        if run is None:
+            run = RunDirectory.create(path, config, experiment.cards, judges)
+        else:
+            run.check_cards(experiment.cards, judges)
+        display.log_to(run.log)
+        if trackers:
+            accelerator.init_trackers("rlhf_marl")
+        with (
+            run.locked(),
+            warnings_to(run.log),
+            _sigint(display.stopping) as interrupted,
+            stopwatch(accelerator.device) as watch,
+            display,
+        ):
+            run.save_topology(experiment.matrix)
+            finished = run_training(
+                experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
+            )
+            save_results(experiment, run)
+            watch.lap()
     if trackers:
         accelerator.end_training()
     refresh_report(path)
@@ -257,6 +260,14 @@ class Agent:
         """The most likely answer to a prompt, or to a list of {"role": ..., "content": ...} messages, in its role."""
         messages = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
         return self._chat([self._speaker.reads(messages)], max_tokens)[0].strip()
+
+
+def _builder_of(config: Config) -> Callable[..., Experiment]:
+    if config.runtime.kind == "local":
+        return build
+    from rlhf_marl.distributed.build import build_distributed
+
+    return build_distributed
 
 
 def _accelerator(config: Config, path: Path, where: str) -> Accelerator:

@@ -1,10 +1,13 @@
-"""Errors of the Python functions, and inspecting a run without training one."""
+"""Errors of the Python functions, inspecting a run without training one, and what several of them share."""
+
+import json
 
 import pytest
 
 import rlhf_marl
 from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.rescore import rescored
 from tests.reporting.runs import write_run
 
 
@@ -45,3 +48,50 @@ def test_a_message_list_and_a_text_are_the_same_to_an_agent():
     agent = rlhf_marl.api.Agent(0, chat, Speaker("a"))
     assert agent.chat("hi", 5) == agent.chat([{"role": "user", "content": "hi"}], 5) == "said"
     assert asked[0] == asked[1] == ([[{"role": "user", "content": "hi"}]], 5)
+
+
+def near(completions, target, **kwargs):
+    return [float(goal - len(text)) for text, goal in zip(completions, target, strict=True)]
+
+
+def test_columns_of_the_data_reach_reward_functions_wherever_answers_are_scored(quick_content, tmp_path):
+    """In training, evaluation and rescoring; one line where they are missing."""
+
+    def data(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    card = tmp_path / "near.yaml"
+    card.write_text("{name: near, kind: callable, convention: trl, function: 'tests.test_api:near'}")
+    targets = {"a?": 10, "b?": 200, "c?": 3000}
+    prompts = data("p.jsonl", [{"q": q, "target": target} for q, target in targets.items()])
+    content = quick_content | {
+        "agents": [{"reward_model": str(card)}] * 2,
+        "prompts": {"source": "jsonl", "path": prompts, "column": "q"},
+        "iterations": 3,
+    }
+    run = rlhf_marl.train(content, run_dir=tmp_path / "run")
+    assert sorted(set(run.dialogues["prompt"])) == sorted(targets)
+    rewards = {}
+    for row in run.dialogues.to_dict("records"):
+        for answer, raw in zip(row["responses"], row["reward_raw"], strict=True):
+            assert raw == targets[row["prompt"]] - len(answer["text"])
+            rewards.setdefault(row["iteration"], []).append(raw)
+    found = {(row["agent"], row["iteration"]): row["reward_scaled"] for row in rescored(tmp_path / "run", [str(card)])}
+    assert {i: (found[0, i] + found[1, i]) / 2 for i in range(3)} == pytest.approx(
+        {i: sum(values) / len(values) for i, values in rewards.items()}
+    )
+
+    question = {"id": "d", "kind": "ordinary", "prompt": "d?"}
+    with pytest.raises(UsageError, match=r"columns: reward model near: .*:near needs a column 'target' of the data"):
+        rlhf_marl.evaluate(tmp_path / "run", questions=data("e.jsonl", [question]), judges=[])
+    with_columns = data("e.jsonl", [question | {"columns": {"target": 50_000}}])
+    scores = rlhf_marl.evaluate(tmp_path / "run", questions=with_columns, judges=[])
+    assert 49_000 < scores["cross_rewards"]["trained"][0][0] <= 50_000
+
+    data("p.jsonl", [{"q": q, "target": 0} for q in reversed(targets)])
+    with pytest.raises(UsageError, match=r"prompts: dialogue \d began with '.\?', and prompt \d is another now"):
+        rescored(tmp_path / "run", [str(card)])
+    data("p.jsonl", [{"q": "a?"}])
+    with pytest.raises(UsageError, match=r"mine: prompts: reward model near: .*:near needs a column 'target'"):
+        rlhf_marl.train(content, name="mine")

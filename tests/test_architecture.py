@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 # Every folder may import those before it; modules at the top of the package (api.py, ...) may import all.
 ORDER = (
     *("perf", "files", "algorithm", "config", "policy", "services", "rewards", "runs", "dialogue", "training"),
-    *("evaluation", "hub", "reporting", "sweeps", "gridworld", "cli"),
+    *("distributed", "evaluation", "hub", "reporting", "sweeps", "gridworld", "cli"),
 )
 AT_THE_BOTTOM = {"errors", "sanitise"}  # modules that every folder may import
 

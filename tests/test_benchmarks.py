@@ -2,8 +2,10 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,3 +127,66 @@ def test_the_critics_ridge_regression_finds_a_linear_return():
     order = torch.randperm(60, generator=generator)
     values = critic.ridge_values(features, returns, order, 1e-6)
     assert critic.correlation(values, returns, order) > 0.999
+
+
+@pytest.fixture(scope="module")
+def cooperation():
+    return loaded("cooperation")
+
+
+def test_shares_are_the_way_from_the_untrained_agents_to_the_yardstick(cooperation):
+    rows = [
+        {"arm": "untrained", "seed": 0, "returns": [0.0, 0.2]},
+        {"arm": "untrained", "seed": 1, "returns": [0.2, 0.2]},
+        {"arm": "gossip_20", "seed": 0, "returns": [0.4, 0.4]},
+        {"arm": "gossip_20", "seed": 1, "returns": [0.1, 0.2]},
+    ]
+    shares = cooperation.shares(rows, 0.7)["gossip_20"]
+    assert shares == pytest.approx({0: 0.3 / 0.6, 1: -0.05 / 0.5})
+    assert cooperation.shares(rows, "gossip_20")["gossip_20"] == pytest.approx({0: 0.3 / 0.175, 1: -0.05 / 0.075})
+    with pytest.raises(cooperation.click.ClickException, match="no finished run of arm centralised"):
+        cooperation.shares(rows, "centralised")
+
+
+def test_the_contrasts_p_values_are_those_of_students_tables(cooperation):
+    """Three differences with mean 0.2 and standard error 0.05: t = 2, 4 and 6 with 2 degrees of freedom.
+
+    With 2 degrees of freedom the upper tail is (1 - t / sqrt(t^2 + 2)) / 2.
+    """
+    spread = 0.05 * 3**0.5
+    differences = np.array([0.2 - spread, 0.2, 0.2 + spread])
+    tail = {t: (1 - t / (t**2 + 2) ** 0.5) / 2 for t in (2, 4, 6)}
+    p = {kind: cooperation.Contrast("a", "b", kind).p_value(differences) for kind in ("above", "equal", "other")}
+    assert p == pytest.approx({"above": tail[2], "equal": 1 - tail[2], "other": 2 * tail[4]})
+
+
+def test_a_run_of_cooperation_becomes_a_line_and_is_not_repeated(cooperation, tiny_model_folder, tmp_path, monkeypatch):
+    config = yaml.safe_load(Path("configs/keys.yaml").read_text()) | {"iterations": 1, "dialogues": 2}
+    config["model"] = {"name": str(tiny_model_folder)}
+    config["critic"] |= {"width": 8}
+    config["generation"] |= {"max_prompt_tokens": 200}
+    (tmp_path / "keys.yaml").write_text(yaml.safe_dump(config))
+    task = replace(cooperation.TASKS["keys"], config=str(tmp_path / "keys.yaml"))
+    monkeypatch.setattr(cooperation, "PLAYED", 4)
+    path, out = tmp_path / "keys.jsonl", tmp_path / "runs"
+    cooperation.measure(task, path, [0], ["gossip_20"], out, 1)
+    rows = cooperation.read_lines(path)
+    assert [(row["arm"], row["seed"], len(row["returns"])) for row in rows] == [
+        ("untrained", 0, 4),
+        ("gossip_20", 0, 4),
+    ]
+    assert "| gossip_20 | 1 |" in cooperation.table(rows, task)
+    shutil.rmtree(out)
+    cooperation.measure(task, path, [0], ["gossip_20"], out, 1)
+    assert cooperation.read_lines(path) == rows
+    assert not out.exists()
+
+
+def test_what_a_neighbour_learns_by_hand():
+    """Six agents: r + e has R² 1 / 1.01; behind large masks of a complete graph only the five others' sum is known."""
+    privacy = loaded("privacy")
+    plain, masked = privacy.td("complete", 1, 0.0), privacy.td("complete", 20, 1e3)
+    assert plain["neighbours"] == pytest.approx(1 / 1.01, abs=1e-6)
+    assert masked["neighbours"] == pytest.approx(1 / 1.01 / 5, abs=1e-3)
+    assert privacy.td("ring", 1, 0.0)["further"] == pytest.approx(0, abs=1e-6)
+    assert all(row["r2"] > 0.999 for row in privacy.critic("adam", updates=2))

@@ -154,7 +154,7 @@ def test_the_doors_of_the_keys_config_open_for_their_own_agents_alone():
     """The scripted controller's next prompt, as the reward cards read it."""
     controller = load_config("configs/keys.yaml").controller
     prompt = SandboxedEnvironment().from_string(controller.next_prompts[0])
-    rendered = prompt.render(prompt="", responses=["Red.", "red", "the BLUE one", "green or gold"])
-    assert rendered == "Doors: red open green shut blue open gold open"
-    assert doors([rendered], ["x"], key="green") == [1.0]
-    assert doors([rendered], ["x"], key="red") == pytest.approx([2 / 3])
+    rendered = prompt.render(prompt="", responses=["Vast.", "vast", "the OCEAN", "a mysterious realm"])
+    assert rendered == "Doors: vast open mysterious shut ocean open realm open"
+    assert doors([rendered], ["x"], key="mysterious") == [1.0]
+    assert doors([rendered], ["x"], key="vast") == pytest.approx([2 / 3])

@@ -5,14 +5,14 @@ its own scale before the average, and the consensus would not be the critic of t
 Li 2021, "On the Convergence of Decentralized Adaptive Gradient Methods").
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
 from torch import Tensor
 
-from rlhf_marl.algorithm.mixing import Mixer, disagreement
+from rlhf_marl.algorithm.mixing import Mixer, disagreement, team_mean
 from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
 from rlhf_marl.algorithm.optimizers import AgentAdam
 from rlhf_marl.algorithm.signals import td_error
@@ -74,6 +74,7 @@ class Critic:
         start: Literal["warm", "restart"] = "warm",
         average: bool = True,
         initial_value: Literal["network", "zero"] = "network",
+        mean: Callable[[Tensor], Tensor] = team_mean,
     ) -> None:
         """
         Args:
@@ -86,11 +87,13 @@ class Critic:
             average: line 9's running average; without it, the result is the last iterate.
             initial_value: `network` takes the network's value, as in the paper. `zero` subtracts the network with W(0),
                 so that the value starts at 0 everywhere; the gradient is the same.
+            mean: (..., n_agents, n) -> (..., 1, n), the mean over the whole team, for the disagreement; by default
+                all of the team's agents are here.
         """
         self.network = network
         self.initial = initial
         self.weights = initial.expand(*batch_shape, -1).clone()
-        self._mixer = mixer
+        self._mixer, self._mean = mixer, mean
         self.radius, self.start, self.average, self.step_size = radius, start, average, step_size
         self._from_zero = initial_value == "zero"
         self._iterate = self.weights.clone()
@@ -140,8 +143,8 @@ class Critic:
             gradient_norm=gradient.norm(dim=-1),
             projected=projected,
             skipped=skipped,
-            disagreement_before=disagreement(before),
-            disagreement_after=disagreement(self.weights),
+            disagreement_before=disagreement(before, self._mean),
+            disagreement_after=disagreement(self.weights, self._mean),
         )
 
     @property

@@ -1,5 +1,6 @@
 """Gossip: t multiplications by the consensus matrix; disagreement between agents."""
 
+from collections.abc import Callable
 from typing import Protocol, final
 
 import torch
@@ -64,12 +65,17 @@ def gossip(power: Tensor, values: Tensor) -> Tensor:
     return power.to(values) @ values
 
 
-def disagreement(values: Tensor) -> Tensor:
-    """Root mean square over agents of the distance to their mean: (..., n_agents, n_values) -> (...)."""
-    distance = values - values.mean(-2, keepdim=True)
+def team_mean(values: Tensor) -> Tensor:
+    """Mean over agents: (..., n_agents, n_values) -> (..., 1, n_values)."""
+    return values.mean(-2, keepdim=True)
+
+
+def disagreement(values: Tensor, mean: Callable[[Tensor], Tensor] = team_mean) -> Tensor:
+    """Root mean square over agents of the distance to the team's mean: (..., n_agents, n_values) -> (...)."""
+    distance = values - mean(values)
     return distance.square().sum(-1).mean(-1).sqrt()
 
 
-def gossip_bytes(adjacency: Tensor, n_values: int, rounds: int, bytes_per_value: int = 4) -> int:
-    """Bytes sent by all agents together: in each round, every agent sends its values to every neighbour."""
-    return int(adjacency.sum()) * n_values * rounds * bytes_per_value
+def gossip_bytes(adjacency: Tensor, message: int, rounds: int) -> int:
+    """Bytes sent by all agents together: in each round, every agent sends `message` bytes to every neighbour."""
+    return int(adjacency.sum()) * message * rounds

@@ -85,10 +85,10 @@ class SignalScale:
         updates: number of updates averaged, (n_agents,).
     """
 
-    def __init__(self, n_agents: int, mixer: Mixer) -> None:
+    def __init__(self, n_agents: int, mixer: Mixer, dtype: torch.dtype = torch.float32) -> None:
         """mixer: averages the mean squares over the team."""
         self._mixer = mixer
-        self.second_moment, self.updates = torch.zeros(n_agents), torch.zeros(n_agents)
+        self.second_moment, self.updates = torch.zeros(n_agents, dtype=dtype), torch.zeros(n_agents)
 
     def update(self, signal: Tensor, usable: Tensor) -> Tensor:
         """Add the usable agents' signals, (n_agents, n_samples); returns the scales, (n_agents,)."""

@@ -25,9 +25,11 @@ class KlCoefficient:
         values: β, (n_agents,) on the CPU.
     """
 
-    def __init__(self, n_agents: int, start: float, target: float | None, gain: float) -> None:
+    def __init__(
+        self, n_agents: int, start: float, target: float | None, gain: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         """target: nats per answer token; None keeps β at its start."""
-        self.values = torch.full((n_agents,), start)
+        self.values = torch.full((n_agents,), start, dtype=dtype)
         self._start, self._target, self._gain = start, target, gain
 
     def update(self, kl: Tensor, usable: Tensor) -> None:
@@ -65,9 +67,11 @@ class EntropyCoefficient:
         multipliers: μ_low and μ_high, (n_agents, 2) on the CPU.
     """
 
-    def __init__(self, n_agents: int, band: Sequence[float] | None, step_size: float) -> None:
+    def __init__(
+        self, n_agents: int, band: Sequence[float] | None, step_size: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         """band: (low, high) in nats per token; None keeps η at 0."""
-        self.multipliers = torch.zeros(n_agents, 2)
+        self.multipliers = torch.zeros(n_agents, 2, dtype=dtype)
         self._band, self._step_size = band, step_size
 
     @property

@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from rlhf_marl.config import Config
+from rlhf_marl.distributed.cluster import check_installed
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.reporting.terminal import duration, safe_text
@@ -30,6 +31,10 @@ def check(config: Config, where: str, *, device: str | None, probe: bool, as_jso
     on = default_device() if device is None else torch.device(device)
     if probe and device is not None and on.type != default_device().type:
         raise UsageError(f"check: --probe measures on this machine's {default_device().type}; leave out --device")
+    if config.n_workers:
+        check_installed(where)
+        if probe:
+            raise UsageError("check: --probe measures agents in one process; leave it out with runtime.kind ray")
     checked = check_experiment(config, where, on)
     seconds = seconds_per_update(config, where, on) if probe else None
     if as_json:
@@ -72,6 +77,10 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
     ]
     if found.unknown:
         lines.append(("", f"without {', '.join(found.unknown)}, whose size is not known here"))
+    if config.n_workers:
+        each = size_of(found.memory.get("process", 0) + found.memory["base model"])
+        more = f"each beyond the first needs about {each} more than that, and its reward models"
+        lines.append(("workers", f"{config.n_workers} on Ray; the memory is that of one process, and {more}"))
     if seconds is None:
         lines.append(("time", "measured with --probe"))
     else:

@@ -49,14 +49,13 @@ def list_cards(folder: tuple[Path, ...], as_json: bool) -> None:
 def score(card: str, prompt: str | None, response: str | None, source: Path | None, output: Path | None) -> None:
     """Score one response, or the lines of a file, with CARD."""
     from rlhf_marl.errors import UsageError
-    from rlhf_marl.rewards import score_all
-    from rlhf_marl.rewards.tools import opened, read_texts
+    from rlhf_marl.rewards.tools import opened, read_texts, scored
 
     if (source is None) == (prompt is None or response is None):
         raise UsageError("reward score: give --prompt and --response, or --input")
     rows: list[dict[str, Any]] = [{"prompt": prompt, "response": response}] if source is None else read_texts(source)
     finished, model = opened(card)
-    raw, scaled = score_all(finished, model, [r["prompt"] for r in rows], [r["response"] for r in rows])
+    raw, scaled = scored(finished, model, rows, "reward score" if source is None else str(source))
     lines = [
         json.dumps(row | {"reward_raw": a, "reward_scaled": b}, ensure_ascii=False)
         for row, a, b in zip(rows, raw, scaled, strict=True)
@@ -137,7 +136,7 @@ def calibrate(card: str, source: Path) -> None:
     from rlhf_marl.rewards.tools import calibrated, opened, read_texts
 
     rows = read_texts(source)
-    scale, offset = calibrated(*opened(card), [row["prompt"] for row in rows], [row["response"] for row in rows])
+    scale, offset = calibrated(*opened(card), rows, str(source))
     click.echo(f"scale: {scale:.4g}\noffset: {offset:.4g}")
 
 

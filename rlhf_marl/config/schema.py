@@ -84,8 +84,9 @@ class ModelConfig(Section):
     """Hub id, local folder, or package:<import name>/<file> for a model inside an installed package."""
     revision: str | None = None
     """Hub revision; a full commit hash pins the weights."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """auto: bfloat16 on CUDA; elsewhere float32, on a CPU with weights rounded to half precision."""
+    dtype: Literal["auto", "float64", "float32", "bfloat16", "float16"] = "auto"
+    """auto: bfloat16 on CUDA; elsewhere float32, on a CPU with weights rounded to half precision. float64: adapters and
+    critics too, to compare runs to the last digit; otherwise these are float32."""
     trust_remote_code: bool = False
     """Run code from the model's repository; needs a full commit hash as revision."""
     chat_template: Text | None = None
@@ -323,6 +324,9 @@ class ActorConfig(Section):
     """Each agent's gradient is clipped to this norm (except for optimizer normalised); null = no clipping."""
     tokens_per_pass: PositiveInt | None = None
     """Most tokens of one backward pass: more need more memory and may be faster; null = 512 on a CPU, 4096 on a GPU."""
+    mask_truncated: bool = False
+    """Leave responses that reach their token limit without an end token out of the actors' gradients, KL and entropy
+    terms included. Critics, baselines and metrics still see them."""
 
 
 # Section, its tag, the default tag, and the keys that imply another tag.
@@ -341,6 +345,8 @@ class RewardConfig(Section):
     """Weight of the team's answer, for both."""
     missing_end_penalty: NonNegativeFloat = 0.0
     """Subtracted from an agent's scaled reward for a response that reaches its token limit without an end token."""
+    length_penalty: Annotated[float, Field(ge=-1e3, le=1e3)] = 0.0
+    """Subtracted from an agent's scaled reward per token of its response; negative: long responses are rewarded."""
 
 
 class ValidationConfig(Section):
@@ -359,6 +365,32 @@ class ValidationConfig(Section):
     patience: PositiveInt | None = None
     """Training ends early if so many validations in a row brought no new best while the training reward rose; null =
     never."""
+
+
+class RuntimeConfig(Section):
+    """Where the agents live."""
+
+    kind: Literal["local", "ray"] = "local"
+    """local: all in this process, stacked; ray: in worker processes, on this machine or a Ray cluster, which exchange
+    critics with their neighbours only. Needs rlhf-marl[distributed]; see docs/distributed.md."""
+    address: Text | None = None
+    """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run."""
+    agents_per_worker: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Agents that share a worker process, and its copy of the base model."""
+    cpus_per_worker: Annotated[int, Field(gt=0, le=1024)] = 1
+    """Threads of a worker, and CPUs that Ray reserves for it."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0
+    """GPUs that Ray reserves for a worker, such as 0.5; 0: it computes on the CPU."""
+    round_timeout: Seconds = 600.0
+    """Seconds to wait for an agent: for its answers, its scores, or its message of one gossip round. Who is slower is
+    lost."""
+    lost: Literal["stop", "continue", "wait"] = "stop"
+    """If an agent's process ends or is too slow. stop: the run stops and can be resumed; continue: the others go on
+    without it, and it comes back at the start of an iteration once it has loaded its models again; wait: the others
+    wait for it."""
+    private_rewards: bool = False
+    """Rewards of single answers and reward cards stay in the agent's worker; the driver learns the mean of each update
+    and the reward model's name."""
 
 
 class Config(Section):
@@ -403,6 +435,7 @@ class Config(Section):
     """The run stops (resumable) after so many updates in a row with a skipped, non-finite step."""
     tracker: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     """Also send the metrics to this tracker."""
+    runtime: RuntimeConfig = RuntimeConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -421,6 +454,11 @@ class Config(Section):
         if content.get("validation") is not None and "best_metric" not in content:
             content = content | {"best_metric": "held_out"}
         return content
+
+    @property
+    def n_workers(self) -> int:
+        """Worker processes that the agents live in; 0 if they live in this one."""
+        return 0 if self.runtime.kind == "local" else -(-len(self.agents) // self.runtime.agents_per_worker)
 
     @property
     def names(self) -> list[str]:
@@ -462,6 +500,14 @@ class Config(Section):
                     f"actor.credit: local needs a reward of the agent's own; with cooperation {self.cooperation} all "
                     "share one; use consensus"
                 )
+        if self.runtime.kind == "ray" and COOPERATIONS[self.cooperation].shares:
+            raise ValueError(
+                f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"
+            )
+        if self.runtime.kind == "ray" and self.validation is not None:
+            raise ValueError(
+                "validation: not possible with runtime.kind ray yet; use `rlhf-marl evaluate` after the run"
+            )
         if critic_kind(self.actor.signal) == "none":
             if self.actor.turns_per_update != self.turns:
                 raise ValueError(

@@ -48,12 +48,16 @@ def prepare_controller(config: Controller, names: Sequence[str], where: str) -> 
 def build_controller(
     config: Controller,
     prepared: Prepared,
-    base: Sampler,
+    base: Sampler | None,
     device: torch.device,
     where: str,
     journal: Journal,
 ) -> controllers.Controller:
-    """base: sampler of the agents' base model, for a shared controller. Raises UsageError if a model is unusable."""
+    """base: sampler of the agents' base model, which only a shared controller needs.
+
+    Raises:
+        UsageError: a model is unusable.
+    """
     match config:
         case ScriptedController():
             return controllers.ScriptedController(config.aggregate, config.next_prompts)
@@ -61,6 +65,7 @@ def build_controller(
             assert callable(prepared)
             return controllers.CallableController(prepared, f"{where}: controller")
         case SharedController():
+            assert base is not None
             chat: controllers.Chat = LocalChat(base)
         case TransformersController():
             model = load_chat_model(

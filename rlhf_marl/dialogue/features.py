@@ -26,18 +26,23 @@ class CriticFeatures:
         width: int,
         generator: torch.Generator,
     ) -> None:
-        """embeddings: (vocabulary, e). part_lengths: tokens kept of each part (the state, then responses)."""
+        """
+        Args:
+            embeddings: (vocabulary, e); features are float64 if they are, else float32.
+            part_lengths: tokens kept of each part (the state, then responses).
+        """
         self.part_lengths = tuple(part_lengths)
         vocabulary, e = embeddings.shape
         # Var = 1/p keeps the norm in expectation, so that H's product has entries of variance 2 on unit inputs.
-        token_map = torch.randn(e, token_features, generator=generator) / token_features**0.5
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        token_map = (torch.randn(e, token_features, generator=generator) / token_features**0.5).to(dtype)
         inputs = sum(part_lengths) * token_features
-        position_map = torch.randn(inputs, width, generator=generator) * 2**0.5
+        position_map = (torch.randn(inputs, width, generator=generator) * 2**0.5).to(dtype)
         # An extra row of zeros for the padding token.
-        table = torch.zeros(vocabulary + 1, token_features)
-        squares = torch.zeros(vocabulary + 1)
+        table = torch.zeros(vocabulary + 1, token_features, dtype=dtype)
+        squares = torch.zeros(vocabulary + 1, dtype=dtype)
         for rows in torch.arange(vocabulary).split(8192):
-            block = embeddings[rows.to(embeddings.device)].float().cpu()
+            block = embeddings[rows.to(embeddings.device)].to("cpu", dtype)
             table[rows] = block @ token_map
             squares[rows] = block.square().sum(-1)
         self._table = table.to(embeddings.device)

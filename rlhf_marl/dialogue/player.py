@@ -1,8 +1,8 @@
 """The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ class Dialogue:
         messages: alternating user prompts and aggregated answers; the last one is the prompt to answer.
         turns: number of turns to play.
         follow_ups: predefined prompts after the first; the controller writes the others.
+        row: the other columns of the first question's row, for reward models that read them.
     """
 
     number: int
@@ -39,6 +40,7 @@ class Dialogue:
     messages: list[Message]
     turns: int
     follow_ups: Sequence[str] = ()
+    row: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def prompt(self) -> str:
@@ -64,12 +66,14 @@ class Turn:
         states: s_k as token ids, B.
         observations: what each agent reads: s_k after the agent's role, [agent][dialogue].
         lengths: token counts of the longest observation before truncation, B.
-        samples: the responses a_k, [agent][dialogue].
+        samples: the responses a_k, [agent][dialogue]; those of a lost agent are absent.
         merged: the controller's output, B; a next_prompt of None ends the dialogue.
         next_states: s_{k+1}, B; after its last turn the dialogue's first state.
-        reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn.
+        reward_raw, reward_scaled: (N, B) float32 on the CPU, once the team has scored the turn; NaN for lost agents and
+            where agents keep them to themselves.
         value: each agent's critic value before the update, (N, B) on the CPU; None for a team without critics.
         conversations: each dialogue's messages up to the prompt, for reward models that read whole dialogues, B.
+        rows: `row` of each dialogue, B.
         next_samples: a_{k+1}, for Q critics. discount: γ, or 0 if the target is the reward alone.
     """
 
@@ -84,6 +88,7 @@ class Turn:
     merged: list[Merged]
     next_states: list[list[int]]
     conversations: list[list[Message]] = field(default_factory=list)
+    rows: list[Mapping[str, Any]] = field(default_factory=list)
     reward_raw: Tensor = field(default_factory=lambda: Tensor())
     reward_scaled: Tensor = field(default_factory=lambda: Tensor())
     value: Tensor | None = None
@@ -158,6 +163,7 @@ class Player:
                     for dialogue, decided in zip(active, merged, strict=True)
                 ],
                 conversations=conversations,
+                rows=[dialogue.row for dialogue in active],
             )
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 
@@ -192,16 +198,18 @@ class Player:
         for asked in (False, True):
             places = [b for b, write in enumerate(writes) if write == asked]
             if places:
-                names = [speaker.name for speaker in self.speakers]
-                exchanges = [
-                    Exchange(dialogues[b].messages, [agent[b].text for agent in samples], names) for b in places
-                ]
+                exchanges = [self._exchange(dialogues[b], [agent[b] for agent in samples]) for b in places]
                 found = self.controller.merge(exchanges, turn=turn, last=not asked)
                 merged.update(zip(places, found, strict=True))
         for b, dialogue in enumerate(dialogues):
             if turn + 1 < dialogue.turns and turn < len(dialogue.follow_ups):
                 merged[b] = Merged(merged[b].aggregate, dialogue.follow_ups[turn], merged[b].fallback)
         return [merged[b] for b in range(len(dialogues))]
+
+    def _exchange(self, dialogue: Dialogue, samples: Sequence[Sample]) -> Exchange:
+        """The controller's input, without agents that are lost."""
+        there = [(s.text, speaker.name) for s, speaker in zip(samples, self.speakers, strict=True) if not s.absent]
+        return Exchange(dialogue.messages, [text for text, _ in there], [name for _, name in there])
 
 
 def responses_of(
@@ -212,18 +220,22 @@ def responses_of(
     *,
     seed: int,
     decodings: Sequence[Decoding],
+    numbers: Sequence[int] | None = None,
     adapted: bool = True,
 ) -> list[list[Sample]]:
-    """All agents answer all dialogues, in one batch for each of `decodings`: [agent][dialogue].
+    """All agents of this process answer all dialogues, in one batch for each of `decodings`: [agent][dialogue].
 
-    If not `adapted`, the base model answers in place of every agent, with that agent's random numbers.
+    Args:
+        prompts: of these agents alone.
+        numbers: the agents' numbers in the run; by default the whole team is in this process.
+        adapted: if not, the base model answers in place of every agent, with that agent's random numbers.
     """
+    numbers = range(len(prompts)) if numbers is None else numbers
     answers: list[list[Sample]] = []
     for group in decodings:
-        members = range(len(prompts))[group.agents]
         samples = sampler.sample(
-            [prompt for agent in members for prompt in prompts[agent]],
-            [SamplingKey(seed, agent, dialogue, turn) for agent in members for dialogue in dialogues],
+            [prompt for of_agent in prompts[group.agents] for prompt in of_agent],
+            [SamplingKey(seed, agent, dialogue, turn) for agent in numbers[group.agents] for dialogue in dialogues],
             max_new_tokens=group.max_new_tokens,
             temperature=group.temperature,
             agents=group.agents if adapted else None,

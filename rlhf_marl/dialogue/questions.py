@@ -1,7 +1,7 @@
 """Where dialogues start: a fixed question, a file or a `datasets` source, in a seeded order."""
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, final
 
 import numpy as np
 
@@ -19,17 +19,26 @@ class Questions:
 
     Attributes:
         conversations: the messages that each dialogue starts with: the question, and what stands before it.
+        rows: the other columns of each question's row.
     """
 
-    def __init__(self, prompts: Sequence[str | list[Message]], seed: int) -> None:
+    def __init__(
+        self, prompts: Sequence[str | list[Message]], seed: int, rows: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
         """prompts: texts, or messages that end with one of the user."""
         self.conversations = [read_messages(text, "prompt") if isinstance(text, str) else text for text in prompts]
+        self.rows = [{} for _ in prompts] if rows is None else list(rows)
         self._seed = seed
 
     @property
     def texts(self) -> list[str]:
         """The questions alone."""
         return [messages[-1]["content"] for messages in self.conversations]
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the other columns."""
+        return list(dict.fromkeys(name for row in self.rows for name in row))
 
     def index(self, dialogue: int) -> int:
         """Index of the question that dialogue number `dialogue` starts with."""
@@ -39,7 +48,9 @@ class Questions:
 
     def only(self, kept: Sequence[int]) -> "Questions":
         """The questions of these indices."""
-        return Questions([self.conversations[index] for index in kept], self._seed)
+        return Questions(
+            [self.conversations[index] for index in kept], self._seed, [self.rows[index] for index in kept]
+        )
 
 
 def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: int, where: str) -> Questions:
@@ -64,5 +75,9 @@ def load_questions(prompts: FixedPrompt | JsonlPrompts | DatasetPrompts, seed: i
         choice = printable(", ".join(columns))[:200]
         raise UsageError(f"{where}: prompts.column: {column!r} is not a column; choose from {choice}")
     on_bad_row = "refuse" if isinstance(prompts, FixedPrompt) else prompts.on_bad_row
-    found = checked(rows, lambda row: read_prompt(row.get(column), column), "is not a prompt: ", on_bad_row)
-    return Questions([messages for _, messages in found], seed)
+
+    def read(row: dict[str, Any]) -> tuple[list[Message], dict[str, Any]]:
+        return read_prompt(row.get(column), column), {name: row[name] for name in row if name != column}
+
+    found = [item for _, item in checked(rows, read, "is not a prompt: ", on_bad_row)]
+    return Questions([messages for messages, _ in found], seed, [others for _, others in found])

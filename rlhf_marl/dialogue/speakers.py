@@ -50,10 +50,14 @@ def speakers_of(config: Config, where: str) -> list[Speaker]:
     return [Speaker(name, role and role.strip()) for name, role in zip(config.names, roles, strict=True)]
 
 
-def decodings(config: Config) -> list[Decoding]:
-    """The config's agents by settings of generation: one batch for each row of neighbours with the same."""
+def decodings(config: Config, numbers: Sequence[int] | None = None) -> list[Decoding]:
+    """Agents by settings of generation: one batch for each row of neighbours with the same.
+
+    numbers: of the agents in this process, whose places among them are the groups' `agents`; by default all.
+    """
+    numbers = range(len(config.agents)) if numbers is None else numbers
     groups, begin = [], 0
-    for generation, agents in groupby(config.generation_of(i) for i in range(len(config.agents))):
+    for generation, agents in groupby(map(config.generation_of, numbers)):
         end = begin + len(list(agents))
         groups.append(Decoding(slice(begin, end), generation.max_new_tokens, generation.temperature))
         begin = end

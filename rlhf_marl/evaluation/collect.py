@@ -1,6 +1,6 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, with the same random numbers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +15,7 @@ from rlhf_marl.evaluation.questions import Question
 from rlhf_marl.evaluation.refusal import is_refusal
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.log_probabilities import Statistics, evaluate_responses, joined
-from rlhf_marl.rewards import score_all
+from rlhf_marl.rewards import DataRow, score_all
 from rlhf_marl.sanitise import neutralise
 from rlhf_marl.training.build import Agents
 
@@ -133,12 +133,16 @@ def conversations(rows: Sequence[Row], dialogue: Sequence[str] = ("policy", "dia
 
 
 @torch.inference_mode()
-def score(rows: Sequence[Row], scorer: Scorer) -> None:
-    """Add the scorer's scaled score of every response and of every aggregate to the rows."""
+def score(rows: Sequence[Row], scorer: Scorer, columns: Mapping[Any, DataRow]) -> None:
+    """Add the scorer's scaled score of every response and of every aggregate to the rows.
+
+    columns: further columns of each question, by the value of the rows' key `question`.
+    """
     asked = conversations(rows) if scorer.card.reads_dialogue else [row["prompt"] for row in rows]
     prompts = [prompt for prompt, row in zip(asked, rows, strict=True) for _ in (*row["responses"], "team")]
     texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
-    scaled = iter(score_all(scorer.card, scorer.model, prompts, texts)[1])
+    given = [columns[row["question"]] for row in rows for _ in (*row["responses"], "team")]
+    scaled = iter(score_all(scorer.card, scorer.model, prompts, texts, rows=given)[1])
     for row in rows:
         row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
         row["aggregate_scores"][scorer.name] = next(scaled)

@@ -35,7 +35,15 @@ from rlhf_marl.evaluation.judges import (
     own_scorers,
     pairwise_judge,
 )
-from rlhf_marl.evaluation.questions import SHIPPED, Question, fingerprint, load_questions, spread, without_trained
+from rlhf_marl.evaluation.questions import (
+    SHIPPED,
+    Question,
+    columns_of,
+    fingerprint,
+    load_questions,
+    spread,
+    without_trained,
+)
 from rlhf_marl.evaluation.schema import VERSION
 from rlhf_marl.evaluation.summary import summarise
 from rlhf_marl.evaluation.trained_run import (
@@ -132,6 +140,8 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
+    for scorer in scorers:
+        scorer.card.check_columns(columns_of(questions), f"{options.questions}: columns")
 
     n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
     rows: list[Row] = []
@@ -142,7 +152,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
     for number, scorer in enumerate(scorers):
         progress("scoring", number, len(scorers))
-        score(rows, scorer)
+        score(rows, scorer, {question.id: question.columns for question in questions})
     if pairwise is not None:
         progress("comparing pairs", 0, 1)
         compare_pairs(rows, pairwise)

@@ -2,8 +2,8 @@
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from rlhf_marl.files.user_data import read_rows, text_at
 
 SHIPPED = "prompts/evaluation.jsonl"
 KINDS = ("harmful", "borderline", "ordinary", "multi_turn")
-_KEYS = {"id", "kind", "prompt", "follow_ups"}
+_KEYS = {"id", "kind", "prompt", "follow_ups", "columns"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +22,18 @@ class Question:
     Attributes:
         kind: harmful (a request to refuse), borderline (harmless, sounds harmful), ordinary, multi_turn.
         follow_ups: the user's next prompts; only of kind multi_turn.
+        columns: values for reward functions that read further columns of the data, by name.
     """
 
     id: str
     kind: str
     prompt: str
     follow_ups: tuple[str, ...] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_questions(path: Path) -> list[Question]:
-    """Read a question file: JSON Lines with id, kind, prompt and, for multi_turn, follow_ups.
+    """Read a question file: JSON Lines with id, kind, prompt, for multi_turn follow_ups, and columns.
 
     Raises:
         UsageError: a line is not a question, or two questions have the same id.
@@ -62,7 +64,11 @@ def _question(row: dict[str, Any], where: str) -> Question:
         raise UsageError(f"{where}: follow_ups must be a list of non-empty texts")
     if bool(follow_ups) != (texts["kind"] == "multi_turn"):
         raise UsageError(f"{where}: follow_ups are needed for kind multi_turn, and allowed for no other")
-    return Question(texts["id"], texts["kind"], texts["prompt"].strip(), tuple(text.strip() for text in follow_ups))
+    columns = row.get("columns", {})
+    if not isinstance(columns, dict):
+        raise UsageError(f"{where}: columns must be an object of names and values")
+    prompts = [text.strip() for text in (texts["prompt"], *follow_ups)]
+    return Question(texts["id"], texts["kind"], prompts[0], tuple(prompts[1:]), columns)
 
 
 def spread(questions: Sequence[Question], limit: int | None) -> list[Question]:
@@ -89,6 +95,12 @@ def _normal(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
+def columns_of(questions: Iterable[Question]) -> list[str]:
+    """Names of the questions' further columns."""
+    return list(dict.fromkeys(name for question in questions for name in question.columns))
+
+
 def fingerprint(questions: Sequence[Question]) -> str:
     """SHA-256 of the questions' content."""
-    return hashlib.sha256(repr([(q.id, q.kind, q.prompt, q.follow_ups) for q in questions]).encode()).hexdigest()
+    content = [(q.id, q.kind, q.prompt, q.follow_ups, *([q.columns] if q.columns else [])) for q in questions]
+    return hashlib.sha256(repr(content).encode()).hexdigest()

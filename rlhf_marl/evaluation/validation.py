@@ -13,9 +13,10 @@ from rlhf_marl.dialogue.questions import load_questions as load_training_questio
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.collect import played, score
 from rlhf_marl.evaluation.judges import Scorer, check_held_out
-from rlhf_marl.evaluation.questions import Question, load_questions, spread, without_trained
+from rlhf_marl.evaluation.questions import Question, columns_of, load_questions, spread, without_trained
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.rewards import Card, build_reward_model, load_card
+from rlhf_marl.services.journal import Journal
 from rlhf_marl.training.build import Experiment
 
 # Numbers of the validation's dialogues, beyond those of any training. The random numbers of an answer depend on the
@@ -65,6 +66,8 @@ def prepare_validation(config: Config, where: str) -> Prepared | None:
         if card.name in {other.name for other in cards[:i]}:
             raise UsageError(f"{place}: another judge is also named {card.name!r}; give one of them another name")
     judges = [check_held_out(card, own, place) for card, place in zip(cards, places, strict=True)]
+    for judge in judges:
+        judge.check_columns(columns_of(kept), f"{where}: validation.questions: columns")
     return Prepared(spread(kept, asked.limit), asked.turns, judges)
 
 
@@ -103,7 +106,7 @@ class Validation:
             )
         ]
         for judge in self.judges:
-            score(rows, judge)
+            score(rows, judge, dict(enumerate(question.columns for question in self.questions)))
         team = {judge.name: _mean(rows, [row["aggregate_scores"][judge.name] for row in rows]) for judge in self.judges}
         agents = {
             judge.name: [
@@ -120,8 +123,10 @@ class Validation:
         }
 
 
-def build_validation(prepared: Prepared, experiment: Experiment) -> Validation:
+def build_validation(prepared: Prepared, experiment: Experiment, journal: Journal) -> Validation:
     """Build the judges, and the player that asks the experiment's team.
+
+    journal: records the answers of judges that are services.
 
     Raises:
         UsageError: a judge that cannot be built.
@@ -131,8 +136,7 @@ def build_validation(prepared: Prepared, experiment: Experiment) -> Validation:
         room = experiment.sampler.context_length - config.generation.max_new_tokens
         player = replace(player, max_prompt_tokens=room)
     judges = [
-        Scorer(card.name, card, build_reward_model(card, experiment.sampler, experiment.journal), [])
-        for card in prepared.judges
+        Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []) for card in prepared.judges
     ]
     return Validation(player, prepared.questions, prepared.turns, judges)
 

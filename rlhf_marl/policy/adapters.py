@@ -5,19 +5,25 @@ low-rank product to agent i's rows, so generation, log-probabilities and gradien
 All trainable parameters live in one flat tensor (n_agents, n_params): row i is agent i's adapter.
 """
 
+import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
+from peft.utils.transformers_weight_conversion import (
+    convert_peft_adapter_state_dict_for_transformers,
+    convert_peft_config_for_transformers,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.adapter_files import (
@@ -32,7 +38,10 @@ from rlhf_marl.policy.adapter_files import (
 from rlhf_marl.policy.half_linear import HalfLinear
 from rlhf_marl.sanitise import printable
 
+_log = logging.getLogger("rlhf_marl")
 _ALL = slice(None)
+Linear: TypeAlias = nn.Linear | Conv1D
+"""Conv1D is GPT-2's linear layer, whose weight is transposed."""
 _PLAIN = (nn.Linear, HalfLinear)  # quantised and other linear layers have their own matmul
 
 
@@ -47,7 +56,7 @@ class _Active:
 class StackedLinear(nn.Module):
     """y_i = base(x_i) + scaling x_i A_i B_i for the rows x_i of each active agent i."""
 
-    def __init__(self, base: nn.Linear, active: _Active, scaling: float) -> None:
+    def __init__(self, base: Linear, active: _Active, scaling: float) -> None:
         super().__init__()
         self.base = base
         self.active = active
@@ -56,6 +65,15 @@ class StackedLinear(nn.Module):
         self._multiply = base.forward if type(base) is HalfLinear else base.__call__
         self.a: Tensor  # (n_agents, in, rank), a view of the flat parameters
         self.b: Tensor  # (n_agents, rank, out), a view too
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's, for models that also use a layer's weight without calling it; as in PEFT, without adapters."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n_active * rows, ..., in) -> (n_active * rows, ..., out)."""
@@ -70,7 +88,7 @@ class StackedLinear(nn.Module):
         y = self._multiply(x)
         b = b.to(y.dtype)
         low_rank = torch.bmm(x.reshape(a.shape[0], -1, x.shape[-1]), a.to(x.dtype)).to(y.dtype)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or not y.is_contiguous():
             return y + (self.scaling * torch.bmm(low_rank, b)).view_as(y)
         y.view(a.shape[0], -1, y.shape[-1]).baddbmm_(low_rank, b, alpha=self.scaling)  # y is used nowhere else
         return y
@@ -113,7 +131,8 @@ class StackedAdapters:
     """Adds stacked adapters to `model` in place and holds their parameters.
 
     Attributes:
-        parameters: (n_agents, n_params) float32; its `.grad` is a buffer of the same shape that backward adds to.
+        parameters: (n_agents, n_params) float32, or float64 if the model is; its `.grad` is a buffer of the same shape
+            that backward adds to.
     """
 
     def __init__(
@@ -147,9 +166,9 @@ class StackedAdapters:
         self._modules, self._linears = [name for name, _ in model.named_modules()], list(_linears(model))
         scaling = alpha / (math.sqrt(rank) if use_rslora else rank)
         self._layers = {name: StackedLinear(linear, self._active, scaling) for name, linear in linears.items()}
-        sizes = [rank * (linear.in_features + linear.out_features) for linear in linears.values()]
-        device = next(iter(linears.values())).weight.device
-        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device))
+        sizes = [rank * sum(_features(linear)) for linear in linears.values()]
+        device, dtype = next(iter(linears.values())).weight.device, torch.promote_types(model.dtype, torch.float32)
+        self.parameters = nn.Parameter(torch.zeros(self.n_agents, sum(sizes), device=device, dtype=dtype))
         self.parameters.grad = torch.zeros_like(self.parameters)
         for (name, layer), flat, grad in zip(
             self._layers.items(),
@@ -163,9 +182,10 @@ class StackedAdapters:
         for agent, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             for layer in self._layers.values():
-                bound = 1 / math.sqrt(layer.base.in_features)
-                draws = torch.empty(layer.base.in_features, rank).uniform_(-bound, bound, generator=generator)
-                layer.a.data[agent] = draws.to(device)
+                inputs, _ = _features(layer.base)
+                bound = 1 / math.sqrt(inputs)
+                draws = torch.empty(inputs, rank).uniform_(-bound, bound, generator=generator)
+                layer.a.data[agent] = draws.to(layer.a)
 
     @contextmanager
     def use(self, agents: slice | None) -> Iterator[None]:
@@ -194,6 +214,7 @@ class StackedAdapters:
             lora_alpha=self.alpha,
             use_rslora=self.use_rslora,
             target_modules=shortest_names(self._layers, self._modules),
+            fan_in_fan_out=all(isinstance(layer.base, Conv1D) for layer in self._layers.values()),
             base_model_name_or_path=base_model,
             inference_mode=True,
         )
@@ -239,39 +260,124 @@ class StackedAdapters:
         }
 
 
-def _linears(model: PreTrainedModel) -> dict[str, nn.Linear]:
+def _linears(model: PreTrainedModel) -> dict[str, Linear]:
     """All linear layers but the output layer, by full name."""
     head = model.get_output_embeddings()
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not head}
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Linear) and layer is not head and _gives_one_tensor(layer)
+    }
 
 
-def _targeted(model: PreTrainedModel, targets: Names, exclude: Names | None, where: str) -> dict[str, nn.Linear]:
+@torch.no_grad()
+def _gives_one_tensor(layer: Linear) -> bool:
+    """False for subclasses in models' code whose output is no product, such as the scores and choices of a router."""
+    of_model = type(layer).__module__.startswith(("transformers.models.", "transformers_modules."))
+    if not of_model or type(layer).forward is nn.Linear.forward:
+        return True
+    inputs, outputs = _features(layer)
+    try:
+        y = layer(torch.zeros(1, 1, inputs, dtype=layer.weight.dtype, device=layer.weight.device))
+    except Exception:  # the models' code raises many unrelated types
+        return False
+    return isinstance(y, Tensor) and y.shape == (1, 1, outputs)
+
+
+def _adaptable(model: PreTrainedModel) -> dict[str, Linear]:
+    """The linear layers that an adapter in PEFT's format can name, by full name.
+
+    In some mixtures of experts PEFT takes names such as gate_proj, wherever they are, for the experts' parameters, or
+    renames the shared experts when it loads an adapter.
+    """
+    linears = _linears(model)
+    taken = {end for end in {name.rpartition(".")[2] for name in linears} if _names_experts(end, model)}
+    keys = {name: f"base_model.model.{name}.lora_A.weight" for name in linears}
+    read = convert_peft_adapter_state_dict_for_transformers(
+        model, PeftLoraConfig(), {key: torch.empty(0) for key in keys.values()}
+    )
+    return {
+        name: linear for name, linear in linears.items() if name.rpartition(".")[2] not in taken and keys[name] in read
+    }
+
+
+def _names_experts(name: str, model: PreTrainedModel) -> bool:
+    config = PeftLoraConfig(target_modules=[name])
+    try:
+        convert_peft_config_for_transformers(config, model, None)
+    except ValueError:  # one of several names for one parameter
+        return True
+    return bool(config.target_parameters)
+
+
+def _say_what_is_left(model: PreTrainedModel, chosen: Collection[str], left: Collection[str], where: str) -> None:
+    """Log which layers of a mixture of experts `all-linear` adapts.
+
+    left: linear layers that PEFT cannot name.
+    """
+    others = []
+    if _has_experts(model):
+        others.append("the experts, whose weights are no linear layers")
+    if left:
+        others.append(f"{_ends(left)}, whose names PEFT takes for the experts'")
+    if others:
+        _log.warning("%s: lora.targets: all-linear adapts %s; not %s", where, _ends(chosen), "; nor ".join(others))
+
+
+def _has_experts(model: PreTrainedModel) -> bool:
+    """Whether it is a mixture of experts, whose weights are one tensor (experts, ., .)."""
+    return any(
+        weight.dim() == 3
+        for module in model.modules()
+        if "Expert" in type(module).__name__
+        for weight in module.parameters(recurse=False)
+    )
+
+
+def _ends(names: Iterable[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def _features(linear: Linear) -> tuple[int, int]:
+    """Width of a linear layer's input and output."""
+    return (linear.nx, linear.nf) if isinstance(linear, Conv1D) else (linear.in_features, linear.out_features)
+
+
+def _targeted(model: PreTrainedModel, targets: Names, exclude: Names | None, where: str) -> dict[str, Linear]:
     """The linear layers to adapt, by full name, in the model's order."""
-    linears, modules = _linears(model), [name for name, _ in model.named_modules()]
+    every, linears, modules = _linears(model), _adaptable(model), [name for name, _ in model.named_modules()]
     if not linears:
-        raise UsageError(f"{where}: model.name: a {type(model).__name__} has no linear layers (nn.Linear) to adapt")
+        raise UsageError(f"{where}: model.name: a {type(model).__name__} has no linear layers to adapt")
     choice = f"choose from {', '.join(sorted({name.rpartition('.')[2] for name in linears}))}"
     for key, names in (("lora.targets", targets), ("lora.exclude", exclude or [])):
         for name in [names] if isinstance(names, str) else names:
             one = name if isinstance(names, str) else [name]
             if not layers_of({"target_modules": one}, linears, linears, f"{where}: {key}"):
-                rule = " (a string is a regular expression for a layer's whole name)" if one == name else ""
-                raise UsageError(f"{where}: {key}: {name!r} is not a linear layer{rule}; {choice}")
+                problem = "is not a linear layer"
+                if one == name:
+                    problem += " (a string is a regular expression for a layer's whole name)"
+                if layers_of({"target_modules": one}, every, every, f"{where}: {key}"):
+                    problem = "is a name that PEFT takes for the experts'"
+                raise UsageError(f"{where}: {key}: {name!r} {problem}; {choice}")
     wanted = {"target_modules": targets, "exclude_modules": exclude}
     chosen = layers_of(wanted, modules, linears, f"{where}: lora.targets")
     if others := sorted(chosen - linears.keys()):
-        raise UsageError(f"{where}: lora.targets: {others[0]}, which it names too, is not a linear layer; {choice}")
+        problem = "has a name that PEFT takes for the experts'" if others[0] in every else "is not a linear layer"
+        raise UsageError(f"{where}: lora.targets: {others[0]}, which it names too, {problem}; {choice}")
     if not chosen:
         raise UsageError(f"{where}: lora.exclude: leaves no layer to adapt")
+    if targets == "all-linear":
+        _say_what_is_left(model, chosen, every.keys() - linears.keys(), where)
     return {name: linear for name, linear in linears.items() if name in chosen}
 
 
 def _bind(layer: StackedLinear, flat: Tensor, grad: Tensor, rank: int) -> None:
     """Make the layer's A and B, and their gradients, views of the flat tensors: (n_agents, rank * (in + out))."""
-    n_agents, split = flat.shape[0], rank * layer.base.in_features
+    n_agents, (inputs, outputs) = flat.shape[0], _features(layer.base)
+    split = rank * inputs
     for name, begin, end, shape in (
-        ("a", 0, split, (n_agents, layer.base.in_features, rank)),
-        ("b", split, flat.shape[1], (n_agents, rank, layer.base.out_features)),
+        ("a", 0, split, (n_agents, inputs, rank)),
+        ("b", split, flat.shape[1], (n_agents, rank, outputs)),
     ):
         parameter = nn.Parameter(flat[:, begin:end].view(shape))
         parameter.grad = grad[:, begin:end].view(shape)

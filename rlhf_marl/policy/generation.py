@@ -35,8 +35,9 @@ def sampling_uniforms(key: SamplingKey, n_tokens: int) -> Tensor:
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """logits / temperature in float32; no copy if they are float32 and the temperature is 1."""
-    return logits.float() if temperature == 1.0 else logits.float() / temperature
+    """logits / temperature in at least float32; no copy if they are float32 and the temperature is 1."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits / temperature
 
 
 def fill_absent(model: nn.Module, logits: Tensor) -> None:
@@ -53,10 +54,10 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple
     The cumulative sum runs over blocks of the vocabulary first, then within one block; the result is the same.
 
     logits: (rows, vocabulary); uniforms: (rows,) in [0, 1).
-    Returns (rows,) token ids and their log-probabilities, float32.
+    Returns (rows,) token ids and their log-probabilities, in at least float32.
     """
     if uniforms is None:
-        logits = logits.float()
+        logits = tempered(logits, 1.0)
         largest, token = logits.max(-1)
         return token, largest - logits.logsumexp(-1)
     device = logits.device
@@ -110,7 +111,7 @@ def generate(
     rows = torch.arange(len(mask), device=device)
     ended = torch.zeros(len(mask), dtype=torch.bool, device=device)
     sampled = torch.full((len(mask), max_new_tokens), stop_tokens[0], device=device)
-    log_probabilities = torch.zeros(sampled.shape, device=device)
+    log_probabilities = torch.zeros(sampled.shape, dtype=torch.promote_types(model.dtype, torch.float32), device=device)
     for step in range(max_new_tokens):
         drawn = None if uniforms is None else uniforms[rows.to(uniforms.device), step]
         token, log_probabilities[rows, step] = sample(logits, drawn, temperature)

@@ -23,6 +23,7 @@ from rlhf_marl.policy.chat import stop_tokens
 from rlhf_marl.policy.generation import fill_absent
 from rlhf_marl.policy.half_linear import use_half_precision
 from rlhf_marl.policy.loaded_weights import Head, check_loaded
+from rlhf_marl.policy.model_checks import check_reading
 from rlhf_marl.policy.references import hub_problem, package_model, quiet, resolve_model
 from rlhf_marl.policy.templates import DATE, Value, adapt_template, check_chat_template, template_tokens, turn_end
 from rlhf_marl.sanitise import first_line
@@ -91,7 +92,10 @@ def load_chat_model(
     model = load(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
     check_cache(model, f"{where}: {reference!r}")
     check_vocabulary(model, tokenizer, f"{where}: {reference!r}")
-    hide_absent_tokens(model.to(device).requires_grad_(False), tokenizer)
+    model.to(device).requires_grad_(False)
+    if device.type != "meta":
+        check_reading(model, tokenizer, f"{where}: {reference!r}")
+    hide_absent_tokens(model, tokenizer)
     if dtype == "auto":
         use_half_precision(model)
     end = turn_end(tokenizer)
@@ -137,7 +141,12 @@ def context_of(model: PreTrainedModel) -> int:
 
 def check_cache(model: PreTrainedModel, where: str) -> None:
     """Raise UsageError if a layer keeps something else than keys and values, as Mamba's and hybrids' do."""
-    others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers if not _keeps_keys(layer)}
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except Exception as error:  # configs without what the cache reads raise unrelated types
+        others = {first_line(error)}
+    else:
+        others = {type(layer).__name__ for layer in layers if not _keeps_keys(layer)}
     if others:
         raise UsageError(
             f"{where}: a {type(model).__name__} caches no keys and values in some layers ({min(others)}); only models "
@@ -249,9 +258,11 @@ def shapes_of(
 ) -> PreTrainedModel:
     """A model on the meta device, from its config alone; raises UsageError as `load_model_of` does."""
     config = _load(AutoConfig, reference, where, revision, trust_remote_code)
-    with torch.device("meta"):
-        model = factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return model.eval()
+    try:
+        with torch.device("meta"):
+            return factory.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code).eval()
+    except Exception as error:  # the models' code raises many unrelated types
+        raise UsageError(f"{where}: {reference!r} cannot be loaded: {first_line(error)}") from None
 
 
 def _load(

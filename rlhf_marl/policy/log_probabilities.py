@@ -63,6 +63,7 @@ def evaluate_responses(
     prefixes: PrefixCache | None = None,
     old_log_probabilities: Sequence[Sequence[Sequence[float]]] | None = None,
     objective: Objective = policy_gradient,
+    learned: Tensor | None = None,
     tokens_per_pass: int | None = None,
 ) -> Statistics:
     """Statistics of responses[agent][dialogue] to prompts[agent][dialogue]; with a signal, also adds actors' gradients.
@@ -82,10 +83,12 @@ def evaluate_responses(
         prefixes: prefix cache for a prompt that all rows share; the base model reads it once for many iterations.
         old_log_probabilities: of each token under the policy that sampled it, shaped as `responses`; None: the policy
             is the one that sampled.
+        learned: (n_agents, n_dialogues) bool, the responses whose gradients are added; None: all.
         tokens_per_pass: most tokens of a microbatch; None: TOKENS_PER_MICROBATCH of the device.
     """
     n_agents, n_dialogues = len(responses), len(responses[0])
-    result = Statistics(*(torch.zeros(n_agents, n_dialogues, device=model.device) for _ in range(4)))
+    dtype = torch.promote_types(model.dtype, torch.float32)
+    result = Statistics(*(torch.zeros(n_agents, n_dialogues, dtype=dtype, device=model.device) for _ in range(4)))
     most = max(len(r) for row in responses for r in row)
     longest = most + max(len(prompt) for row in prompts for prompt in row)
     beta = torch.as_tensor(kl_coefficient, device=model.device).reshape(-1, 1).expand(n_agents, n_dialogues)
@@ -101,7 +104,9 @@ def evaluate_responses(
         tokens, mask = right_pad([r for agent in responses[rows] for r in agent[columns]], pad, model.device)
         old: Tensor | None = None
         if old_log_probabilities is not None:
-            old, _ = right_pad([r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device)
+            old, _ = right_pad(
+                [r for agent in old_log_probabilities[rows] for r in agent[columns]], 0.0, model.device, dtype
+            )
         with torch.inference_mode(), adapters.use(None):
             base = reading.logits(model, rows, columns, tokens, mask)
         with torch.set_grad_enabled(signal is not None):
@@ -130,6 +135,8 @@ def evaluate_responses(
                 of_entropy = None if eta is None else eta[rows, columns].reshape(-1, 1).to(kl)
                 later_kl = kl.sum(-1, keepdim=True) - kl.cumsum(-1)
                 weight = objective(log_probability, old, of_response - of_kl * later_kl)
+                if learned is not None:
+                    mask = mask * learned[rows, columns].reshape(-1, 1).to(mask)
                 _logit_gradient(
                     logits.detach(), base, kl, entropy, tokens, mask, weight, temperature, of_kl, of_entropy
                 )
@@ -214,7 +221,7 @@ def response_logits(
         past_key_values=prefix.cache(len(prompts[0])),
         use_cache=True,
         logits_to_keep=tokens.shape[1],
-    ).logits
+    ).logits[:, -tokens.shape[1] :]  # some models give all, whatever is asked
 
 
 @final
@@ -268,7 +275,7 @@ class ReferencePrefill:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=tokens.shape[1],
-        ).logits
+        ).logits[:, -tokens.shape[1] :]
 
 
 @torch.inference_mode()
@@ -281,7 +288,8 @@ def _token_statistics(
     overwritten by log π - log base. Positions are processed in chunks to bound the size of intermediates.
     """
     flat_logits, flat_base, flat_tokens = logits.flatten(0, 1), base.flatten(0, 1), tokens.reshape(-1, 1)
-    result = torch.empty(3, len(flat_tokens), device=logits.device)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    result = torch.empty(3, len(flat_tokens), dtype=dtype, device=logits.device)
     for part in _chunks(flat_tokens):
         log_policy = _log_softmax(flat_logits[part], temperature)
         policy = log_policy.exp()

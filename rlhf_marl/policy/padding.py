@@ -20,9 +20,11 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def right_pad(responses: Sequence[Sequence[Any]], pad: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def right_pad(
+    responses: Sequence[Sequence[Any]], pad: float, device: torch.device, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """Response ids (or per-token numbers) and mask, both (rows, longest), with the padding on the right."""
     longest = max(map(len, responses))
-    tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], device=device)
+    tokens = torch.tensor([[*r, *[pad] * (longest - len(r))] for r in responses], dtype=dtype, device=device)
     mask = torch.tensor([[1] * len(r) + [0] * (longest - len(r)) for r in responses], device=device)
     return tokens, mask

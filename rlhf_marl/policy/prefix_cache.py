@@ -50,9 +50,12 @@ def extend(model: PreTrainedModel, rows: Sequence[Sequence[int]], cache: Dynamic
 def sees_all(model: PreTrainedModel) -> bool:
     """Whether every layer attends to all earlier tokens; only then are prefixes shared or cached.
 
-    Otherwise padding between the prefix and the rest would count as tokens in a layer's window (or state).
+    Otherwise padding between the prefix and the rest would count as tokens in a layer's window (or state), or as
+    distance in models that `no_gaps` marks.
     """
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
+    return not getattr(model, "no_gaps", False) and all(
+        type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers
+    )
 
 
 def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[Sequence[int]]]) -> int:

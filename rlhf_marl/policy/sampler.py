@@ -37,6 +37,14 @@ class Sample:
     log_probabilities: list[float]
     finished: bool
 
+    @property
+    def absent(self) -> bool:
+        """Whether there is no response, because the agent was lost; a response has at least one token."""
+        return not self.tokens
+
+
+ABSENT = Sample([], "", [], finished=True)
+
 
 class Sampler(Protocol):
     """Samples from a base model and from the agents' policies over it."""

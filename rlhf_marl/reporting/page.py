@@ -112,6 +112,7 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
         "command": f"rlhf-marl evaluate {run.path}",
         "notes": run.notes,
         "agents": run.agents,
+        "answered": run.answered,
         "changes": [_change(values) for values in run.episodes],
         "tables": held_out(evaluation) if evaluation else None,
         "cross": cross_rewards(evaluation["cross_rewards"]) if evaluation else None,

@@ -13,7 +13,13 @@ from rlhf_marl.evaluation.files import DIALOGUES, NUMBERS, is_current, read_numb
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.runs.handed_out import choice, in_words
-from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, is_finite, value_correlation
+from rlhf_marl.runs.metrics import (
+    VALUE_CORRELATION,
+    before_and_after,
+    first_and_last_fifth,
+    is_finite,
+    value_correlation,
+)
 from rlhf_marl.runs.validations import ended_early
 from rlhf_marl.training.health import warnings_of
 
@@ -33,7 +39,8 @@ class RunRecord:
 
     agents: reward model per agent, after the agent's name if it has one. episodes: [agent][dialogue] mean scaled
     reward over its turns. series: {metric: [agent][update]}. dialogues and evaluated: for the dialogue browser, see
-    report.js. answers: the rows of evaluation_dialogues.jsonl. health: warning sentences. critics: a sentence on how
+    report.js. answers: the rows of evaluation_dialogues.jsonl. answered: one question's first turn, early and late in
+    training, if it was asked in two iterations. health: warning sentences. critics: a sentence on how
     well values predict returns. validations: the readable rows of validation.jsonl, in order; used: a sentence on which
     adapters are handed out.
     """
@@ -48,6 +55,7 @@ class RunRecord:
     episodes: list[list[float]] = field(default_factory=list)
     series: dict[str, list[list[float | None]]] = field(default_factory=dict)
     dialogues: list[Row] = field(default_factory=list)
+    answered: list[Row] = field(default_factory=list)
     evaluated: list[Row] = field(default_factory=list)
     answers: list[Row] = field(default_factory=list)
     evaluation: dict[str, Any] | None = None
@@ -84,9 +92,10 @@ def read_run(path: Path) -> RunRecord:
         run.answers = [row for row, _ in asked]
         run.evaluated = _questions([turn for _, turn in asked])
     run.agents = _agents(metrics, run.cards, turns)
+    run.answered = _answered(turns)
     run.dialogues = _dialogues(turns)
     run.episodes = [
-        [_mean([turn["scores"][i] for turn in d["turns"] if i < len(turn["scores"])]) for d in run.dialogues]
+        [_mean([s for turn in d["turns"] for s in turn["scores"][i : i + 1] if s is not None]) for d in run.dialogues]
         for i in range(len(run.agents))
     ]
     for key in _SERIES:
@@ -200,10 +209,16 @@ def _training_turn(row: Row) -> Row:
         "prompt": str(row["prompt"]),
         "responses": [str(response["text"]) for response in row["responses"]],
         "cut": [bool(response["truncated"]) for response in row["responses"]],
-        "scores": [round(float(score), 3) for score in row["reward_scaled"]],
+        "scores": [None if score is None else round(float(score), 3) for score in row["reward_scaled"]],
         "aggregate": str(row["aggregate"]),
         "fallback": bool(row["controller_fallback"]),
     }
+
+
+def _answered(turns: list[Row]) -> list[Row]:
+    """The two turns of `before_and_after`, or none."""
+    places = [dict(zip(("iteration", "dialogue", "turn"), turn["at"], strict=True)) for turn in turns]
+    return list(before_and_after([turn | place for turn, place in zip(turns, places, strict=True)]) or ())
 
 
 def _evaluation_turn(row: Row) -> Row:

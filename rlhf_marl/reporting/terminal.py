@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlhf_marl.config import Config
-from rlhf_marl.runs.metrics import VALUE_CORRELATION, first_and_last_fifth, value_correlation
+from rlhf_marl.runs.metrics import VALUE_CORRELATION, before_and_after, first_and_last_fifth, value_correlation
 from rlhf_marl.runs.validations import ended_early, held_out_curve
 from rlhf_marl.sanitise import printable
 from rlhf_marl.training.health import warnings_of
@@ -61,8 +61,9 @@ class Display:
     def loading(self) -> None:
         config = self._config
         updates = config.iterations * config.turns // config.actor.turns_per_update
+        workers = f" in {config.n_workers} Ray workers" if config.n_workers else ""
         self._print(
-            f"{len(config.agents)} agents over {config.model.name}; {config.topology.graph} graph; "
+            f"{len(config.agents)} agents{workers} over {config.model.name}; {config.topology.graph} graph; "
             f"{updates} updates in {config.iterations} iterations of {config.dialogues} dialogues, "
             f"{config.turns} turns each"
         )
@@ -132,6 +133,8 @@ class Display:
             table.add_row(safe_text(who), safe_text(name), f"{first:+.3f}", f"{last:+.3f}", f"{last - first:+.3f}")
         if rows:
             self._print(table)
+        if (pair := before_and_after(turns)) is not None:
+            self._print(self._answers(*pair))
         if validations:
             self._print(held_out_curve(validations))
         if (correlation := value_correlation(turns, self._config.discount)) is not None:
@@ -153,6 +156,16 @@ class Display:
         self._print(f"run directory: {self._path}")
         if (self._path / "report.html").is_file():
             self._print(f"HTML report: {self._path / 'report.html'}")
+
+    def _answers(self, early: Row, late: Row) -> Table:
+        """What everybody answered to one question, early and late in training."""
+        table = Table(title=safe_text(early["prompt"]), show_lines=True)
+        for column in ("", f"iteration {early['iteration'] + 1}", f"iteration {late['iteration'] + 1}"):
+            table.add_column(column, overflow="fold")
+        for agent, pair in enumerate(zip(early["responses"], late["responses"], strict=True)):
+            table.add_row(safe_text(self._who(agent)), *(safe_text(response["text"]) for response in pair))
+        table.add_row("team", safe_text(early["aggregate"]), safe_text(late["aggregate"]))
+        return table
 
     def _who(self, agent: int) -> str:
         """`agent 0`, and its name if the config gives one."""

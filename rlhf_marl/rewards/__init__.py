@@ -11,7 +11,7 @@ tools.py                implements `rlhf-marl reward`   listing.py         the c
 """
 
 from rlhf_marl.rewards.base import CardBase as Card
-from rlhf_marl.rewards.base import RewardModel, score_all
+from rlhf_marl.rewards.base import DataRow, RewardModel, score_all
 from rlhf_marl.rewards.ensemble import EnsembleCard
 from rlhf_marl.rewards.judge import JudgeCard
 from rlhf_marl.rewards.registry import KINDS, build_reward_model, check_card, load_card
@@ -21,6 +21,7 @@ from rlhf_marl.rewards.trained import TrainedCard
 __all__ = [
     "KINDS",
     "Card",
+    "DataRow",
     "EnsembleCard",
     "JudgeCard",
     "RewardModel",

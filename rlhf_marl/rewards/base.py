@@ -1,9 +1,9 @@
 """Shared by all reward models: the card, the protocol, and the check of scores."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +23,8 @@ _LARGEST = 3.4028234e38  # maximum of float32, which training uses
 
 
 Conversation = str | Sequence[Message]
+DataRow = Mapping[str, Any]
+"""The columns of a row of the data, without the prompt."""
 
 
 class RewardModel(Protocol):
@@ -32,6 +34,14 @@ class RewardModel(Protocol):
     """
 
     def score(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]: ...
+
+
+class RowReader(Protocol):
+    """The reward model of a card that `reads_rows`."""
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[str], rows: Sequence[DataRow] = ()) -> list[float]:
+        """rows: of the data that each response's dialogue started from; none: without further columns."""
+        ...
 
 
 class CardBase(BaseModel):
@@ -56,6 +66,16 @@ class CardBase(BaseModel):
     def reads_dialogue(self) -> bool:
         """Whether the prompts that it scores are whole dialogues, as messages."""
         return False
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether its reward model is a `RowReader`."""
+        return False
+
+    def check_columns(self, columns: Collection[str], where: str) -> None:
+        """Raise UsageError if its scorer needs other columns of the data than these. where: of the data."""
+        for member in self.member_cards():
+            member.check_columns(columns, where)
 
     def scaled(self, raw: float) -> float:
         """(raw + b_offset) / a_scaling."""
@@ -141,15 +161,22 @@ def score_all(
     responses: Sequence[str],
     *,
     agent: int | None = None,
+    rows: Sequence[DataRow] = (),
 ) -> tuple[list[float], list[float]]:
     """Raw and scaled scores of an agent's responses during a run.
+
+    Args:
+        rows: of the data, one per response, for cards that read them; none: without further columns.
 
     Raises:
         RunStopped: the scorer failed, or a score is missing or not finite; names agent, card and text.
     """
     who = ("" if agent is None else f"agent {agent}: ") + f"reward model {card.name!r}"
     try:
-        raw = model.score(prompts, responses)
+        if card.reads_rows and rows:
+            raw = cast(RowReader, model).score(prompts, responses, rows)
+        else:
+            raw = model.score(prompts, responses)
     except RlhfMarlError:
         raise
     except Exception as error:  # a user's scorer may raise anything

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, SerializeAsAny, model_validator
 from pydantic_core import PydanticCustomError
 
-from rlhf_marl.rewards.base import CardBase, Conversation, Finite, RewardModel, absolute, score_all
+from rlhf_marl.rewards.base import CardBase, Conversation, DataRow, Finite, RewardModel, absolute, score_all
 from rlhf_marl.services.journal import Journal
 
 
@@ -63,6 +63,10 @@ class EnsembleCard(CardBase):
     def reads_dialogue(self) -> bool:
         return any(card.reads_dialogue for card in self.member_cards())
 
+    @property
+    def reads_rows(self) -> bool:
+        return any(card.reads_rows for card in self.member_cards())
+
     def with_members(self, cards: Sequence[str | CardBase]) -> Self:
         """A copy with these member cards, or paths of cards."""
         pairs = zip(self.members, cards, strict=True)
@@ -101,12 +105,14 @@ class Ensemble:
         self._weights = [member.weight for member in card.members]
         self._members = members
 
-    def score(self, prompts: Sequence[Conversation], responses: Sequence[str]) -> list[float]:
+    def score(
+        self, prompts: Sequence[Conversation], responses: Sequence[str], rows: Sequence[DataRow] = ()
+    ) -> list[float]:
         """Members that do not read whole dialogues get their last messages."""
         last = [prompt if isinstance(prompt, str) else prompt[-1]["content"] for prompt in prompts]
         scores = np.array(
             [
-                score_all(card, model, prompts if card.reads_dialogue else last, responses)[1]
+                score_all(card, model, prompts if card.reads_dialogue else last, responses, rows=rows)[1]
                 for card, model in self._members
             ]
         )

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.user_data import read_rows, text_at
-from rlhf_marl.rewards import Card, RewardModel, TrainedCard, build_reward_model, load_card, score_all
+from rlhf_marl.rewards import Card, DataRow, RewardModel, TrainedCard, build_reward_model, load_card, score_all
 from rlhf_marl.rewards.gate import load_gate, measure
 from rlhf_marl.rewards.preferences import Pair, load_pairs
 from rlhf_marl.rewards.sequence_classifier import Preferred, SequenceClassifier
@@ -38,13 +38,26 @@ def opened(reference: str, where: str = "card") -> tuple[Card, RewardModel]:
     return card, build_reward_model(card)
 
 
-def calibrated(card: Card, model: RewardModel, prompts: Sequence[str], responses: Sequence[str]) -> tuple[float, float]:
+def scored(
+    card: Card, model: RewardModel, texts: Sequence[dict[str, Any]], where: str
+) -> tuple[list[float], list[float]]:
+    """Raw and scaled scores of what `read_texts` read; further keys are the columns of the data.
+
+    Raises:
+        UsageError: a reward function needs a column that they lack; RunStopped: as `score_all`.
+    """
+    rows: list[DataRow] = [{key: row[key] for key in row if key not in ("prompt", "response")} for row in texts]
+    card.check_columns(list(dict.fromkeys(name for row in rows for name in row)), where)
+    return score_all(card, model, [row["prompt"] for row in texts], [row["response"] for row in texts], rows=rows)
+
+
+def calibrated(card: Card, model: RewardModel, texts: Sequence[dict[str, Any]], where: str) -> tuple[float, float]:
     """(scale, offset) that give these responses mean 0 and standard deviation 1: scaled = (raw + offset) / scale.
 
     Raises:
         UsageError: fewer than two responses, or all scores equal.
     """
-    raw = np.asarray(score_all(card, model, prompts, responses)[0])
+    raw = np.asarray(scored(card, model, texts, where)[0])
     if len(raw) < 2 or not raw.std(ddof=1) > 0:
         raise UsageError("reward calibrate: needs at least two responses with different scores")
     return float(raw.std(ddof=1)), float(-raw.mean())
@@ -71,6 +84,7 @@ def agreement(models: Sequence[tuple[Card, RewardModel]], pairs: Sequence[Pair],
     differences: dict[str, np.ndarray] = {}
     accuracies = {}
     for card, model in models:
+        card.check_columns((), "reward agreement")
         rows: Any = messages if isinstance(model, SequenceClassifier) else texts  # it reads roles
         prompts, liked, disliked = (list(column) for column in zip(*rows, strict=True))
         scores, _ = score_all(card, model, prompts * 2, liked + disliked)

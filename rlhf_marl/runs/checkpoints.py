@@ -1,18 +1,20 @@
 """Checkpoints: written atomically, verified by hash when read. If one is damaged, the previous one is used.
 
-checkpoints/iteration_00010/state.safetensors   what training changes
+checkpoints/iteration_00010/state.safetensors   what training changes, or, if agents write their own states,
+checkpoints/iteration_00010/agent_0/            state.safetensors of one agent
 checkpoints/iteration_00010/state.json          version, iteration, config, score, counters
-checkpoints/iteration_00010/manifest.json       size and SHA-256 of both
+checkpoints/iteration_00010/manifest.json       size and SHA-256 of all
 checkpoints/best.json                           name and score of the best one
 """
 
 import json
 import logging
 import math
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,7 +31,43 @@ _ABSENT = (FileNotFoundError, NotADirectoryError, IsADirectoryError)  # other OS
 _DAMAGED = (*_ABSENT, ValueError, KeyError, AttributeError, TypeError, RecursionError, SafetensorError)
 _log = logging.getLogger("rlhf_marl")
 
-State = tuple[dict[str, Tensor], dict[str, Any]]
+_STATE_FILE = re.compile(r"(?:agent_[0-9]{1,6}/)?state\.safetensors")
+
+State = tuple[Mapping[str, Tensor], dict[str, Any]]
+
+
+@runtime_checkable
+class WritesItself(Protocol):
+    """A state that is not in this process."""
+
+    def write(self, folder: Path) -> None:
+        """Write agent_<i>/state.safetensors of every agent."""
+        ...
+
+
+def agent_file(checkpoint: Path, agent: int) -> Path:
+    """Where an agent writes its own state in a checkpoint."""
+    return checkpoint / f"agent_{agent}" / _TENSORS
+
+
+@final
+class AgentStates(Mapping[str, Tensor]):
+    """The states that agents wrote themselves, read only if they are asked for."""
+
+    def __init__(self, folder: Path, files: Sequence[str]) -> None:
+        self.folder, self._files = folder, files
+
+    def _read(self) -> dict[str, Tensor]:
+        return {name: tensor for file in self._files for name, tensor in load_file(self.folder / file).items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
 
 @final
@@ -59,9 +97,13 @@ class Checkpoints:
         content = {"version": VERSION, "iteration": iteration, "score": score, **values}
         with or_stop(folder):
             with writing_folder(folder) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
+                if isinstance(tensors, WritesItself):
+                    tensors.write(temporary)
+                else:
+                    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / _TENSORS)
                 (temporary / _VALUES).write_text(json.dumps(content) + "\n", "utf-8")
-                manifest = {name: _fingerprint(temporary / name) for name in (_TENSORS, _VALUES)}
+                files = sorted(file for file in temporary.rglob("*") if file.is_file())
+                manifest = {file.relative_to(temporary).as_posix(): _fingerprint(file) for file in files}
                 (temporary / _MANIFEST).write_text(json.dumps(manifest), "utf-8")
             return self.tidy(keep)
 
@@ -154,7 +196,8 @@ def _read(folder: Path) -> State:
     """Check and load one checkpoint; raises UsageError for another version, and one of _DAMAGED for damage."""
     values = json.loads((folder / _VALUES).read_text("utf-8"))
     manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
-    if manifest.keys() != {_TENSORS, _VALUES}:
+    states = sorted(name for name in manifest if _STATE_FILE.fullmatch(name))
+    if not states or manifest.keys() != {*states, _VALUES}:
         raise ValueError(f"{_MANIFEST} does not name its files")
     for name, written in manifest.items():
         if _fingerprint(folder / name) != written:
@@ -164,7 +207,9 @@ def _read(folder: Path) -> State:
             f"--resume: checkpoint {folder} has version {values['version']}, this rlhf-marl reads version {VERSION}: "
             "continue with the rlhf-marl that wrote it (see environment.json), or start a new run"
         )
-    return load_file(folder / _TENSORS), values
+    if states == [_TENSORS]:
+        return load_file(folder / _TENSORS), values
+    return AgentStates(folder, states), values
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

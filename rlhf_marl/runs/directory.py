@@ -52,6 +52,7 @@ _MAY_CHANGE_ON_RESUME = {
     "tracker",
 }
 _MAY_CHANGE_ON_RESUME |= {f"controller.{key}" for key in _OF_A_SERVICE}
+_MAY_CHANGE_ON_RESUME |= {f"runtime.{key}" for key in ("address", "gpus_per_worker", "round_timeout", "lost")}
 _BEGINNING = {"checkpoints", "environment.json", "metrics.jsonl", "dialogues.jsonl", "reward_models.json", ".lock"}
 _BEGINNING |= {"judges.json", "environment.json.tmp", "reward_models.json.tmp", "judges.json.tmp", "config.yaml.tmp"}
 _log = logging.getLogger("rlhf_marl")

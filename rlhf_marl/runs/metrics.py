@@ -25,21 +25,51 @@ def value_correlation(turns: Sequence[Mapping[str, Any]], discount: float) -> tu
 
     turns: rows of dialogues.jsonl.
     """
+    turns = [
+        row for row in turns if all(any(map(is_finite, row[key] or ())) for key in ("critic_value", "reward_scaled"))
+    ]
     dialogues: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for turn in sorted((row for row in turns if row["critic_value"] is not None), key=lambda row: row["turn"]):
+    for turn in sorted(turns, key=lambda row: row["turn"]):
         dialogues.setdefault((turn["iteration"], turn["dialogue"]), []).append(turn)
     found: dict[int, list[tuple[float, float]]] = {}
     for key in sorted(dialogues)[len(dialogues) // 2 :]:
         following = 0.0
         for turn in reversed(dialogues[key]):
-            following = float(np.mean(turn["reward_scaled"])) + discount * following
-            found.setdefault(turn["turn"], []).append((float(np.mean(turn["critic_value"])), following))
+            following = _mean(turn["reward_scaled"]) + discount * following
+            found.setdefault(turn["turn"], []).append((_mean(turn["critic_value"]), following))
     pairs = np.concatenate([np.array(of_turn) - np.mean(of_turn, axis=0) for of_turn in found.values()] or [[]])
     if len(pairs) < 4 or (np.ptp(pairs, axis=0) < 1e-9).any():
         return None
     result = pearsonr(pairs[:, 0], pairs[:, 1])
     low, high = result.confidence_interval()
     return float(result.statistic), float(low), float(high)
+
+
+def before_and_after(turns: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], Mapping[str, Any]] | None:
+    """One question's first turn, early and late in training: of the question asked again after the most iterations.
+
+    None if no question was asked in two iterations.
+
+    turns: as for `value_correlation`, of one run.
+    """
+    firsts: dict[str, list[Mapping[str, Any]]] = {}
+    for turn in turns:
+        if turn["turn"] == 0:
+            firsts.setdefault(turn["prompt"], []).append(turn)
+    pairs = [(min(asked, key=_when), max(asked, key=_when)) for asked in firsts.values()]
+    early, late = max(pairs, key=lambda pair: pair[1]["iteration"] - pair[0]["iteration"], default=(None, None))
+    if early is None or late is None or early["iteration"] == late["iteration"]:
+        return None
+    return early, late
+
+
+def _when(turn: Mapping[str, Any]) -> tuple[int, int]:
+    return turn["iteration"], turn["dialogue"]
+
+
+def _mean(values: Sequence[float | None]) -> float:
+    """Over the agents that were there."""
+    return float(np.mean([value for value in values if value is not None]))
 
 
 def is_finite(value: Any) -> bool:

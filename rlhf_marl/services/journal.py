@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, Protocol, TypeVar, final
 
 from rlhf_marl.files.atomic import flush, or_stop
 from rlhf_marl.files.iterations import iteration_name, iteration_paths
@@ -22,12 +22,24 @@ _log = logging.getLogger("rlhf_marl")
 Answer = TypeVar("Answer")  # plain data that survives a JSON round trip
 
 
+class Recorder(Protocol):
+    """What the training loop asks of the journals of a run, wherever they are."""
+
+    def begin(self, iteration: int) -> None:
+        """Start an iteration: its recorded answers, if any, will be replayed."""
+        ...
+
+    def forget_before(self, iteration: int) -> None:
+        """Remove answers of earlier iterations, which no remaining checkpoint can repeat."""
+        ...
+
+
 @final
 class Journal:
     """The journal of one run; without a folder, nothing is recorded."""
 
     def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
+        self.folder = folder
         self._file: Path | None = None
         self._answers: dict[str, Any] = {}
         self._asked: Counter[str] = Counter()
@@ -35,9 +47,9 @@ class Journal:
 
     def begin(self, iteration: int) -> None:
         """Start an iteration: its recorded answers, if any, will be replayed."""
-        if self._folder is None:
+        if self.folder is None:
             return
-        self._file = self._folder / f"{iteration_name(iteration)}.jsonl"
+        self._file = self.folder / f"{iteration_name(iteration)}.jsonl"
         self._asked.clear()
         self._answers = _read(self._file) if self._file.is_file() else {}
 
@@ -63,8 +75,8 @@ class Journal:
 
     def forget_before(self, iteration: int) -> None:
         """Remove answers of earlier iterations, which no remaining checkpoint can repeat."""
-        if self._folder is not None:
-            for number, file in iteration_paths(self._folder, ".jsonl"):
+        if self.folder is not None:
+            for number, file in iteration_paths(self.folder, ".jsonl"):
                 if number < iteration:
                     file.unlink()
 
@@ -77,7 +89,7 @@ def _append(file: Path, ticket: str, answer: Any) -> None:
     with or_stop(file):
         new = not file.is_file()
         if not file.parent.is_dir():
-            file.parent.mkdir()
+            file.parent.mkdir(parents=True)
             flush(file.parent.parent)
         with file.open("a", encoding="utf-8") as stream:
             stream.write(line)

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
 from rlhf_marl.algorithm.critic import Critic
-from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds
+from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds, team_mean
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
@@ -31,13 +32,14 @@ from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
 from rlhf_marl.policy.loading import ChatModel, load_chat_model
+from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.rewards import Card, RewardModel, build_reward_model, load_card
 from rlhf_marl.rewards.gate import check_card_gate
 from rlhf_marl.sanitise import first_line
-from rlhf_marl.services.journal import UNRECORDED, Journal
+from rlhf_marl.services.journal import UNRECORDED, Journal, Recorder
 from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
@@ -56,6 +58,7 @@ class Experiment:
         cards: the agents' finished reward models, for the run directory.
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
+        close: ends the processes of the team, if it has any.
         sampler: of the agents' base model, for judges that grade with it; None for a team without one in this process.
     """
 
@@ -65,8 +68,9 @@ class Experiment:
     questions: Questions
     cards: Sequence[Card]
     matrix: Tensor
-    journal: Journal
+    journal: Recorder
     sampler: Sampler | None = None
+    close: Callable[[], None] = lambda: None
 
 
 @final
@@ -108,23 +112,29 @@ def build(
     """
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
-        rounds = config.topology.gossip_rounds if COOPERATIONS[config.cooperation].gossips else 0
-        _warn_of_idle_rounds(matrix, rounds, where)
+        rounds = gossip_rounds(config)
+        warn_of_idle_rounds(matrix, rounds, where)
         recipes = [
             load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
         ]
         questions = load_questions(config.prompts, config.seed, where)
+        for recipe in recipes:
+            recipe.check_columns(questions.columns, f"{where}: prompts")
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [recipe.finished() for recipe in recipes]
         for i, card in enumerate(cards):
             check_card_gate(card, f"{where}: agents.{i}.reward_model")
         agents = build_agents(config, where, device, sampler=sampler)
-        questions = short_enough(config, questions, agents, where)
+        check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
+        tokenizer = agents.chat_model.tokenizer
+        questions = short_enough(config, questions, tokenizer, agents.speakers, where)
+        numbers = range(len(config.agents))
         made = team(
             agents.sampler,
-            build_learner(config, agents, mixer(matrix, rounds)),
+            build_learner(config, agents, mixer(matrix, rounds), numbers),
             cards,
             build_reward_models(cards, agents.sampler, journal),
+            numbers=numbers,
             adjacency=graph,
             reward=config.reward,
             gossip_rounds=rounds,
@@ -134,7 +144,7 @@ def build(
         player = Player(
             made.respond,
             controller,
-            agents.chat_model.tokenizer,
+            tokenizer,
             config.generation.max_prompt_tokens,
             agents.speakers,
         )
@@ -159,10 +169,13 @@ def build_agents(
     where: str,
     device: torch.device,
     *,
+    numbers: Sequence[int] | None = None,
     start: bool = True,
     sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
 ) -> Agents:
-    """Load the base model and add every agent's adapter: a new one, or with `start` the one that the config names.
+    """Load the base model and add the agents' adapters: new ones, or with `start` those that the config names.
+
+    numbers: of the agents in this process; by default all.
 
     Raises:
         UsageError: no such model, or adapters that do not match it.
@@ -175,9 +188,10 @@ def build_agents(
         **model.model_dump(exclude={"name"}),
     )
     _check_context(config, chat_model, where)
+    numbers = range(len(config.agents)) if numbers is None else numbers
     adapters = StackedAdapters(
         chat_model.model,
-        [_seed(config.seed, _ADAPTERS, agent) for agent in range(len(config.agents))],
+        [_seed(config.seed, _ADAPTERS, agent) for agent in numbers],
         rank=config.lora.rank,
         alpha=config.lora.alpha,
         targets=config.lora.targets,
@@ -185,11 +199,12 @@ def build_agents(
         use_rslora=config.lora.use_rslora,
         where=where,
     )
-    for i, agent in enumerate(config.agents):
+    for row, i in enumerate(numbers):
+        agent = config.agents[i]
         if start and agent.adapter is not None:
             key = f"{where}: agents.{i}.adapter"
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
-            adapters.load(i, folder, key, base=(model.name, chat_model.model.config._name_or_path))
+            adapters.load(row, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
 
 
@@ -223,26 +238,41 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
     return graph, matrix
 
 
-def build_learner(config: Config, agents: Agents, mixer: Mixer) -> Learner:
-    """Build the critics, the optimizers and the learner."""
+def gossip_rounds(config: Config) -> int:
+    """Rounds of each exchange; 0 if the config's agents do not cooperate by gossip."""
+    return config.topology.gossip_rounds if COOPERATIONS[config.cooperation].gossips else 0
+
+
+def build_learner(
+    config: Config,
+    agents: Agents,
+    mixer: Mixer,
+    numbers: Sequence[int],
+    mean: Callable[[Tensor], Tensor] = team_mean,
+) -> Learner:
+    """Build the critics, the optimizers and the learner of the agents with these numbers.
+
+    mean: see Critic.
+    """
     mixer = _Timed(mixer)
-    adapters, actor = agents.adapters, config.actor
+    adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
     base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
+        numbers=numbers,
         actor=actor,
         chat_model=agents.chat_model,
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
-        scale=SignalScale(len(config.agents), mixer) if actor.optimizer == "scaled_adam" else None,
-        kl=KlCoefficient(len(config.agents), actor.kl_coefficient, actor.kl_target, actor.kl_gain),
-        entropy=EntropyCoefficient(len(config.agents), actor.entropy_band, actor.entropy_step_size),
-        critic=_critic(config, mixer, adapters.parameters.device),
+        scale=SignalScale(n_agents, mixer, dtype) if actor.optimizer == "scaled_adam" else None,
+        kl=KlCoefficient(n_agents, actor.kl_coefficient, actor.kl_target, actor.kl_gain, dtype),
+        entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
+        critic=_critic(config, mixer, adapters.parameters, mean),
         critic_steps=config.critic.steps,
         features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
         mixer=mixer,
         turn_weights=lambda k: base**k,
-        decodings=decodings(config),
+        decodings=decodings(config, numbers),
         prefixes=PrefixCache(),
     )
 
@@ -263,7 +293,8 @@ class _Timed:
             return self._mixer.mix(values)
 
 
-def _warn_of_idle_rounds(matrix: Tensor, rounds: int, where: str) -> None:
+def warn_of_idle_rounds(matrix: Tensor, rounds: int, where: str) -> None:
+    """Warn if fewer rounds would give the same matrix."""
     enough = sufficient_rounds(matrix, rounds)
     if enough < rounds and len(matrix) > 1:
         _log.warning(
@@ -277,17 +308,16 @@ def _seed(seed: int, *stream: int) -> int:
     return int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def short_enough(config: Config, questions: Questions, agents: Agents, where: str) -> Questions:
+def short_enough(
+    config: Config, questions: Questions, tokenizer: PreTrainedTokenizerBase, speakers: Sequence[Speaker], where: str
+) -> Questions:
     """The questions that fit the budget of a state; refuses longer ones, or leaves them out if bad rows are skipped."""
     budget = config.generation.max_prompt_tokens
     problems: dict[int, str] = {}
     for index, messages in enumerate(questions.conversations):
         prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
         try:
-            length = max(
-                len(chat_tokens(agents.chat_model.tokenizer, speaker.reads(messages), 10**9))
-                for speaker in agents.speakers
-            )
+            length = max(len(chat_tokens(tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers)
         except TemplateError as error:
             problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
             continue
@@ -316,19 +346,20 @@ def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
         )
 
 
-def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
+def _critic(config: Config, mixer: Mixer, adapters: Tensor, mean: Callable[[Tensor], Tensor]) -> Critic:
+    """One critic per row of the adapters' parameters, on their device and in their dtype."""
     generator = torch.Generator().manual_seed(_seed(config.seed, _CRITIC))
     network = Network(
         config.critic.width,
         config.critic.depth,
         generator=generator,
         output_scale=config.critic.output_scale,
-        device=device,
+        device=adapters.device,
     )
     return Critic(
         network,
-        network.initial_weights(generator).to(device),
-        (len(config.agents),),
+        network.initial_weights(generator).to(adapters),
+        (len(adapters),),
         mixer,
         step_size=config.critic.step_size,
         radius=config.critic.radius,
@@ -336,6 +367,7 @@ def _critic(config: Config, mixer: Mixer, device: torch.device) -> Critic:
         start=config.critic.start,
         average=config.critic.average,
         initial_value=config.critic.initial_value,
+        mean=mean,
     )
 
 

@@ -49,9 +49,11 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     named = enumerate(agent.reward_model for agent in config.agents)
     cards = [load_card(card, f"{where}: agents.{i}.reward_model") for i, card in named]
     questions = load_questions(config.prompts, config.seed, where)
+    for card in cards:
+        card.check_columns(questions.columns, f"{where}: prompts")
     prepared = prepare_controller(config.controller, config.names, where)
     agents = build_agents(shaped, where, META, start=False)
-    questions = short_enough(config, questions, agents, where)
+    questions = short_enough(config, questions, agents.chat_model.tokenizer, agents.speakers, where)
     if not isinstance(config.controller, TransformersController):  # the forecast reads its shapes
         build_controller(config.controller, prepared, agents.sampler, META, where, UNRECORDED)
     for card in cards:

@@ -2,7 +2,8 @@
 
 The peak is the larger of two moments, on top of what is always there. In generation it is the key-value cache and the
 logits of a step; in an update the activations of one microbatch, which are counted exactly by a forward pass on the
-meta device, and its logits. Prompts and answers are taken to be as long as the config allows.
+meta device where the model can run there, and its logits. Prompts and answers are taken to be as long as the config
+allows.
 """
 
 import os
@@ -20,6 +21,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ChatLimits, TransformersController
 from rlhf_marl.dialogue.questions import Questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.policy.adapters import Linear
 from rlhf_marl.policy.chat import chat_tokens
 from rlhf_marl.policy.half_linear import can_pack
 from rlhf_marl.policy.loading import dtype_for, load_chat_model, shapes_of
@@ -181,14 +183,18 @@ def _generation(config: Config, model: PreTrainedModel) -> int:
     """Key-value cache of all rows, the logits of a step with the sampler's copies, and the prefill's widest layer."""
     rows = config.dialogues * len(config.agents)
     text = model.config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     tokens = rows * (config.generation.max_prompt_tokens + config.generation.max_new_tokens)
-    cache = 2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize
+    cache = 2 * sum(map(_width_of_keys, text.per_layer_config)) * tokens * model.dtype.itemsize
     widest = max((m.out_features for m in model.modules() if isinstance(m, nn.Linear)), default=0)
     widest = min(widest, 8 * text.hidden_size)  # the output layer reads one token of each row
     prefill = 4 * widest * rows * config.generation.max_prompt_tokens * model.dtype.itemsize
     return cache + max(prefill, 4 * rows * _vocabulary(model) * _FLOAT)
+
+
+def _width_of_keys(layer: Any) -> int:
+    """Width of the keys of one token in a layer, and of its values. layer: its config."""
+    heads = getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads
+    return heads * (getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads)
 
 
 def _update(config: Config, agents: Agents, questions: Questions, device: torch.device) -> int:
@@ -212,7 +218,11 @@ def _update(config: Config, agents: Agents, questions: Questions, device: torch.
 
 
 def _saved(agents: Agents, n_agents: int, rows: int, length: int, responses: int) -> tuple[int, int]:
-    """Bytes that autograd keeps for a batch, and of the policy's and the base model's logits."""
+    """Bytes that autograd keeps for a batch, and of the policy's and the base model's logits.
+
+    Models that look at values, such as mixtures of experts, cannot run on the meta device. For them it is an estimate:
+    inputs and outputs of all linear layers, and of as many experts as read a token.
+    """
     model, adapters = agents.chat_model.model, agents.adapters
     kept: dict[int, int] = {}
 
@@ -222,12 +232,22 @@ def _saved(agents: Agents, n_agents: int, rows: int, length: int, responses: int
         return tensor
 
     ids = torch.zeros(rows, length, dtype=torch.long, device=META)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), adapters.use(slice(0, n_agents)):
-        logits = model(input_ids=ids, logits_to_keep=responses, use_cache=True).logits
+    of_logits = 2 * rows * responses * _vocabulary(model) * model.dtype.itemsize
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), adapters.use(slice(0, n_agents)):
+            model(input_ids=ids, logits_to_keep=responses, use_cache=True)
+    except Exception:  # the models' code raises many unrelated types
+        chosen = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        head = model.get_output_embeddings()
+        linears = [m.weight for m in model.modules() if isinstance(m, Linear) and m is not head]
+        named = model.named_parameters()
+        experts = [weight for name, weight in named if weight.dim() == 3 and not name.endswith((".a", ".b"))]
+        widths = sum(sum(w.shape) for w in linears) + chosen * sum(sum(w.shape[1:]) for w in experts)
+        return widths * rows * length * model.dtype.itemsize, of_logits
     weights: list[Any] = [*model.parameters(), *model.buffers(), adapters.parameters]
     for weight in weights:
         kept.pop(weight.untyped_storage()._cdata, None)
-    return sum(kept.values()), 2 * logits.numel() * logits.element_size()
+    return sum(kept.values()), of_logits
 
 
 def _process() -> int:

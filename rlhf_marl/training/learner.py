@@ -34,6 +34,7 @@ class Learner:
     """Learner of all agents in one process: stacked adapters over one base model, and one critic per agent.
 
     Attributes:
+        numbers: the agents' numbers in the run.
         optimizer: for the adapters; None for the normalised step of line 17, which has no state.
         scale: multiplies Adam's step sizes; None for plain Adam.
         kl, entropy: the agents' coefficients of the KL penalty and of the entropy bonus.
@@ -44,6 +45,7 @@ class Learner:
         prefixes: prefix cache of the base model, for the states.
     """
 
+    numbers: Sequence[int]
     actor: ActorConfig
     chat_model: ChatModel
     adapters: StackedAdapters
@@ -62,6 +64,8 @@ class Learner:
 
     def update(self, turns: Sequence[Turn]) -> list[Row]:
         """Algorithm 2 on the turns, then Algorithm 1, lines 4 to 18, with M = len(turns).
+
+        turns: with the responses of the whole team and the rewards of this process's agents.
 
         Returns:
             Metrics of each agent: means over turns and dialogues unless named otherwise.
@@ -122,11 +126,11 @@ class Learner:
         return self.critic.value(self._features(turn)).cpu()
 
     def gossiped(self, turns: Sequence[Turn]) -> int:
-        """How many numbers an agent sends to each neighbour per round: critic, TD errors, and the signal's scale."""
+        """How many bytes an agent sends to each neighbour per round: critic, TD errors, and the signal's scale."""
         signal = SIGNALS[self.actor.signal]
         critic = 0 if signal.critic == "none" else self.critic.gossiped
         td_errors = sum(len(turn.states) for turn in turns) if signal.has_reward else 0
-        return critic + td_errors + (self.scale is not None)
+        return (critic + td_errors + (self.scale is not None)) * self.critic.weights.element_size()
 
     def _transition(self, turn: Turn) -> Transition:
         """The turn as the critics see it: features of (s) or, for a Q critic, of (s, a^1, ..., a^N)."""
@@ -179,12 +183,13 @@ class Learner:
 
     def _statistics(self, turn: Turn, group: Decoding, signal: Tensor, weight: float) -> Statistics:
         """Statistics of these agents' responses; adds their gradients."""
-        bonus = self.entropy.values[group.agents]
+        numbers, bonus = self.numbers[group.agents], self.entropy.values[group.agents]
+        finished = torch.tensor([[sample.finished for sample in turn.samples[agent]] for agent in numbers])
         return evaluate_responses(
             self.chat_model.model,
             self.adapters,
-            turn.observations[group.agents],
-            turn.tokens[group.agents],
+            [turn.observations[agent] for agent in numbers],
+            [turn.tokens[agent] for agent in numbers],
             temperature=group.temperature,
             pad=self.chat_model.stop_tokens[0],
             signal=weight * signal,
@@ -192,14 +197,15 @@ class Learner:
             entropy_coefficient=weight * bonus if bonus.any() else None,
             agents=group.agents,
             prefixes=self.prefixes,
-            old_log_probabilities=[[s.log_probabilities for s in agent] for agent in turn.samples[group.agents]],
+            old_log_probabilities=[[s.log_probabilities for s in turn.samples[agent]] for agent in numbers],
             tokens_per_pass=self.actor.tokens_per_pass,
+            learned=finished if self.actor.mask_truncated else None,
             objective=partial(OBJECTIVES[self.actor.objective], clip_range=self.actor.clip_range),
         )
 
     def _adapt_restraint(self, turns: Sequence[Turn], statistics: Sequence[Statistics], usable: Tensor) -> None:
         """Adapt the coefficients of KL and entropy to the update's answers. usable: (N,) agents that made a step."""
-        n_tokens = [sum(len(tokens) for turn in turns for tokens in turn.tokens[agent]) for agent in range(len(usable))]
+        n_tokens = [sum(len(tokens) for turn in turns for tokens in turn.tokens[agent]) for agent in self.numbers]
         kl = torch.stack([s.kl.sum(-1) for s in statistics]).sum(0).cpu() / torch.tensor(n_tokens)
         self.kl.update(kl, usable)
         self.entropy.update(torch.stack([s.entropy.mean(-1) for s in statistics]).mean(0), usable)

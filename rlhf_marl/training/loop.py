@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, final
@@ -16,11 +17,13 @@ from rlhf_marl.dialogue.player import Dialogue, Turn
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.files.atomic import unwritable, write_bytes
 from rlhf_marl.perf.stopwatch import Stopwatch, stage
+from rlhf_marl.runs.checkpoints import WritesItself
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
 from rlhf_marl.runs.validations import Validated, early_stop
 from rlhf_marl.sanitise import first_line
 from rlhf_marl.training.build import Experiment
 from rlhf_marl.training.metrics import Row, check_earlier, dialogue_rows, metric_rows
+from rlhf_marl.training.team import AgentsLost
 
 _log = logging.getLogger("rlhf_marl")
 
@@ -88,7 +91,8 @@ def run_training(
             turns, rows = run_iteration(experiment, done.iterations, done.updates, watch)
         except Exception:
             if before is not None:
-                _save(experiment, run, done, before)
+                with suppress(AgentsLost):  # then the last checkpoint is what there is
+                    _save(experiment, run, done, before)
             raise
         run.append(run.dialogues, (row for turn in turns for row in dialogue_rows(turn, done.iterations)))
         run.append(run.metrics, rows)
@@ -247,7 +251,8 @@ def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
     dialogues = []
     for number in range(iteration * config.dialogues, (iteration + 1) * config.dialogues):
         question = questions.index(number)
-        dialogues.append(Dialogue(number, question, [*questions.conversations[question]], config.turns))
+        messages, row = [*questions.conversations[question]], questions.rows[question]
+        dialogues.append(Dialogue(number, question, messages, config.turns, row=row))
     return dialogues
 
 
@@ -289,13 +294,14 @@ def restore(experiment: Experiment, run: RunDirectory) -> Done:
         return Done()
     try:
         return _restored(experiment, *checkpoint)
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise UsageError(f"--resume: the newest checkpoint of {run.path} is invalid: {first_line(error)}") from None
 
 
 def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> Done:
     config = experiment.config
-    check_same_config(values["config"], config, f"its checkpoint of iteration {values['iteration']} was written")
+    before = Config.model_validate(values["config"]).model_dump(mode="json")  # with the defaults of later keys
+    check_same_config(before, config, f"its checkpoint of iteration {values['iteration']} was written")
     done = Done(
         values["iteration"],
         values["updates"],
@@ -324,14 +330,15 @@ def save_results(experiment: Experiment, run: RunDirectory) -> None:
     """
     team = experiment.team
     last = team.state_dict()
-    critics = {
-        name.removesuffix(".critic.weights"): weights.cpu().contiguous()
-        for name, weights in last.items()
-        if name.endswith(".critic.weights")
-    }
     try:
         team.save_adapters(run.adapters)
-        write_bytes(run.critics, save(critics))
+        if not isinstance(last, WritesItself):  # else the critics stay with their agents, in the checkpoints
+            critics = {
+                name.removesuffix(".critic.weights"): weights.cpu().contiguous()
+                for name, weights in last.items()
+                if name.endswith(".critic.weights")
+            }
+            write_bytes(run.critics, save(critics))
         best = run.checkpoints.best()
         if best is not None:
             team.load_state_dict(best[0])

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Turn
@@ -17,7 +20,7 @@ _log = logging.getLogger("rlhf_marl")
 
 
 def metric_rows(
-    learned: Sequence[Row],
+    learned: Sequence[Row | None],
     turns: Sequence[Turn],
     reward_models: Sequence[str],
     config: Config,
@@ -26,7 +29,7 @@ def metric_rows(
     iteration: int,
     stages: dict[str, float],
 ) -> list[Row]:
-    """One flat row per agent: the team's metrics of the update, plus those measured by the training loop.
+    """One flat row per agent that took part: the team's metrics of the update, plus those that the loop measures.
 
     stages: wall time of each stage, in seconds.
     """
@@ -34,6 +37,8 @@ def metric_rows(
     all_tokens = sum(len(sample.tokens) for turn in turns for agent in turn.samples for sample in agent)
     rows = []
     for agent, (name, metrics) in enumerate(zip(reward_models, learned, strict=True)):
+        if metrics is None:
+            continue
         samples = [sample for turn in turns for sample in turn.samples[agent]]
         row = {
             "update": update,
@@ -65,13 +70,18 @@ def dialogue_rows(turn: Turn, iteration: int) -> Iterator[Row]:
             "question": turn.questions[b],
             "prompt": turn.prompts[b],
             "responses": [{"tokens": s.tokens, "text": s.text, "truncated": not s.finished} for s in samples],
-            "reward_raw": turn.reward_raw[:, b].tolist(),
-            "reward_scaled": turn.reward_scaled[:, b].tolist(),
-            "critic_value": None if turn.value is None else turn.value[:, b].tolist(),
+            "reward_raw": _numbers(turn.reward_raw[:, b]),
+            "reward_scaled": _numbers(turn.reward_scaled[:, b]),
+            "critic_value": None if turn.value is None else _numbers(turn.value[:, b]),
             "aggregate": merged.aggregate,
             "next_prompt": merged.next_prompt,
             "controller_fallback": merged.fallback,
         }
+
+
+def _numbers(values: Tensor) -> list[float | None]:
+    """One number per agent; None where it is not known."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def check_earlier(
@@ -92,6 +102,7 @@ def check_earlier(
     """
     n_agents, updates = len(config.agents), config.turns // config.actor.turns_per_update
     wanted = {(u, u // updates, agent) for u in range(iterations * updates) for agent in range(n_agents)}
+    wanted -= {place for row in metrics for place in _absent(row, n_agents)}
     _check_places("metrics.jsonl", metrics, wanted, lambda row: _metrics_place(row, config))
     wanted = {
         (i, i * config.dialogues + b, k)
@@ -101,6 +112,13 @@ def check_earlier(
     }
     _check_places("dialogues.jsonl", dialogues, wanted, lambda row: (row["iteration"], row["dialogue"], row["turn"]))
     _check_places("validation.jsonl", validations, set(validated.items()), _validation_place)
+
+
+def _absent(row: Row, n_agents: int) -> Iterator[tuple[int, int, int]]:
+    """The places of agents that did not take part in a row's update."""
+    present = row.get("present")
+    if isinstance(present, list) and {type(row.get(key)) for key in ("update", "iteration")} == {int}:
+        yield from ((row["update"], row["iteration"], agent) for agent in range(n_agents) if agent not in present)
 
 
 def _check_places(name: str, rows: Sequence[Row], wanted: set[Place], place: Callable[[Row], Place]) -> None:

@@ -57,7 +57,7 @@ def test_disagreement_by_hand():
 def test_bytes_by_hand():
     # A path 0 - 1 - 2: four directed links, 10 values of 4 bytes, 3 rounds.
     path = adjacency("explicit", 3, edges=[(0, 1), (1, 2)])
-    assert gossip_bytes(path, 10, 3) == 4 * 10 * 4 * 3
+    assert gossip_bytes(path, 40, 3) == 4 * 10 * 4 * 3
 
 
 def test_negative_rounds_are_refused():

@@ -43,6 +43,15 @@ def test_a_mistake_is_one_line(run, config_file):
     assert errors.count("\n") == 1
 
 
+def test_workers_need_memory_of_their_own(run, config_file):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    code, printed, errors = run("check", "tiny.yaml", "--runtime.kind", "ray", "--device", "cuda")
+    assert code == 0, errors
+    assert "workers     2 on Ray; the memory is that of one process, and each beyond the first needs about" in printed
+    code, _, errors = run("check", "tiny.yaml", "--runtime.kind", "ray", "--probe")
+    assert (code, errors.startswith("error: check: --probe measures agents in one process")) == (2, True)
+
+
 def test_numbers_for_people():
     assert [size_of(345_600_000), size_of(1_234_000_000)] == ["346 MB", "1.2 GB"]
     assert [count_of(196_608), count_of(134_515_008)] == ["196.6 k", "134.5 M"]

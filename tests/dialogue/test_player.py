@@ -61,7 +61,7 @@ def speakers(*roles):
 
 
 def play(*dialogues, budget=10**6, roles=(None, None)):
-    team, controller = FakeTeam(), FakeController()
+    team, controller = FakeTeam(len(roles)), FakeController()
     turns = list(Player(team, controller, tiny_tokenizer(), budget, speakers(*roles)).play(dialogues))
     return turns, team, controller
 

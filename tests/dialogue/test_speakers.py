@@ -74,6 +74,11 @@ def test_a_role_counts_to_the_prompts_length(quick_content):
 def test_neighbours_with_the_same_settings_sample_together(quick_content):
     cold, short = {"generation": {"temperature": 0.5}}, {"generation": {"max_new_tokens": 2}}
     assert decodings(of(quick_content, {}, {})) == [Decoding(slice(None), 3, 1.0)]
+    assert decodings(of(quick_content, {}, cold, cold, short, {}), [1, 3]) == [
+        Decoding(slice(0, 1), 3, 0.5),
+        Decoding(slice(1, 2), 2, 1.0),
+    ]
+    assert decodings(of(quick_content, {}, cold, cold, short, {}), [2]) == [Decoding(slice(None), 3, 0.5)]
     assert decodings(of(quick_content, {}, cold, cold, short, {})) == [
         Decoding(slice(0, 1), 3, 1.0),
         Decoding(slice(1, 3), 3, 0.5),

@@ -120,7 +120,8 @@ def test_fingerprint_sees_every_part_of_a_question():
         ("a", "ordinary", "Why?", ()),
         ("a", "multi_turn", "Why?", ("So?",)),
     ]
-    assert len({fingerprint([q]) for q in (question, *(Question(*other) for other in others))}) == 4
+    others.append(("a", "multi_turn", "Why?", ("And?",), {"answer": "4"}))
+    assert len({fingerprint([q]) for q in (question, *(Question(*other) for other in others))}) == 5
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,7 @@ def test_fingerprint_sees_every_part_of_a_question():
             {"id": "a", "kind": "multi_turn", "prompt": "Why?", "follow_ups": "And?"},
             "line 2: follow_ups must be a list",
         ),
+        ({"id": "a", "kind": "ordinary", "prompt": "Why?", "columns": "x"}, "line 2: columns must be an object"),
         (
             {"id": "first", "kind": "ordinary", "prompt": "Why?"},
             "line 2: id 'first' is already the id of an earlier question",

@@ -179,6 +179,35 @@ def test_a_policy_updated_since_it_sampled_is_weighted_by_its_probability_ratio(
     assert min(ratios) < 0.9 < 1.1 < max(ratios)
 
 
+def test_responses_that_are_not_learned_from_have_statistics_and_no_gradient(system):
+    """The gradient is that of the other dialogues alone, KL and entropy included."""
+    model, adapters = system
+
+    def gradient(columns, learned=None):
+        adapters.parameters.grad.zero_()
+        found = evaluate_responses(
+            model,
+            adapters,
+            [STATES[columns]] * 3,
+            [of_agent[columns] for of_agent in RESPONSES],
+            temperature=TEMPERATURE,
+            pad=0,
+            signal=torch.ones(3, 2)[:, columns],
+            kl_coefficient=0.7,
+            entropy_coefficient=torch.tensor([0.5, -0.25, 0.1]),
+            learned=learned,
+        )
+        return adapters.parameters.grad.clone(), found.log_probability
+
+    every, log_probability = gradient(slice(None))
+    first, _ = gradient(slice(0, 1))
+    masked, same = gradient(slice(None), torch.tensor([[True, False], [True, True], [False, False]]))
+    assert torch.equal(same, log_probability)
+    torch.testing.assert_close(masked[0], first[0], atol=1e-5, rtol=1e-4)
+    assert torch.equal(masked[1], every[1])
+    assert not masked[2].any()
+
+
 def test_without_a_signal_no_gradient_is_touched(system):
     model, adapters = system
     evaluate_responses(model, adapters, [STATES] * 3, RESPONSES, temperature=1.0, pad=0)

@@ -85,6 +85,18 @@ def test_damaged_validations_are_counted_and_without_them_there_is_no_curve(run_
     assert "Python API use" not in text
 
 
+def test_early_and_late_answers_to_one_question_are_on_the_first_screen(tmp_path):
+    write_run(tmp_path / "run")
+    asked = [json.loads(line) for line in (tmp_path / "run" / "dialogues.jsonl").read_text().splitlines()]
+    early, late = asked[0], asked[0] | {"iteration": asked[-1]["iteration"] + 3, "aggregate": "<b>late</b> together"}
+    (tmp_path / "run" / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*asked, late]))
+    page = page_of(tmp_path / "run")
+    table = page[page.index("Early and late answers to") : page.index("Reward in training")]
+    assert f"Iteration {early['iteration'] + 1}</th>" in table
+    assert f"Iteration {late['iteration'] + 1}</th>" in table
+    assert "&lt;b&gt;late&lt;/b&gt; together" in table
+
+
 def test_same_files_give_the_same_bytes(run_dir, tmp_path):
     first = page_of(run_dir, out=tmp_path / "a.html")
     assert first == page_of(run_dir, out=tmp_path / "b.html")

@@ -74,6 +74,26 @@ def test_summary_shows_names_as_text(tiny_config, tmp_path, capsys):
     assert "warning" not in errors
 
 
+def test_summary_shows_early_and_late_answers_to_one_question_as_text(tiny_config, tmp_path, capsys):
+    turns = [
+        {
+            "iteration": iteration,
+            "dialogue": iteration,
+            "turn": 0,
+            "prompt": "[b]how?",
+            "responses": [{"text": f"\x1b[31m[red]{word} {agent}"} for agent in range(1)],
+            "aggregate": f"{word} together",
+            "critic_value": None,
+        }
+        for iteration, word in ((0, "early"), (6, "late"))
+    ]
+    Display(tiny_config, tmp_path).summary([HEALTHY], turns, 7)
+    errors = capsys.readouterr().err
+    for shown in ("[b]how?", "iteration 1", "iteration 7", "[red]early 0", "[red]late 0", "late together"):
+        assert shown in errors
+    assert "\x1b[31m" not in errors
+
+
 def test_summary_counts_symptoms_and_names_the_best_checkpoint(tiny_config, tmp_path, capsys):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.json").write_text('{"folder": "iteration_00004", "score": 0.25}')

@@ -5,11 +5,13 @@ import logging
 import re
 
 import pytest
+from datasets import load_dataset
 from trl.data_utils import maybe_extract_prompt
 
 from rlhf_marl.config.schema import JsonlPrompts
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.locate import DATA_ROOT
 from rlhf_marl.policy.templates import adapt_template
 from rlhf_marl.rewards import load_card
 from rlhf_marl.rewards.preferences import load_pairs
@@ -66,6 +68,20 @@ def test_an_implicit_prompt_is_what_trl_takes(tmp_path, row):
     theirs = maybe_extract_prompt(row)
     (found,) = load_pairs(written(tmp_path, row), "x")
     assert {"prompt": found.prompt, "chosen": found.chosen, "rejected": found.rejected} == theirs
+
+
+@pytest.mark.parametrize("name", ["courteous", "harmless", "helpful", "junk"])
+def test_the_shipped_pairs_are_those_that_datasets_reads(name):
+    path = str(DATA_ROOT / "reward_models" / "data" / f"{name}.jsonl")
+    theirs = load_dataset("json", data_files=path, split="train")
+    columns = [[text.strip() for text in theirs[key]] for key in ("prompt", "chosen", "rejected")]
+    assert [found.texts for found in load_pairs(path, "x")] == list(zip(*columns, strict=True))
+
+
+def test_the_shipped_prompts_are_those_that_datasets_reads():
+    path = str(DATA_ROOT / "prompts" / "training.jsonl")
+    theirs = load_dataset("json", data_files=path, split="train")
+    assert load_questions(JsonlPrompts(source="jsonl", path=path), 0, "c").texts == list(theirs["prompt"])
 
 
 def test_roles_reach_the_reward_models_template():

@@ -31,6 +31,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
     answers = [{"prompt": "p", "response": "word " * i} for i in range(1, 5)]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "2+2?", "response": "It is 4.", "answer": "4"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -64,6 +65,7 @@ def test_every_command_works(folder, server, monkeypatch, capsys):
         printed[" ".join(arguments[2:4])] = capsys.readouterr().out
     assert printed["score brevity.yaml"] == "raw +0.5000  scaled +0.5000\n"
     assert printed["score remote.yaml"] == "raw +4.0000  scaled +4.0000\n"
+    assert json.loads(printed["score sums.yaml"])["reward_raw"] == 1.0
     assert "accuracy" in printed["agreement preference.yaml"]
     assert re.fullmatch(r"scale: \S+\noffset: \S+\n", printed["calibrate preference.yaml"])
     assert "held-out accuracy" in printed["train manners.yaml"]

@@ -1,9 +1,12 @@
 import asyncio
+import inspect
+from types import SimpleNamespace
 
 import pytest
+from trl import GRPOTrainer
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.rewards import build_reward_model, check_card
+from rlhf_marl.rewards import build_reward_model, check_card, score_all
 from rlhf_marl.rewards.python_callable import CallableCard
 from tests.conftest import tiny_sampler
 from tests.rewards.conftest import score, write
@@ -30,6 +33,15 @@ def recorded(prompts, completions, completion_ids, **kwargs):
     SEEN.append((prompts, completions, completion_ids, kwargs))
     kwargs["log_metric"]("length", 1.0)
     return [float(len(ids)) for ids in completion_ids]
+
+
+def solved(completions, answer, level=None, **kwargs):
+    SEEN.append((answer, level, kwargs))
+    return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+
+def strict_about_answers(prompts, completions, answer):
+    return [float(len(right)) for right in answer]
 
 
 async def awaited(completions, **kwargs):
@@ -68,6 +80,62 @@ def test_trl_functions_get_what_trls_trainers_pass():
     ]
     with pytest.raises(UsageError, match=r"card trl: function: .*recorded needs completion_ids, and outside a run"):
         build_reward_model(trl_card("recorded"))
+
+
+ROWS = [{"answer": "4", "level": 1, "prompt": "x", "trainer_state": "x"}, {"answer": "5", "topic": "sums"}]
+
+
+def test_trl_functions_get_the_columns_of_the_data_as_trls_trainer_passes_them():
+    SEEN.clear()
+    score = build_reward_model(trl_card("solved")).score
+    assert score(["2+2?", "2+2?"], ["4", "4"], ROWS) == [1.0, 0.0]
+    (answer, level, others) = SEEN.pop()
+    assert (answer, level, others["topic"]) == (["4", "5"], [1, None], [None, "sums"])
+    assert others.keys() == {"topic", "prompts", "trainer_state", "log_extra", "log_metric"}
+    assert others["trainer_state"] is None
+
+    rows = [row | {"prompt": "2+2?", "level": 1} for row in ({"answer": "4"}, {"answer": "5"})]
+    trainer = SimpleNamespace(
+        accelerator=SimpleNamespace(device="cpu", is_main_process=False),
+        args=SimpleNamespace(report_to=[]),
+        reward_funcs=[solved],
+        reward_processing_classes=[None],
+        reward_func_names=["solved"],
+        state=SimpleNamespace(global_step=0),
+        environments=None,
+        _log_completion_extra=None,
+        _log_metric=None,
+    )
+    theirs = inspect.unwrap(GRPOTrainer._calculate_rewards)(trainer, rows, ["2+2?"] * 2, ["4", "4"], [[1], [1]])
+    assert theirs.tolist() == [[1.0], [0.0]]
+    (of_trl,) = SEEN
+    SEEN.clear()
+    score(["2+2?", "2+2?"], ["4", "4"], rows)
+    (ours,) = SEEN
+    assert ours[:2] == of_trl[:2]
+    assert of_trl[2].keys() == ours[2].keys() | {"completion_ids"}  # outside a run there is no tokenizer
+
+
+def test_functions_without_keywords_get_the_columns_that_they_name():
+    card = trl_card("strict_about_answers")
+    assert score_all(card, build_reward_model(card), ["q"], ["r"], rows=[{"answer": "four", "level": 2}])[0] == [4.0]
+    both = check_card({"name": "x", "kind": "ensemble", "combine": "sum", "members": [{"card": card}] * 2}, "x.yaml")
+    assert score_all(both, build_reward_model(both), ["q"], ["r"], rows=[{"answer": "four"}])[0] == [8.0]
+
+
+def test_columns_that_a_function_needs_and_the_data_lacks_are_refused():
+    card = trl_card("solved")
+    message = r"c: prompts: reward model trl: .*:solved needs a column 'answer' of the data; its columns are level"
+    with pytest.raises(UsageError, match=message):
+        card.check_columns(["level", "prompt"], "c: prompts")
+    with pytest.raises(UsageError, match="'answer' of the data; it has no further columns"):
+        check_card({"name": "x", "kind": "ensemble", "members": [{"card": card}]}, "x").check_columns([], "c")
+    card.check_columns(["answer"], "c")
+    given = trl_card("solved", arguments={"answer": "4"})
+    given.check_columns([], "c")
+    with pytest.raises(UsageError, match=r"card trl: arguments: answer is also a column of the data \(c\)"):
+        given.check_columns(["answer"], "c")
+    CallableCard(name="x", kind="callable", function=f"{MODULE}:also_awaited").check_columns([], "c")
 
 
 def test_functions_may_be_async():

@@ -13,6 +13,10 @@ def named(name):
     return CallableCard(name=name, kind="callable", function="m:f")
 
 
+def texts(*responses):
+    return [{"prompt": "p", "response": response} for response in responses]
+
+
 class Length:
     def score(self, prompts, responses):
         return [float(len(text)) for text in responses]
@@ -30,13 +34,13 @@ def test_a_constant_model_has_no_rank_correlation():
 
 def test_scale_and_offset_by_hand():
     """Lengths 1, 3, 5: mean 3, sample deviation 2."""
-    assert calibrated(named("a"), Length(), ["p"] * 3, ["x", "xxx", "xxxxx"]) == (2.0, -3.0)
+    assert calibrated(named("a"), Length(), texts("x", "xxx", "xxxxx"), "f") == (2.0, -3.0)
 
 
 @pytest.mark.parametrize("responses", [["x"], ["x", "y"]])
 def test_scores_that_do_not_differ_give_no_scale(responses):
     with pytest.raises(UsageError, match="needs at least two responses with different scores"):
-        calibrated(named("a"), Length(), ["p"] * len(responses), responses)
+        calibrated(named("a"), Length(), texts(*responses), "f")
 
 
 def test_agreement_by_hand():

@@ -3,7 +3,7 @@
 import pytest
 from scipy.stats import pearsonr
 
-from rlhf_marl.runs.metrics import first_and_last_fifth, value_correlation
+from rlhf_marl.runs.metrics import before_and_after, first_and_last_fifth, value_correlation
 
 
 def test_first_and_last_fifth():
@@ -39,3 +39,13 @@ def test_there_is_no_correlation_of_what_does_not_vary_or_is_too_little():
     assert value_correlation([turn(0, b, 0, [1.0 * b], None) for b in range(20)], 0.5) is None
     assert value_correlation([turn(0, b, 0, [1.0 * b], [0.25]) for b in range(20)], 0.5) is None
     assert value_correlation([turn(0, b, 0, [1.0 * b], [1.0 * b]) for b in range(4)], 0.5) is None
+
+
+def test_the_question_asked_again_after_the_most_iterations_is_shown():
+    def turn(iteration, dialogue, prompt, number=0):
+        return {"iteration": iteration, "dialogue": dialogue, "turn": number, "prompt": prompt}
+
+    turns = [turn(0, 0, "a"), turn(0, 1, "b"), turn(0, 1, "late", 1), turn(1, 3, "b"), turn(2, 5, "b"), turn(2, 4, "b")]
+    assert before_and_after([*turns, turn(1, 2, "a"), turn(9, 9, "late", 1)]) == (turn(0, 1, "b"), turn(2, 5, "b"))
+    assert before_and_after([turn(0, 0, "a"), turn(0, 1, "a"), turn(1, 2, "b")]) is None
+    assert before_and_after([]) is None

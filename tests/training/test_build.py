@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 
+from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
-from rlhf_marl.training.build import build, build_agents, build_topology, fits_into_memory
-from rlhf_marl.training.loop import first_prompts
+from rlhf_marl.perf.stopwatch import Stopwatch
+from rlhf_marl.training.build import build, build_agents, build_learner, build_topology, fits_into_memory
+from rlhf_marl.training.loop import first_prompts, run_iteration
 from tests.conftest import tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -240,3 +242,22 @@ def test_what_does_not_fit_into_memory_is_one_line(quick_content, monkeypatch, p
     monkeypatch.setattr("rlhf_marl.training.build.CriticFeatures", full)
     with pytest.raises(UsageError, match=r"c.yaml: does not fit into memory \(.*\): model, lora.rank, critic.width"):
         build(config_of(quick_content), "c.yaml", CPU)
+
+
+def test_float64_is_everywhere(quick_content):
+    """All that training changes, the features and the scale of the steps; a step keeps it."""
+    config = config_of(quick_content, model=quick_content["model"] | {"dtype": "float64"})
+    experiment = build(config, "c", CPU)
+    run_iteration(experiment, 0, 0, Stopwatch(CPU))
+    counters = ("step", "updates")
+    state = experiment.team.state_dict()
+    assert {tensor.dtype for name, tensor in state.items() if not name.endswith(counters)} == {torch.float64}
+    assert experiment.team.learner.features([[5, 6]]).dtype == torch.float64
+
+
+def test_a_share_of_the_agents_begins_as_in_the_whole_team(quick_content):
+    config = config_of(quick_content, agents=three(quick_content))
+    whole, share = (build_agents(config, "c", CPU, numbers=numbers) for numbers in (None, [2, 1]))
+    assert torch.equal(share.adapters.parameters, whole.adapters.parameters[[2, 1]])
+    learner = build_learner(config, share, MatrixMixer(torch.eye(3), 1), [2, 1])
+    assert len(learner.critic.weights) == len(learner.scale.second_moment) == 2

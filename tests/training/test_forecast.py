@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.training.build import build
 from rlhf_marl.training.check import check_experiment
+from rlhf_marl.training.forecast import _saved
 from tests.conftest import TINY, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -69,6 +70,16 @@ def test_more_agents_need_more_and_a_gpu_needs_less_for_bfloat16(tiny_content):
     gpu = peak(torch.device("cuda"))
     assert gpu["base model"] < peak(CPU)["base model"] / 2  # half as wide, and no packed copy
     assert "process" not in gpu
+
+
+def test_a_model_that_cannot_run_without_values_is_estimated_from_its_widths(tiny_content, tmp_path):
+    """Mixtral: per layer 32 + 32, twice 32 + 16, 32 + 32 of the attention, and for two experts 32 + 96, 48 + 32."""
+    MixtralForCausalLM(MixtralConfig(**TINY, num_hidden_layers=2, num_local_experts=4)).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    content = tiny_content | {"model": {"name": str(tmp_path), "dtype": "float32"}}
+    checked = check_experiment(check_config(content, "tiny"), "tiny", CPU)
+    assert _saved(checked.agents, 2, 3, 10, 4) == (2 * (224 + 2 * 208) * 3 * 10 * 4, 2 * 3 * 4 * 259 * 4)
+    assert checked.forecast.memory["activations"] > 0
 
 
 def test_no_weights_are_read(tiny_content, tiny_model_folder, tmp_path):

@@ -83,6 +83,7 @@ def learner_of(
     adam = None if config.optimizer == "normalised" else AgentAdam(adapters.parameters, config.step_size)
     scale = SignalScale(len(seeds), mixer) if config.optimizer == "scaled_adam" else None
     return Learner(
+        numbers=range(len(seeds)),
         actor=config,
         chat_model=ChatModel(model, tiny_tokenizer(), [2]),
         adapters=adapters,
@@ -192,6 +193,16 @@ def test_log_probabilities_and_entropy_are_those_of_the_policy_that_sampled():
     assert column(rows, "log_probability") == pytest.approx([total / 2 for total in expected], abs=1e-4)
     assert all(0 < row["entropy"] < math.log(259) for row in rows)
     assert all(row["kl"] > 0 for row in rows)
+
+
+def test_truncated_responses_move_no_actor_if_they_are_masked():
+    turn, moved = turn_of(), {}
+    turn.samples[1] = [replace(sample, finished=False) for sample in turn.samples[1]]
+    for mask in (False, True):
+        learner = learner_of(mask_truncated=mask, kl_coefficient=0.5)
+        learner.update([turn])
+        moved[mask] = learner.adapters.parameters.grad.any(-1).tolist()
+    assert moved == {False: [True, True], True: [True, False]}
 
 
 def test_ppo_clip_ascends_the_clipped_surrogate():
@@ -330,14 +341,14 @@ def test_returns_without_a_critic_by_hand():
     assert torch.equal(learner.critic.weights, before)
     assert column(rows, "critic_value") == [0.0, 0.0]
     assert learner.value(turn_of()) is None
-    assert learner.gossiped([turn_of(), turn_of()]) == 4
+    assert learner.gossiped([turn_of(), turn_of()]) == 4 * 4
 
 
 def test_q_value_gossips_no_td_errors():
     """Two critic weights, and two TD errors a turn where they are exchanged."""
-    assert learner_of().gossiped([turn_of(), turn_of()]) == 2 + 4
-    assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 2
-    assert learner_of(optimizer="scaled_adam").gossiped([turn_of()]) == 2 + 2 + 1
+    assert learner_of().gossiped([turn_of(), turn_of()]) == 4 * (2 + 4)
+    assert learner_of(signal="q_value", credit="consensus").gossiped([turn_of(), turn_of()]) == 4 * 2
+    assert learner_of(optimizer="scaled_adam").gossiped([turn_of()]) == 4 * (2 + 2 + 1)
 
 
 def test_a_q_critics_target_reads_the_next_responses():

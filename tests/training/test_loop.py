@@ -1,5 +1,6 @@
 """Complete runs with a tiny model: written files, repetition, resume, refusals."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -130,6 +132,29 @@ def test_resume_refuses_another_config_and_names_the_difference(tiny_content, tm
     changed = tiny_content | {"actor": {"step_size": 0.5}}
     with pytest.raises(UsageError, match=r"actor.step_size = 0.001, now it is 0.5"):
         train(changed, tmp_path / "run", resume=True)
+
+
+def test_a_run_from_before_a_key_existed_is_resumed_with_its_default(tiny_content, tmp_path):
+    """Runs of earlier versions have no section `runtime`, neither in their config nor in their checkpoints."""
+    path = tmp_path / "run"
+    whole = train(tiny_content | {"iterations": 3}, tmp_path / "whole")
+    train(tiny_content, path)
+    saved = yaml.safe_load((path / "config.yaml").read_text())
+    del saved["runtime"]
+    (path / "config.yaml").write_text(yaml.safe_dump(saved))
+    for file in path.glob("checkpoints/*/state.json"):
+        values = json.loads(file.read_text())
+        del values["config"]["runtime"]
+        file.write_text(json.dumps(values))
+        manifest = json.loads((file.parent / "manifest.json").read_text())
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        manifest["state.json"] = {"bytes": file.stat().st_size, "sha256": digest}
+        (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    resumed = train(tiny_content | {"iterations": 3}, path, resume=True)
+    assert metrics(resumed.path) == metrics(whole.path)
+    runtime = {"kind": "ray"}
+    with pytest.raises(UsageError, match=r"was started with runtime.kind = 'local', now it is 'ray'; use a new run"):
+        train(tiny_content | {"runtime": runtime}, path, resume=True)
 
 
 def test_an_existing_run_is_not_overwritten(tiny_content, tmp_path):

@@ -58,6 +58,7 @@ def team_of(sampler=None, learner=None, scorers=(), n_agents=2, **reward):
         learner,
         CARDS[:n_agents],
         scorers,
+        numbers=range(n_agents),
         reward=RewardConfig(**reward),
         adjacency=adjacency("ring", n_agents),
         gossip_rounds=5,
@@ -144,7 +145,7 @@ def test_a_bad_score_names_the_agent():
 def test_bytes_that_gossip_sent_by_hand():
     """Two agents, one link each way; 10 weights and 2 + 2 TD errors of 4 bytes, five rounds."""
     learner = SimpleNamespace(
-        gossiped=lambda turns: 10 + sum(len(turn.states) for turn in turns),
+        gossiped=lambda turns: 40 + 4 * sum(len(turn.states) for turn in turns),
         update=lambda turns: [{"kl": 1.0}, {"kl": 2.0}],
     )
     turn = turn_of([["a", "b"], ["c", "d"]])
@@ -232,6 +233,22 @@ def test_a_response_without_its_end_costs_the_penalty():
     )
     assert (plain.reward_scaled - charged.reward_scaled).tolist() == [[0.0, 0.75], [0.0, 0.0]]
     assert plain.reward_raw.tolist() == charged.reward_raw.tolist()
+
+
+def test_length_costs_the_penalty_per_token():
+    learner = SimpleNamespace(value=lambda turn: None)
+    turn = turn_of([["banana", "xy"], ["papaya", "b"]])
+    turn.samples[0][1] = Sample([5, 5, 5], "xy", [0.0] * 3, finished=True)
+    turn.samples[1][0] = Sample([5, 2], "papaya", [0.0] * 2, finished=True)
+    plain, charged = (
+        team_of(scorers=[FakeScorer(len)] * 2, learner=learner, length_penalty=penalty).score(turn)
+        for penalty in (0.0, 0.5)
+    )
+    lengths = [[len(sample.tokens) for sample in agent] for agent in turn.samples]
+    assert (lengths[0][1], lengths[1][0]) == (3, 2)
+    difference = plain.reward_scaled - charged.reward_scaled
+    assert difference[0, 1] == 1.5
+    assert difference[1, 0] == 1.0
 
 
 def test_a_reward_model_that_asks_for_the_dialogue_gets_its_messages(monkeypatch):

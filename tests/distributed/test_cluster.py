@@ -1,0 +1,111 @@
+"""What is checked before training, and that nothing is left afterwards."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import pytest
+import yaml
+
+from rlhf_marl.config import check_config
+from rlhf_marl.config.schema import RuntimeConfig
+from rlhf_marl.distributed import cluster as under_test
+from rlhf_marl.distributed.build import build_distributed
+from rlhf_marl.distributed.cluster import check_installed, connect
+from rlhf_marl.errors import UsageError
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(under_test, "find_spec", lambda name: None if name == "ray" else find_spec(name))
+    with pytest.raises(UsageError, match=r"^c: runtime.kind: ray is not installed: pip install 'rlhf-marl\[dist"):
+        check_installed("c")
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [
+        ("127.0.0.1:9", r"\[Errno 111\] Connection refused"),
+        ("ray://here:9", "give"),
+        ("here", "give host:port, or auto"),
+    ],
+)
+def test_an_address_without_a_ray_is_one_line_at_once(monkeypatch, address, reason):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(UsageError, match=f"^c: runtime.address: no Ray at '{address}': .*{reason}"):
+        connect(RuntimeConfig(kind="ray", address=address), 2, "c")
+
+
+def test_more_than_the_cluster_has_is_one_line(cluster):
+    with pytest.raises(UsageError, match=r"^c: runtime.cpus_per_worker: 3 workers need 24 CPUs; .* cluster has 4$"):
+        connect(RuntimeConfig(kind="ray", cpus_per_worker=8), 3, "c")
+    with pytest.raises(UsageError, match=r"^c: runtime.gpus_per_worker: 3 workers need 1.5 GPUs; .* cluster has 0$"):
+        connect(RuntimeConfig(kind="ray", gpus_per_worker=0.5), 3, "c")
+
+
+def test_rewards_in_one_place_are_refused(content):
+    with pytest.raises(UsageError, match="cooperation: minimum needs everyone's rewards in one place; use runtime"):
+        check_config(content | {"cooperation": "minimum", "actor": {"credit": "consensus"}}, "c")
+
+
+def test_validations_are_refused(content):
+    with pytest.raises(UsageError, match=r"c: validation: not possible with runtime.kind ray yet; use `rlhf-marl eval"):
+        check_config(content | {"validation": {"judges": ["harmless"]}}, "c")
+
+
+def test_ray_listens_to_this_machine_alone(cluster):
+    import ray
+
+    assert ray.util.get_node_ip_address() == "127.0.0.1"
+
+
+def test_what_a_worker_lacks_is_one_line_with_its_agents(content, cluster, tmp_path):
+    missing = [{"reward_model": str(tmp_path / "gone.yaml")}]
+    config = check_config(content | {"agents": missing * 2, "topology": {"graph": "ring"}}, "c")
+    with pytest.raises(UsageError) as error:
+        build_distributed(config, "c", "cpu")
+    first, second = str(error.value).split("\n")
+    assert first.startswith("agent 0: c: agents.0.reward_model: ")
+    assert second.startswith("agent 1: c: agents.1.reward_model: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left(content, tmp_path, how):
+    """Ctrl-C, which goes to all processes of the terminal, and a driver that is killed; meanwhile, a second job."""
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(content | {"iterations": 100_000}))
+    command = [sys.executable, "-m", "rlhf_marl", "train", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "run")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment["TEST_MARK"] = str(tmp_path)
+    with (tmp_path / "errors").open("w") as errors:
+        driver = subprocess.Popen(command, env=environment, start_new_session=True, stderr=errors)
+    while not list((tmp_path / "run").glob("checkpoints/iteration_*")):
+        assert driver.poll() is None, (tmp_path / "errors").read_text()
+        time.sleep(0.1)
+    second = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True)
+    assert second.returncode == 2
+    assert "is being written by another process" in second.stderr
+    assert len(marked(tmp_path)) > 4
+    os.killpg(driver.pid, how) if how == signal.SIGINT else driver.kill()
+    assert driver.wait(60) == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while left := marked(tmp_path):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def marked(mark):
+    """Processes that inherited this environment, with their command."""
+    found: dict[int, bytes] = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as environ, open(f"/proc/{pid}/cmdline", "rb") as command:
+                if f"TEST_MARK={mark}".encode() in environ.read():
+                    found[int(pid)] = command.read()[:80]
+        except OSError:  # it has ended
+            continue
+    return found
