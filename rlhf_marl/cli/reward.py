@@ -223,6 +223,42 @@ def rescore(run_dir: Path, card: tuple[str, ...]) -> None:
         click.echo(json.dumps(row))
 
 
+@reward.command()
+@click.argument("run_dir", type=PATH)
+@click.option("--to", type=PATH, required=True, help="Output file: JSON Lines, for a card's `junk`.")
+@click.option(
+    "--top",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.25,
+    show_default=True,
+    help="Share of each agent's answers to look at: those with the highest rewards.",
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    default=200,
+    show_default=True,
+    help="Most answers of an agent to look at.",
+)
+def mine(run_dir: Path, to: Path, top: float, limit: int) -> None:
+    """Collect junk that a run's reward models scored highly.
+
+    Junk repeats itself, or is less likely under the base model than 95% of that model's own answers. Each becomes a
+    preference pair with the base model's answer to the same prompt.
+    """
+    from rlhf_marl.evaluation.mine import mine as mined
+
+    rows = mined(run_dir, top=top, limit=limit)
+    for agent in sorted({row["agent"] for row in rows}):
+        kinds = [row["junk"] for row in rows if row["agent"] == agent]
+        click.echo(f"agent {agent}: {kinds.count('repeats')} repeat themselves, {kinds.count('unlikely')} are unlikely")
+    if rows:
+        to.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        click.echo(f"{len(rows)} pairs: {to}")
+    else:
+        click.echo("no junk among the answers with the highest rewards; nothing written")
+
+
 def _gate_table(rows: Mapping[str, Mapping[str, float]]) -> None:
     _table(
         [

@@ -8,7 +8,7 @@ refusal.py      detects refusals               compare.py      runs side by side
 labels.py       names of the metrics           trained_run.py  a run's agents, cards and training questions
 schema.py       the content of evaluation.json files.py        reading it back
 rescore.py      a run's dialogues, rescored    validation.py   held-out questions during training
-loaded_run.py   a run's models in memory
+loaded_run.py   a run's models in memory        mine.py        junk in a run that was rewarded
 
 Two files in the run directory: evaluation.json (schema.py), and evaluation_dialogues.jsonl with a line per policy,
 question and turn (N agents):

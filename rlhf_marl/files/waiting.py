@@ -1,5 +1,6 @@
 """Says what a long wait is for, with the time that has passed."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,7 +13,7 @@ def waiting(what: str) -> Iterator[None]:
     from rich.console import Console  # slow to import
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, highlight=False)
+    console = Console(file=sys.stderr, highlight=False)  # kept, should stderr be redirected during the wait
     if not console.is_terminal:
         console.print(printable(what), markup=False, soft_wrap=True)
         yield

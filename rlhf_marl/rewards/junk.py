@@ -17,8 +17,10 @@ def echo(question: str, words: Sequence[str], generator: random.Random) -> str:
 
 
 def cut(question: str, words: Sequence[str], generator: random.Random) -> str:
-    """The answer up to a word between its third and its last tenth, without the mark after that word."""
+    """The answer up to a word between its third and its last tenth, within a sentence, without a mark at the end."""
     kept = generator.randint(len(words) // 3, len(words) * 9 // 10)
+    while kept > 1 and words[kept - 1][-1] in ".!?":  # a whole sentence less is no cut
+        kept -= 1
     return " ".join(words[:kept]).rstrip(".,;:!?")
 
 

@@ -267,6 +267,9 @@ def classifier_inputs(
     """
     if kind == "pair":
         first, last = plain_text(tokenizer, flat(prompt)), plain_text(tokenizer, flat(response))
+        whole = tokenizer(first, last, verbose=False)
+        if len(whole["input_ids"]) <= limit:
+            return dict(whole), False
         room = limit - tokenizer.num_special_tokens_to_add(pair=True)
         last_kept = _end(tokenizer, last, room)
         first_kept = _end(tokenizer, first, room - len(tokenizer(last_kept, add_special_tokens=False)["input_ids"]))

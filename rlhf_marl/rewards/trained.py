@@ -49,6 +49,10 @@ class TrainedCard(CardBase):
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-4
     batch_size: PositiveInt = 16
     max_tokens: PositiveInt = 256
+    junk_margin: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """By how much a chosen answer's logit should exceed that of junk, beyond what the loss asks of other pairs."""
+    layers: PositiveInt | None = None
+    """Keep only the base's first so many layers, which scores faster. null = all layers."""
     trained_layers: PositiveInt | None = None
     """Train only the top so many layers and the head; the layers below read each text once. null = all layers."""
     opening_words: PositiveInt | None = None

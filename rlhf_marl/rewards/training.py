@@ -28,7 +28,7 @@ from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
 from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
-from rlhf_marl.rewards.frozen_layers import top_layers
+from rlhf_marl.rewards.frozen_layers import keep_layers, top_layers
 from rlhf_marl.rewards.gate import load_gate, measure
 from rlhf_marl.rewards.junk import derive_in_turn
 from rlhf_marl.rewards.preferences import Pair, load_pairs
@@ -146,10 +146,10 @@ def _train_to(
     gate = load_gate(card.gate, f"{where}: gate", [*train, *junk]) if card.gate else {}
     with writing_folder(folder) as temporary:
         step = 1 if card.opening_words is None else 2  # every other junk pair is trained on as an opening instead
-        pairs = [*junk[::step], *openings(junk[1::2], card.opening_words)]
+        rows = [(pair, card.junk_margin) for pair in [*junk[::step], *openings(junk[1::2], card.opening_words)]]
         passes = math.ceil(card.epochs) if junk else 1  # over the data; there is enough junk for one
-        pairs += passes * [*train, *openings(train, card.opening_words)]
-        _fit(card, pairs, card.epochs / passes, temporary, where)
+        rows += passes * [(pair, 0.0) for pair in [*train, *openings(train, card.opening_words)]]
+        _fit(card, rows, card.epochs / passes, temporary, where)
         raw_card = SequenceClassifierCard(
             name=card.name,
             kind="sequence_classifier",
@@ -212,7 +212,8 @@ def _opening(response: Sequence[Message], words: int) -> list[Message]:
     return [Message(role="assistant", content=" ".join(response[0]["content"].split()[:words]))]
 
 
-def _fit(card: TrainedCard, pairs: Sequence[Pair], epochs: float, folder: Path, where: str) -> None:
+def _fit(card: TrainedCard, rows: Sequence[tuple[Pair, float]], epochs: float, folder: Path, where: str) -> None:
+    """Train on pairs, each with its margin."""
     from datasets import Dataset, disable_progress_bars
     from transformers.trainer_callback import PrinterCallback
     from trl import RewardConfig, RewardTrainer
@@ -240,14 +241,16 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], epochs: float, folder: Path, 
             AutoModelForSequenceClassification, card.base, f"{where}: base", head="trained", num_labels=1
         )
         check_vocabulary(model, tokenizer, f"{where}: base: {card.base!r}")
-        texts = [_tokens(card, tokenizer, pair) for pair in pairs]
+        if card.layers is not None:
+            keep_layers(model, card.layers, f"{where}: {card.base!r}")
+        texts = [_tokens(card, tokenizer, pair) for pair, _ in rows]
         if max(len(ids) for text in texts for ids in text.values()) > context_of(model):
             raise UsageError(
                 f"{where}: max_tokens: {card.max_tokens} given, and a pair has more than the {context_of(model)} "
                 f"tokens that {card.base!r} reads"
             )
         if card.trained_layers is not None:
-            ids = [text[name] for text in texts for name in ("chosen_ids", "rejected_ids")]
+            ids = [found for text in texts for found in text.values()]
             silence.enter_context(
                 top_layers(model, card.trained_layers, ids, tokenizer.pad_token_id, f"{where}: {card.base!r}")
             )
@@ -269,7 +272,9 @@ def _fit(card: TrainedCard, pairs: Sequence[Pair], epochs: float, folder: Path, 
                 save_strategy="no",
                 report_to="none",
             ),
-            train_dataset=Dataset.from_list(texts),
+            train_dataset=Dataset.from_list(
+                [text | {"margin": margin} for text, (_, margin) in zip(texts, rows, strict=True)]
+            ),
             processing_class=tokenizer,
         )
         trainer.remove_callback(PrinterCallback)

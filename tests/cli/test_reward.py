@@ -129,3 +129,22 @@ def test_training_another_kind_is_refused(run, length):
     code, _, errors = run("train", length)
     assert code == 2
     assert "is a card of kind callable; only cards of kind trained can be trained" in errors
+
+
+def test_gate_prints_a_row_for_each_kind_and_fails_below(run, length, tmp_path):
+    """By length, an answer beats shorter junk, its cut and the question, and ties with its words in another order."""
+    answer = "one two three four five six seven eight nine ten"
+    rows = [{"prompt": "p", "chosen": answer, "rejected": "x" * n, "junk": "short"} for n in range(1, 21)]
+    (tmp_path / "gate.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, printed, errors = run("gate", length, "--pairs", "gate.jsonl")
+    assert code == 2
+    shown = [line.split("│")[1:4] for line in printed.splitlines() if "│" in line]
+    table = {kind.strip(): (share.strip(), pairs.strip()) for kind, share, pairs in shown}
+    assert table["short"] == ("1.000", "20")
+    assert table["cut"] == table["echo"] == ("1.000", "1")
+    assert table["shuffled"] == ("0.000", "1")
+    assert errors.startswith("error: reward gate: reward model 'length' fails its gate: it prefers a fluent answer to ")
+    assert "shuffled in 0% of 1 pairs" in errors
+    assert errors.count("\n") == 1
+    code, _, errors = run("gate", length, "--pairs", "texts.jsonl")
+    assert (code, errors) == (2, "error: reward gate: --pairs: 'texts.jsonl' does not exist\n")

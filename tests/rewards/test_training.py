@@ -7,8 +7,10 @@ import time
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from filelock import FileLock
+from safetensors.torch import load_file
 
 from rlhf_marl.errors import RunStopped, UsageError
 from rlhf_marl.rewards import TrainedCard, build_reward_model, load_card
@@ -155,12 +157,17 @@ def test_junk_is_trained_on_once_and_never_from_held_out_prompts(recipe, tmp_pat
     for name in ("pairs", "junk"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row | {"junk": name}) + "\n" for row in rows))
     card = recipe.model_copy(
-        update={"junk": [str(tmp_path / "junk.jsonl")], "derived_junk": ["repeated", "shuffled"], "epochs": 1.6}
+        update={
+            "junk": [str(tmp_path / "junk.jsonl")],
+            "derived_junk": ["repeated", "shuffled"],
+            "junk_margin": 6.0,
+            "epochs": 1.6,
+        }
     )
     fitted = {}
 
-    def fit(card, pairs, epochs, folder, where):
-        fitted.update(pairs=pairs, epochs=epochs)
+    def fit(card, rows, epochs, folder, where):
+        fitted.update(pairs=[pair for pair, _ in rows], rows=rows, epochs=epochs)
         raise RunStopped("enough")
 
     monkeypatch.setattr("rlhf_marl.rewards.training._fit", fit)
@@ -169,6 +176,7 @@ def test_junk_is_trained_on_once_and_never_from_held_out_prompts(recipe, tmp_pat
     assert fitted["epochs"] == 0.8
     kinds = Counter(pair.junk for pair in fitted["pairs"])
     assert kinds == {"pairs": 2 * 32, "junk": 32, "repeated": 32, "shuffled": 32}
+    assert {(pair.junk == "pairs", margin) for pair, margin in fitted["rows"]} == {(True, 0.0), (False, 6.0)}
     held_out = {pair.texts[0] for pair in split_pairs(load_pairs(card.data, "x"), 0.2, 0)[1]}
     assert len(held_out) == 8
     assert not held_out & {pair.texts[0] for pair in fitted["pairs"]}
@@ -176,6 +184,26 @@ def test_junk_is_trained_on_once_and_never_from_held_out_prompts(recipe, tmp_pat
         train_reward_model(card.model_copy(update={"opening_words": 3}), tmp_path / "out", "card")
     junk = Counter(len(pair.texts[1].split()) for pair in fitted["pairs"] if pair.texts[2][0] == "z")
     assert junk == {9: 2 * 32 + 16, 3: 2 * 32 + 16}
+
+
+def test_the_top_layer_alone_puts_junk_below_by_its_margin(recipe, tmp_path):
+    """One layer of two is kept, or one of two is trained; the layers below stay the base's."""
+    rows = [{"prompt": f"question {i}", "chosen": "b" * (i % 5 + 4), "rejected": "q" * (i % 5 + 4)} for i in range(40)]
+    (tmp_path / "junk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    gaps = {}
+    for margin, layers in ((0.0, 2), (8.0, 2), (8.0, 1)):
+        update = {"junk": [str(tmp_path / "junk.jsonl")], "learning_rate": 0.02, "trained_layers": 1}
+        update |= {"junk_margin": margin, "layers": layers}
+        out = tmp_path / f"{margin}-{layers}"
+        train_reward_model(recipe.model_copy(update=update), out, "card")
+        assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == layers
+        base, trained = (load_file(folder / "model.safetensors") for folder in (tmp_path / "base", out))
+        learned = {name for name in trained if name in base and not torch.equal(trained[name], base[name])}
+        assert {name.split(".")[3] for name in learned if ".layer." in name} == {str(layers - 1)}
+        assert not any("embeddings" in name for name in learned)
+        chosen, junk = build_reward_model(load_card(str(out / "card.yaml"), "x")).score(["new"] * 2, ["bbbbb", "qqqqq"])
+        gaps[margin, layers] = chosen - junk
+    assert gaps[8.0, 2] > gaps[0.0, 2] + 4
 
 
 def test_accuracy_by_hand():
