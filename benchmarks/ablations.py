@@ -1,4 +1,4 @@
-"""The quickstart against itself with one choice changed, for several seeds: which choice helps?
+"""A config against itself with one choice changed, for several seeds: which choice helps?
 
     python benchmarks/ablations.py [CONFIG] [--out FOLDER] [--seeds 3] [--jobs 2] [--only NAME ...]
 

@@ -82,7 +82,7 @@ def peak(pid: int) -> int:
 
 
 @click.command(help=__doc__)
-@click.option("--config", "file", default="configs/prototypes.yaml", help="A config with three agents.")
+@click.option("--config", "file", default="configs/quickstart.yaml", help="A config with three agents.")
 @click.option("--iterations", default=3, help="Measured iterations of each layout.")
 @click.option("--json", "output", type=click.Path(path_type=Path), help="Write the rows here.")
 def main(file: str, iterations: int, output: Path | None) -> None:
