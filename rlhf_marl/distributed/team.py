@@ -1,12 +1,13 @@
 """The Team whose agents are Ray actors, and what happens when some of them fail."""
 
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, final
 
@@ -33,7 +34,8 @@ from rlhf_marl.training.team import AgentsLost, Row
 _log = logging.getLogger("rlhf_marl")
 _ACTOR: Any = ray.remote(concurrency_groups={"mail": 1})(Worker)  # type: ignore[call-overload]
 _GRACE = 1.0  # seconds for a neighbour that was reported as silent to show that it only waited too
-_MOST_REPEATS = 3  # of an update whose messages did not come, although nobody is lost
+_MOST_REPEATS = 3  # of an update whose messages did not come, although nobody is lost; and of a return that fails
+_LOADINGS = 5  # times as long as the first loading took, or round_timeout: then a lost agent has no room
 _DISAGREEMENTS = ("disagreement_before", "disagreement_after")
 
 
@@ -68,10 +70,12 @@ class RayTeam:
         self.messages: list[Message] = []
         self._returning: dict[int, tuple[ActorHandle, ray.ObjectRef]] = {}
         self._workers: dict[int, ActorHandle] = {}
+        began = time.monotonic()
         try:
             started = {w: self._start(w) for w in range(len(self._numbers))}
             self._workers = {w: handle for w, (handle, _) in started.items()}
             loaded = self._loaded({w: ref for w, (_, ref) in started.items()})
+            self._patience = max(config.runtime.round_timeout, _LOADINGS * (time.monotonic() - began))
             self._introduce()
         except BaseException:
             self.close()
@@ -170,20 +174,19 @@ class RayTeam:
 
     def save_adapters(self, folder: Path) -> None:
         for worker in list(self._returning):  # at the end of the run, so that everyone's adapter is there
-            limit = self._config.runtime.round_timeout
-            if not ray.wait([self._returning[worker][1]], timeout=limit)[0]:
+            self._rejoin(worker, self._patience)
+            if worker in self._returning:
                 raise AgentsLost(
-                    f"{_agents(self._numbers[worker])} did not come back within {limit:g} s, so the adapters are not "
-                    "written; they are in the last checkpoint, and --resume writes them"
+                    f"{_agents(self._numbers[worker])} did not come back within {self._patience:.0f} s, so the "
+                    "adapters are not written; they are in the last checkpoint, and --resume writes them"
                 )
-            self._rejoin(worker, wait=True)
         with writing_folder(folder) as temporary:
             self._ask("write_adapters", lambda w: (str(temporary.resolve()),), "writing its adapter")
 
     def begin(self, iteration: int) -> None:
         """Start an iteration. Lost agents that have loaded their models again take part from here on."""
         for worker in list(self._returning):
-            self._rejoin(worker, wait=False)
+            self._rejoin(worker, patience=0.0)
         self._ask("begin", lambda w: (iteration,), "starting an iteration")
 
     def forget_before(self, iteration: int) -> None:
@@ -353,7 +356,7 @@ class RayTeam:
         if mode == "wait":
             _log.warning("%s; the others wait for it", words)
             for worker in lost:
-                self._rejoin(worker, wait=True)
+                self._rejoin(worker, math.inf)
             return
         _log.warning("%s; going on with %s", words, _agents(self._present()))
         parts = self._view().parts()
@@ -363,34 +366,46 @@ class RayTeam:
                 " and ".join(_agents(part) for part in parts),
             )
 
-    def _rejoin(self, worker: int, *, wait: bool) -> None:
-        """Take a worker back if it has loaded its models: adapters from its last checkpoint, critic from neighbours."""
-        handle, ref = self._returning[worker]
-        if not wait and not ray.wait([ref], timeout=0)[0]:
-            return
-        state = self._last_checkpoint()
-        linked = self._graph[self._numbers[worker]].any(0).nonzero().flatten().tolist()
-        near = {self._worker_of[agent] for agent in linked} & self._workers.keys()
-        peers = [self._workers[w] for w in sorted(near)]
-        while not ray.wait([ref], timeout=self._config.runtime.round_timeout)[0]:
-            _log.warning("%s is not back yet; does the Ray cluster have room for it?", _agents(self._numbers[worker]))
-        try:
-            ray.get(ref)
-            rejoined: ray.ObjectRef = handle.rejoin.remote(None if state is None else self._own(worker, state), peers)
-            ray.get(rejoined, timeout=self._config.runtime.round_timeout)
-        except RayError as error:
-            reason = first_line(error.cause if isinstance(error, RayTaskError) else error)
-            if wait:
-                raise AgentsLost(f"{_agents(self._numbers[worker])} cannot come back: {reason}") from None
-            _log.warning("%s could not come back: %s; trying again", _agents(self._numbers[worker]), reason)
+    def _rejoin(self, worker: int, patience: float) -> None:
+        """Take a worker back: adapters from its last checkpoint, critic from its neighbours.
+
+        patience: seconds to wait until it has loaded its models. If that is not enough, it stays away.
+
+        Raises:
+            AgentsLost: it was waited for and failed several times.
+        """
+        deadline, who = time.monotonic() + patience, _agents(self._numbers[worker])
+        for failures in count(1):
+            handle, ref = self._returning[worker]
+            while not ray.wait([ref], timeout=min(self._patience, max(0.0, deadline - time.monotonic())))[0]:
+                if time.monotonic() >= deadline:
+                    return
+                _log.warning("%s is not back yet; does the Ray cluster have room for it?", who)
+            state = self._last_checkpoint()
+            linked = self._graph[self._numbers[worker]].any(0).nonzero().flatten().tolist()
+            near = {self._worker_of[agent] for agent in linked} & self._workers.keys()
+            peers = [self._workers[w] for w in sorted(near)]
+            try:
+                ray.get(ref)
+                rejoined: ray.ObjectRef = handle.rejoin.remote(
+                    None if state is None else self._own(worker, state), peers
+                )
+                ray.get(rejoined, timeout=self._config.runtime.round_timeout)
+                break
+            except RayError as error:
+                reason = first_line(error.cause if isinstance(error, RayTaskError) else error)
+            if patience and failures == _MOST_REPEATS:
+                raise AgentsLost(f"{who} cannot come back: {reason}; continue with --resume")
+            _log.warning("%s could not come back: %s; trying again", who, reason)
             with suppress(RayError):
                 ray.kill(handle)
             self._returning[worker] = self._start(worker)
-            return
+            if not patience:
+                return
         del self._returning[worker]
         self._workers = dict(sorted({**self._workers, worker: handle}.items()))
         self._introduce()
-        _log.warning("%s is back", _agents(self._numbers[worker]))
+        _log.warning("%s is back", who)
 
     def _last_checkpoint(self) -> Mapping[str, Tensor] | None:
         found = None if self._run is None else Checkpoints(self._run / "checkpoints").load()

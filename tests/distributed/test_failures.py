@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def test_a_node_goes_with_its_agent_and_another_takes_its_place(content, tmp_pat
 def test_without_room_for_a_lost_agent_the_run_ends_without_its_adapter(content, tmp_path):
     done = on_two_nodes(content, tmp_path, replaced=99, round_timeout=20.0)
     assert done.returncode == 1
-    assert "did not come back within 20 s, so the adapters are not written" in done.stderr
+    assert re.search(r"did not come back within \d+ s, so the adapters are not written", done.stderr)
     run = rlhf_marl.load_run(tmp_path / "run")
     assert run.metrics["update"].nunique() == 10
     here = run.config.runtime.model_copy(update={"address": None})

@@ -9,6 +9,7 @@ before iteration ITERATION. Prints the warnings, one a line.
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 
 import ray
@@ -31,9 +32,12 @@ def main() -> None:
         def in_between(iteration):
             if iteration == 1:
                 cluster.remove_node(node, allow_graceful=False)
+                time.sleep(5)  # its agent's process ends within a second
             if iteration == int(sys.argv[3]):
                 cluster.add_node(num_cpus=1)
-                ray.wait([ref for _, ref in experiment.team._returning.values()], timeout=120)
+                while waiting := [ref for _, ref in experiment.team._returning.values()]:
+                    ray.wait(waiting)
+                    begin(iteration)
             begin(iteration)
 
         experiment.team.begin = in_between
