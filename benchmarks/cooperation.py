@@ -185,9 +185,10 @@ def table(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
         of_arm = [row for row in rows if row["arm"] == arm]
         known = [row["value_correlation"] for row in of_arm if row["value_correlation"] is not None]
         mean, low, high = over_seeds(list(found[arm].values()))
+        interval = f" [{low:.0%}, {high:.0%}]" if len(found[arm]) > 1 else ""
         predicted = f"{np.mean(known):+.2f}" if known else "no critic"
         kl = np.mean([row["kl"] for row in of_arm])
-        lines.append(f"| {arm} | {len(found[arm])} | {mean:.0%} [{low:.0%}, {high:.0%}] | {predicted} | {kl:.1f} |")
+        lines.append(f"| {arm} | {len(found[arm])} | {mean:.0%}{interval} | {predicted} | {kl:.1f} |")
     lines += ["", "| contrast | seeds | difference [95% interval] | p | p, Holm |", "| --- | --- | --- | --- | --- |"]
     tested = []
     for contrast in task.contrasts:
