@@ -2,6 +2,7 @@
 
 import os
 import signal
+from itertools import count
 from threading import Timer
 from types import SimpleNamespace
 
@@ -39,7 +40,7 @@ def train(content, path, before=None, **options):
 
 
 def wrap(team, method, before):
-    original, counts = getattr(team, method), iter(range(1000))
+    original, counts = getattr(team, method), count()
 
     def wrapped(*arguments):
         before(team, method, next(counts))
