@@ -1,6 +1,7 @@
 """The README's Python example runs unchanged, and the files and commands it names exist."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -44,3 +45,9 @@ def test_commands_are_those_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for command in re.findall(r"make (\w+)", README):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+
+
+def test_every_extra_is_listed():
+    section = README.split("\n## Extras\n")[1].split("\n## ")[0]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == set(project["optional-dependencies"])
