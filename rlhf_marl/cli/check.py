@@ -13,7 +13,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.distributed.cluster import check_installed
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.loading import default_device
-from rlhf_marl.reporting.terminal import duration, safe_text
+from rlhf_marl.reporting.terminal import counted, duration, safe_text
 from rlhf_marl.training.check import Checked, check_experiment
 from rlhf_marl.training.probe import seconds_per_update
 
@@ -58,8 +58,10 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
         for i, card in enumerate(checked.cards)
     ]
     questions = len(checked.questions.conversations)
-    trained = f"{n_agents} adapters of {count_of(found.adapter)} and {n_agents} critics of {count_of(found.critic)}"
-    shape = f"{config.iterations:,} iterations of {config.dialogues} dialogues with {config.turns} turns"
+    adapters, critics = counted(n_agents, "adapter"), counted(n_agents, "critic")
+    trained = f"{adapters} of {count_of(found.adapter)} and {critics} of {count_of(found.critic)}"
+    dialogues = f"{counted(config.dialogues, 'dialogue')} with {counted(config.turns, 'turn')}"
+    shape = f"{counted(config.iterations, 'iteration')} of {dialogues}"
     tokens = f"agents generate at most {found.generated:,} tokens and read {found.read:,}"
     lines = [
         ("config", f"{where}: everything is found"),
@@ -67,7 +69,7 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
         ("trained", f"{trained} parameters"),
         ("rewards", "; ".join(rewards)),
         ("controller", config.controller.kind),
-        ("topology", f"{config.topology.graph}, {config.topology.gossip_rounds} gossip rounds"),
+        ("topology", f"{config.topology.graph}, {counted(config.topology.gossip_rounds, 'gossip round')}"),
         ("questions", f"{questions:,}"),
         ("updates", f"{found.updates:,}: {shape}"),
         ("an update", f"{tokens}; the controller generates at most {found.controlled:,}"),

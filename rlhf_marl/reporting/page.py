@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlhf_marl.errors import UsageError
@@ -78,6 +79,15 @@ def moving_average(values: Sequence[float], window: int = _WINDOW) -> list[float
         known = [value for value in values[max(0, i - window + 1) : i + 1] if math.isfinite(value)]
         averages.append(sum(known) / len(known) if known else None)
     return averages
+
+
+def team_rewards(episodes: Sequence[Sequence[float]]) -> list[float]:
+    """Each dialogue's mean over the agents with a finite reward; NaN where none has one.
+
+    episodes: [agent][dialogue].
+    """
+    finite = [[value for value in values if math.isfinite(value)] for values in zip(*episodes, strict=True)]
+    return [fmean(values) if values else math.nan for values in finite]
 
 
 def _compared(runs: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -158,6 +168,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
                 "name": name,
                 "agents": run.agents,
                 "episodes": [_curve(values) for values in run.episodes],
+                "team": _rounded(moving_average(team_rewards(run.episodes))),
                 "held_out": _held_out(run),
                 "series": run.series,
                 "training": training,
@@ -186,8 +197,12 @@ def _curve(values: Sequence[float]) -> dict[str, Any]:
     return {
         "x": [i + 1 for i in points],
         "y": [round(values[i], 4) if math.isfinite(values[i]) else None for i in points],
-        "average": [value if value is None else round(value, 4) for value in moving_average(values)],
+        "average": _rounded(moving_average(values)),
     }
+
+
+def _rounded(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is None else round(value, 4) for value in values]
 
 
 def _held_out(run: RunRecord) -> dict[str, Any]:

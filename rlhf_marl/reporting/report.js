@@ -13,7 +13,7 @@ const charts = {
         { ...common, x: episodes, y: curve.average, mode: "lines", line: { color: colour(i), width: 2.5 },
           hovertemplate: "%{y:.2f}" },
       ];
-    })),
+    }), team(run)),
     { xaxis: { title: { text: "episode" } }, yaxis: { title: { text: "reward (scaled)" } } },
   ],
   compare: () => [
@@ -56,6 +56,12 @@ function heldOut(run) {
   if (!run.held_out.x.length) return [];
   return [{ ...run.held_out, mode: "lines+markers", name: "team, held-out questions", hovertemplate: "%{y:.2f}",
     line: { color: getComputedStyle(document.body).color, width: 2, dash: "dot" } }];
+}
+
+function team(run) {
+  if (run.agents.length < 2) return [];
+  return [{ x: run.team.map((_, k) => k + 1), y: run.team, mode: "lines", name: "team", hovertemplate: "%{y:.2f}",
+    line: { color: getComputedStyle(document.body).color, width: 2, dash: "dash" } }];
 }
 
 function perAgent(key) {

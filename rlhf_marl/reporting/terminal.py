@@ -61,11 +61,11 @@ class Display:
     def loading(self) -> None:
         config = self._config
         updates = config.iterations * config.turns // config.actor.turns_per_update
-        workers = f" in {config.n_workers} Ray workers" if config.n_workers else ""
+        workers = f" in {counted(config.n_workers, 'Ray worker')}" if config.n_workers else ""
         self._print(
-            f"{len(config.agents)} agents{workers} over {config.model.name}; {config.topology.graph} graph; "
-            f"{updates} updates in {config.iterations} iterations of {config.dialogues} dialogues, "
-            f"{config.turns} turns each"
+            f"{counted(len(config.agents), 'agent')}{workers} over {config.model.name}; {config.topology.graph} graph; "
+            f"{counted(updates, 'update')} in {counted(config.iterations, 'iteration')} of "
+            f"{counted(config.dialogues, 'dialogue')}, {counted(config.turns, 'turn')} each"
         )
         self._print(f"output in {self._path}; loading")
 
@@ -115,7 +115,7 @@ class Display:
         self._held_out = f"  held-out team {row['team']:+.2f}"
         agents = ", ".join(f"agent {i} {mean:+.2f}" for i, mean in enumerate(row["agents"]))
         self._print(
-            f"after {row['iteration']} iterations, {row['questions']} held-out questions: "
+            f"after {counted(row['iteration'], 'iteration')}, {counted(row['questions'], 'held-out question')}: "
             f"team {row['team']:+.2f} ({agents})"
         )
 
@@ -124,7 +124,7 @@ class Display:
 
         rows, turns, validations: of metrics.jsonl, dialogues.jsonl and validation.jsonl.
         """
-        table = Table(title=f"{iterations} iterations: mean scaled reward")
+        table = Table(title=f"{counted(iterations, 'iteration')}: mean scaled reward")
         for column in ("agent", "reward model", "first fifth", "last fifth", "change"):
             table.add_column(column, justify="left" if column in ("agent", "reward model") else "right")
         for agent, name in _agents(rows):
@@ -179,7 +179,7 @@ class Display:
     def profile(self, seconds: dict[str, float]) -> None:
         """Print the wall time of each stage."""
         wall = sum(seconds.values())
-        table = Table(title=f"{self._iterations} iterations in {wall:.1f} s")
+        table = Table(title=f"{counted(self._iterations, 'iteration')} in {wall:.1f} s")
         for column in ("stage", "seconds per iteration", "share"):
             table.add_column(column, justify="left" if column == "stage" else "right")
         for name, value in seconds.items():
@@ -194,6 +194,11 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 turn, 1,024 turns."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def safe_text(words: str, style: str = "") -> Text:

@@ -36,6 +36,13 @@ def test_json_has_the_numbers(run, config_file):
     assert numbers["peak"] == sum(numbers["memory"].values())
 
 
+def test_one_of_anything_is_singular(run, config_file):
+    one = ("--iterations", "1", "--dialogues", "1", "--turns", "1", "--topology.gossip_rounds", "1")
+    _, printed, _ = run("check", "tiny.yaml", *one)
+    assert "updates     1: 1 iteration of 1 dialogue with 1 turn\n" in printed
+    assert ", 1 gossip round\n" in printed
+
+
 def test_a_mistake_is_one_line(run, config_file):
     code, _, errors = run("check", "tiny.yaml", "--agents.0.reward_model", "no.yaml")
     assert code == 2

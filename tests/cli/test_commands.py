@@ -47,7 +47,7 @@ def test_train_resume_and_the_summary(run, config_file, tmp_path):
     assert "iteration 1/1  reward vowels" in errors
     assert "run directory: out" in errors
     assert errors.startswith("2 agents over ")
-    assert "ring graph; 2 updates in 1 iterations of 2 dialogues, 2 turns each\n" in errors
+    assert "ring graph; 2 updates in 1 iteration of 2 dialogues, 2 turns each\n" in errors
     log = (tmp_path / "out" / "train.log").read_text()
     assert "iteration 1/1  reward vowels" in log
     assert "\x1b" not in log

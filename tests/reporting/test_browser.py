@@ -69,7 +69,10 @@ def see_all(page) -> None:
 def test_every_chart_is_drawn(visit, report):
     page = visit(report)
     see_all(page)
-    assert page.locator(CURVES).count() == 3
+    assert page.locator(CURVES).count() == 4  # agents and team
+    legend = page.locator("[data-chart=reward] .legendtext").all_text_contents()
+    assert [name.split()[0] for name in legend] == ["0", "1", "2", "team"]
+    assert page.locator(CURVES).nth(3).evaluate("path => getComputedStyle(path).strokeDasharray") != "none"
     points = page.locator("[data-chart=reward] .scatterlayer path.point").count()
     assert points == 36  # three agents, twelve dialogues
     heights = {page.locator(CURVES).nth(i).bounding_box()["height"] for i in range(3)}
@@ -94,7 +97,7 @@ def test_a_real_run_from_training_to_the_page(run, tiny_content, tmp_path, visit
     assert code == 0, errors
     page = visit(tmp_path / "out" / "report.html")
     see_all(page)
-    assert page.locator(CURVES).count() == 2
+    assert page.locator(CURVES).count() == 3  # two agents and the team
     assert page.locator(".count").inner_text() == "4 of 4 dialogues"
     assert page.locator("svg.topology circle").count() == 2
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.reporting.page import moving_average, refresh_report, write_report
+from rlhf_marl.reporting.page import moving_average, refresh_report, team_rewards, write_report
 from rlhf_marl.reporting.run_record import read_run
 from tests.reporting.runs import HOSTILE, write_run
 
@@ -34,6 +34,17 @@ def words(page):
 
 def test_moving_average_by_hand():
     assert moving_average([1, 2, 3, 4, 5, 11], 5) == [1, 1.5, 2, 2.5, 3, 5]
+
+
+def test_the_team_has_a_curve_of_its_own(run_dir):
+    assert team_rewards([[1.0, math.nan, math.nan], [2.0, 4.0, math.nan]])[:2] == [1.5, 4.0]
+    assert math.isnan(team_rewards([[math.nan], [math.nan]])[0])
+    page = page_of(run_dir)
+    # Agents have r, r - 1 and r + 1 with r = 0, 0.1, ... in successive dialogues; the average is over five.
+    assert data_of(page)["runs"][0]["team"][:7] == [0.0, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4]
+    assert "The dashed line is the team: the mean over agents." in words(page)
+    (run_dir / "dialogues.jsonl").write_text("")
+    assert data_of(page_of(run_dir))["runs"][0]["team"] == []
 
 
 def test_the_page_shows_verdicts_tables_and_health(run_dir):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rlhf_marl.reporting.terminal import Display
+from rlhf_marl.reporting.terminal import Display, counted
 from rlhf_marl.training.health import warnings_of
 
 HEALTHY = {
@@ -64,6 +64,12 @@ def test_each_warning_is_shown_once_per_agent(tiny_config, tmp_path, capsys):
     errors = capsys.readouterr().err
     assert errors.count("warning: agent 0: policy entropy") == 1
     assert errors.count("warning: agent 1: policy entropy") == 1
+
+
+def test_the_opening_line_counts_in_the_singular_too(tiny_config, tmp_path, capsys):
+    Display(tiny_config.model_copy(update={"iterations": 1, "dialogues": 1, "turns": 1}), tmp_path).loading()
+    assert "1 update in 1 iteration of 1 dialogue, 1 turn each\n" in capsys.readouterr().err
+    assert [counted(0, "turn"), counted(1, "turn"), counted(1024, "turn")] == ["0 turns", "1 turn", "1,024 turns"]
 
 
 def test_summary_shows_names_as_text(tiny_config, tmp_path, capsys):
