@@ -98,7 +98,9 @@ def test_nothing_is_written_where_nothing_is_junk(played, run):
 def test_the_team_s_answers_are_taken_where_they_were_rewarded(played):
     say(played, ["so so so so so"] * 4, [1.0] * 4)
     config = played / "config.yaml"
-    config.write_text(config.read_text("utf-8").replace("of: response", "of: team").replace("credit: local", "credit: consensus"))
+    config.write_text(
+        config.read_text("utf-8").replace("of: response", "of: team").replace("credit: local", "credit: consensus")
+    )
     rows = mine(played, top=1.0, limit=10)
     assert {row["rejected"] for row in rows} == {"team so so so so so"}
 
