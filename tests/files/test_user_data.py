@@ -34,7 +34,7 @@ def test_damage_is_one_line(tmp_path, content, line):
 
 
 def test_a_missing_file_and_a_torn_archive(tmp_path):
-    (tmp_path / "torn.gz").write_bytes(gzip.compress(b"{}")[:-4])
+    (tmp_path / "torn.gz").write_bytes(gzip.compress(b"{}", mtime=0)[:-4])
     for name in ("none.jsonl", "torn.gz"):
         with pytest.raises(UsageError, match="cannot be read: "):
             list(read_rows(tmp_path / name))
@@ -139,7 +139,7 @@ def test_splits_of_a_saved_folder(tmp_path):
         ("a.csv", b"a,a\n1,2\n", "a.csv: two columns have the same name: a, a"),
         ("a.csv", b'a\n"1', "a.csv: line 2: unexpected end of data"),
         ("a.parquet", b"nothing", "x: cannot load '.*a.parquet'"),
-        ("a.csv.gz", gzip.compress(b"a\n1"), "a.csv.gz: line 1 is not JSON: 'a'"),
+        ("a.csv.gz", gzip.compress(b"a\n1", mtime=0), "a.csv.gz: line 1 is not JSON: 'a'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # of the library that reads it
