@@ -41,7 +41,7 @@ def test_wheel_carries_the_parts_of_the_report(site):
 def test_data_is_found_from_an_empty_folder(site, tmp_path):
     code = (
         "import rlhf_marl; from rlhf_marl.config import load_config; from rlhf_marl.rewards import load_card\n"
-        "config = load_config('configs/quickstart.yaml')\n"
+        "config = load_config('configs/trained.yaml')\n"
         "print(rlhf_marl.__file__, *(load_card(a.reward_model, 'x').name for a in config.agents))"
     )
     environment = os.environ | {"PYTHONPATH": str(site)}
