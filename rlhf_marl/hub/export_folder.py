@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from rlhf_marl.errors import RlhfMarlError, UsageError
 from rlhf_marl.files.atomic import writing_folder
 from rlhf_marl.files.hashing import sha256_of
+from rlhf_marl.files.json_files import read_json
 
 MARKER = ".rlhf_marl_export.json"  # names and hashes of an export's files; not uploaded
 
@@ -31,10 +32,7 @@ def check_target(target: Path) -> None:
 
 def read_object(file: Path) -> dict[str, Any]:
     """A JSON file that holds an object; raises UsageError, one line, if it does not."""
-    try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: cannot be read: {error}") from None
+    found = read_json(file)
     if not isinstance(found, dict):
         raise UsageError(f"{file}: contains a {type(found).__name__}, not a JSON object")
     return found

@@ -217,8 +217,8 @@ def _training_turn(row: Row) -> Row:
 
 def _answered(turns: list[Row]) -> Sequence[Mapping[str, Any]]:
     """The two turns of `before_and_after`, or none."""
-    places = [dict(zip(("iteration", "dialogue", "turn"), turn["at"], strict=True)) for turn in turns]
-    return before_and_after([turn | place for turn, place in zip(turns, places, strict=True)]) or ()
+    keys = ("iteration", "dialogue", "turn")
+    return before_and_after([turn | dict(zip(keys, turn["at"], strict=True)) for turn in turns]) or ()
 
 
 def _evaluation_turn(row: Row) -> Row:

@@ -28,11 +28,11 @@ from torch import Tensor
 from rlhf_marl.config import Config, check_config, dump_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import FULL, flush, locked, or_stop, unwritable, write_text
+from rlhf_marl.files.json_files import read_json
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.rewards import Card, check_card
 from rlhf_marl.runs.checkpoints import Checkpoints, State
-from rlhf_marl.sanitise import first_line
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "peft", "trl", "accelerate", "datasets", "numpy")
 _OF_A_SERVICE = {
@@ -268,10 +268,7 @@ def check_same_config(before: Mapping[str, Any], config: Config, what: str) -> N
 
 def _read_cards(file: Path) -> list[Card]:
     """Finished cards; raises UsageError if the file is missing or damaged."""
-    try:
-        content = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{file}: cannot be read: {first_line(error)}") from None
+    content = read_json(file)
     if not isinstance(content, list):
         raise UsageError(f"{file}: not a list of cards")
     return [check_card(card, f"{file}: {i}") for i, card in enumerate(content)]
