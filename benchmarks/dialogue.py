@@ -43,6 +43,7 @@ from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import SharedPrefix, response_logits
 from rlhf_marl.policy.prefix_cache import shared_tokens
 from rlhf_marl.policy.sampler import TransformersSampler
+from rlhf_marl.policy.straight_step import decode_step
 from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import Experiment, build, build_reward_models
 from rlhf_marl.training.loop import run_iteration
@@ -126,11 +127,11 @@ def uniforms_for(rows: int, tokens: int) -> Tensor:
 def ours(experiment: Experiment, prompts: list[list[int]], tokens: int, *, adapted: bool = True) -> Way:
     """Our generation of all agents' rows; not adapted, the same passes of the base model alone."""
     model, adapters = experiment.team.learner.chat_model.model, experiment.team.learner.adapters
-    n = adapters.n_agents
+    n, active = adapters.n_agents, slice(None) if adapted else None
     uniforms = uniforms_for(n * len(prompts), tokens)
 
     def way() -> None:
-        with adapters.use(slice(None) if adapted else None):
+        with adapters.use(active):
             generate(
                 model,
                 prompts * n,
@@ -138,6 +139,7 @@ def ours(experiment: Experiment, prompts: list[list[int]], tokens: int, *, adapt
                 stop_tokens=[peers.NEVER],
                 uniforms=uniforms,
                 n_policies=n,
+                decode=decode_step(model, adapters, active),
             )
 
     return way

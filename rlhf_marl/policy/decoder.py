@@ -20,9 +20,9 @@ from transformers import DynamicCache, PreTrainedModel
 from rlhf_marl.policy import decoder_reference
 from rlhf_marl.policy.adapters import StackedAdapters, StackedLinear
 from rlhf_marl.policy.generation import Generated, fill_absent, sample, trimmed
-from rlhf_marl.policy.prefix_cache import prefill, sees_all
+from rlhf_marl.policy.llama_like import base_of, groups_of, head_size, is_llama_like
+from rlhf_marl.policy.prefix_cache import prefill
 
-_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")  # those that do not depend on the length of the sequence
 _HEAD_SIZES = (16, 32, 64, 128, 256)
 _CAPACITY = 64  # cache lengths are multiples of this, so that one recorded step serves several prompt lengths
@@ -151,17 +151,11 @@ class Decoder:
         shape = (adapters.n_agents, adapters.rank) if adapters else (0, 1)
         self._model: Any = model
         self._n_agents = shape[0]
-        self._layers = [
-            _Layer(
-                _fuse([m.self_attn.q_proj, m.self_attn.k_proj, m.self_attn.v_proj], *shape),
-                _fuse([m.self_attn.o_proj], *shape),
-                _fuse([m.mlp.gate_proj, m.mlp.up_proj], *shape),
-                _fuse([m.mlp.down_proj], *shape),
-                m.input_layernorm.weight,
-                m.post_attention_layernorm.weight,
-            )
-            for m in self._model.model.layers
-        ]
+        self._layers = []
+        for layer in self._model.model.layers:
+            qkv, output, gate_up, down = (_fuse(group, *shape) for group in groups_of(layer))
+            norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+            self._layers.append(_Layer(qkv, output, gate_up, down, *norms))
         self._steps: dict[tuple[object, ...], _Steps] = {}
         self._ops: Any = decoder_reference
         if model.device.type == "cuda":
@@ -172,14 +166,11 @@ class Decoder:
     @staticmethod
     def supports(model: Any) -> bool:
         """Whether the model's forward pass is what `_logits` computes, with or without adapters."""
-        config = model.config
         return (
-            type(model).__name__ in _ARCHITECTURES
-            and config.hidden_act == "silu"
-            and config.rope_parameters.get("rope_type") in _ROTATIONS
-            and _head_size(model) in _HEAD_SIZES
-            and sees_all(model)
-            and all(type(_base(m)) is nn.Linear for layer in model.model.layers for m in _linears(layer))
+            is_llama_like(model)
+            and model.config.rope_parameters.get("rope_type") in _ROTATIONS
+            and head_size(model) in _HEAD_SIZES
+            and all(type(base_of(m)) is nn.Linear for x in model.model.layers for group in groups_of(x) for m in group)
         )
 
     @torch.inference_mode()
@@ -242,7 +233,7 @@ class Decoder:
         self, rows: int, capacity: int, new_tokens: int, greedy: bool, temperature: float, ends: tuple[int, ...]
     ) -> _Steps:
         config, device, dtype = self._model.config, self._model.device, self._model.dtype
-        cache = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, _head_size(self._model))
+        cache = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, head_size(self._model))
         positions = torch.arange(capacity, device=device).unsqueeze(0)
         cosine, sine = self._model.model.rotary_emb(torch.empty(1, device=device, dtype=dtype), positions)
         return _Steps(
@@ -315,26 +306,9 @@ def _recorded(step: Callable[[], None], steps: _Steps) -> Callable[[], None]:
     return graph.replay
 
 
-def _base(layer: nn.Module) -> Any:
-    return layer.base if isinstance(layer, StackedLinear) else layer
-
-
-def _linears(layer: Any) -> list[nn.Module]:
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        *(attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj),
-        *(mlp.gate_proj, mlp.up_proj, mlp.down_proj),
-    ]
-
-
-def _head_size(model: Any) -> int:
-    config = model.config
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def _fuse(parts: list[Any], n_agents: int, rank: int) -> Fused:
     """Fuse the layers' weights; each layer's own weight and bias become views."""
-    linears = [_base(part) for part in parts]
+    linears = [base_of(part) for part in parts]
     widths = [linear.out_features for linear in linears]
     like, further = linears[0].weight, -(-n_agents * len(parts) * rank // _ALIGNED) * _ALIGNED
     weight = torch.cat([*(linear.weight.detach() for linear in linears), like.new_zeros(further, like.shape[1])])

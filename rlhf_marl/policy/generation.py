@@ -4,7 +4,7 @@ Sampling uses one uniform number per token, from a generator seeded by (seed, ag
 repeats bit for bit, adding an agent does not change the others' draws, and there is no generator state to save.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,8 @@ from rlhf_marl.policy.prefix_cache import prefill
 _WORTH_LEAVING = 0.75
 _BLOCK = 256  # vocabulary entries per block of the cumulative sum
 Generated = list[tuple[list[int], list[float]]]  # per row: token ids and their log-probabilities
+DecodeStep = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
+"""Newest token and its position (rows, 1 each), mask (rows, length) with it, cache: logits of the next one."""
 
 
 class SamplingKey(NamedTuple):
@@ -87,6 +89,7 @@ def generate(
     temperature: float = 1.0,
     n_policies: int = 1,
     cached_prefix: DynamicCache | None = None,
+    decode: DecodeStep | None = None,
 ) -> Generated:
     """Sample a continuation of every row's prompt from the row's policy; greedy without uniforms.
 
@@ -96,11 +99,12 @@ def generate(
         prompts: token ids of every row, policy by policy and equally many of each; padded here on the left.
         uniforms: (rows, max_new_tokens) numbers in [0, 1), or None for greedy decoding.
         cached_prefix: prefix cache of the tokens that all prompts begin with (`PrefixCache`).
+        decode: the model's decode step; transformers' modules by default.
 
     Returns:
         Per row, token ids that end with a stop token or at the limit, and their log-probabilities.
     """
-    device = model.device
+    device, decode = model.device, decode or module_step(model)
     ends = torch.tensor(stop_tokens, device=device)
     if uniforms is not None and device.type != "mps":  # MPS has no float64, so uniforms stay on the CPU
         uniforms = uniforms.to(device)
@@ -127,15 +131,24 @@ def generate(
             rows, ended, token, mask, position_ids = (x[kept] for x in (rows, ended, token, mask, position_ids))
         position_ids = position_ids + 1
         mask = torch.cat([mask, torch.ones_like(position_ids)], dim=-1)
-        logits = model(
-            input_ids=token.unsqueeze(-1),
+        logits = decode(token.unsqueeze(-1), position_ids, mask, cache)
+    return trimmed(sampled, log_probabilities, stop_tokens)
+
+
+def module_step(model: PreTrainedModel) -> DecodeStep:
+    """A decode step by transformers' modules."""
+
+    def decode(token: Tensor, position: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+        return model(
+            input_ids=token,
             attention_mask=mask,
-            position_ids=position_ids,
+            position_ids=position,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]
-    return trimmed(sampled, log_probabilities, stop_tokens)
+
+    return decode
 
 
 def trimmed(sampled: Tensor, log_probabilities: Tensor, stop_tokens: Sequence[int]) -> Generated:

@@ -6,6 +6,7 @@ float32 products at 12 rows. So that this is the same model, the float32 weights
 backward passes use, are rounded to half precision first. Where FBGEMM is missing, layers stay plain.
 """
 
+from collections.abc import Sequence
 from typing import Any, final
 
 import torch
@@ -25,6 +26,7 @@ class HalfLinear(nn.Linear):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.weight, self.bias = linear.weight, linear.bias
         self._packed: Any = None  # made by the first product that needs it
+        self._packed_with_next: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
@@ -35,6 +37,28 @@ class HalfLinear(nn.Linear):
         if torch.is_grad_enabled() and x.requires_grad:
             return _PackedProduct.apply(x, self._packed, self.weight)
         return _product(x, self._packed)
+
+
+def multiply_together(layers: Sequence[HalfLinear], x: Tensor) -> Tensor:
+    """The outputs side by side, (rows, sum of widths), of layers that read the same x (rows, in), as one product.
+
+    rows: up to MOST_ROWS. A group of several has a packed copy of its own, kept by its first layer, which no other
+    group may begin with.
+    """
+    first = layers[0]
+    if len(layers) == 1:
+        return first(x)
+    if first._packed_with_next is None:
+        weight: Tensor = torch.cat([layer.weight.detach() for layer in layers])
+        bias = None
+        if any(layer.bias is not None for layer in layers):
+            bias = torch.cat([_bias(layer) for layer in layers])
+        first._packed_with_next = torch.ops.quantized.linear_prepack_fp16(weight, bias)
+    return _product(x, first._packed_with_next)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
 
 
 def _product(x: Tensor, packed: Any) -> Tensor:

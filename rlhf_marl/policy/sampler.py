@@ -19,6 +19,7 @@ from rlhf_marl.policy.generation import SamplingKey, generate, sampling_uniforms
 from rlhf_marl.policy.loading import ChatModel
 from rlhf_marl.policy.padding import left_pad, positions
 from rlhf_marl.policy.prefix_cache import PrefixCache
+from rlhf_marl.policy.straight_step import decode_step
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,8 @@ class TransformersSampler:
             if self._decoder is not None:
                 rows = self._decoder.generate(prompts, agents=agents, **options)
             else:
-                rows = generate(self._model, prompts, n_policies=n_policies, **options)
+                decode = decode_step(self._model, self._adapters, agents)
+                rows = generate(self._model, prompts, n_policies=n_policies, decode=decode, **options)
         texts = self.tokenizer.batch_decode([tokens for tokens, _ in rows], skip_special_tokens=True)
         return [
             Sample(tokens, text.strip(), log_probabilities, finished=tokens[-1] in self._stop_tokens)
