@@ -32,7 +32,11 @@ def all_biased():
 @pytest.fixture(params=[llama, llama3_scaled, qwen, all_biased])
 def model(request):
     torch.manual_seed(0)
-    return rounded(request.param())
+    model = rounded(request.param())
+    for name, parameter in model.named_parameters():
+        if "norm" in name:  # all ones otherwise
+            parameter.data.uniform_(0.5, 1.5)
+    return model
 
 
 @pytest.fixture
