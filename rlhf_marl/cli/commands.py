@@ -31,10 +31,22 @@ def cli() -> None:
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Output folder; by default runs/<config>-<time>.")
 @click.option("--resume", is_flag=True, help="Continue from the newest checkpoint in --run-dir.")
 @click.option("--profile", is_flag=True, help="Print the time per stage at the end.")
+@click.option(
+    "--report-every",
+    type=click.IntRange(1),
+    metavar="K",
+    help="Write report.html every K iterations; the page reloads itself.",
+)
 @click.option("--dry-run", is_flag=True, help="Only check the config and print what it would cost, as `check` does.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def train(
-    config: str, run_dir: Path | None, resume: bool, profile: bool, dry_run: bool, overrides: tuple[str, ...]
+    config: str,
+    run_dir: Path | None,
+    resume: bool,
+    profile: bool,
+    report_every: int | None,
+    dry_run: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train the agents that CONFIG describes.
 
@@ -50,7 +62,14 @@ def train(
         return
     from rlhf_marl.api import train as run
 
-    run(load_config(config, overrides), run_dir=run_dir, resume=resume, name=config, profile=profile)
+    run(
+        load_config(config, overrides),
+        run_dir=run_dir,
+        resume=resume,
+        name=config,
+        profile=profile,
+        report_every=report_every,
+    )
 
 
 @cli.command(context_settings=_CONFIG_KEYS)

@@ -3,7 +3,8 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,21 +23,23 @@ from rlhf_marl.runs.validations import held_out_curve
 _log = logging.getLogger("rlhf_marl")
 _DIALOGUE_BYTES = 10_000_000  # in the page, of all runs together: keeps the page under 15 MB
 _WINDOW = 5  # Figure 4
+_RELOAD = 15  # seconds, of the page of a run that is under way
 _MAX_POINTS = 400  # single rewards drawn per agent; the moving average is drawn in full
 
 
-def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(paths: Sequence[Path], out: Path | None = None, *, under_way: bool = False) -> Path:
     """Write the report of one run, or of several side by side; returns the file.
 
     Args:
         out: by default report.html, in the run or, for several runs, in the working folder.
+        under_way: the runs go on, so the page reloads itself.
 
     Raises:
         UsageError: a folder is not a run directory or is named twice, or the file cannot be written.
     """
     if len({path.resolve() for path in paths}) < len(paths):
         raise UsageError("report: a run directory is named twice")
-    runs = [read_run(path) for path in paths]
+    runs = [read_run(path, under_way=under_way) for path in paths]
     file = out or (paths[0] / "report.html" if len(paths) == 1 else Path("report.html"))
     try:
         write_text(file, render(runs))
@@ -45,12 +48,31 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     return file
 
 
-def refresh_report(path: Path) -> None:
-    """Write a run's report.html; a failure is only a warning, since the run itself is complete."""
+def refresh_report(path: Path, *, under_way: bool = False) -> None:
+    """Write a run's report.html; a failure is only a warning, since the run itself is unaffected."""
     try:
-        write_report([path])
+        write_report([path], under_way=under_way)
     except Exception as error:
         _log.warning("%s: report.html was not written: %s; try rlhf-marl report", path, error)
+
+
+@contextmanager
+def live_report(path: Path, every: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function of the finished iterations that writes the page of a run under way, every `every` iterations.
+
+    After an error in the block, the page is written once more: it no longer reloads itself. None: nothing is written.
+    """
+
+    def refresh(iterations: int) -> None:
+        if every is not None and iterations % every == 0:
+            refresh_report(path, under_way=True)
+
+    try:
+        yield refresh
+    except BaseException:
+        if every is not None:
+            refresh_report(path)
+        raise
 
 
 def render(runs: Sequence[RunRecord]) -> str:
@@ -121,6 +143,7 @@ def _static(run: RunRecord, name: str, shown: tuple[int, int]) -> dict[str, Any]
         "name": name,
         "command": f"rlhf-marl evaluate {run.path}",
         "notes": run.notes,
+        "under_way": run.under_way,
         "agents": run.agents,
         "answered": run.answered,
         "changes": [_change(values) for values in run.episodes],
@@ -163,6 +186,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
         training, _ = _within(share - size, run.dialogues)
         held.append((training, evaluated))
     content = {
+        "reload": _RELOAD if any(run.under_way for run in runs) else None,
         "runs": [
             {
                 "name": name,
@@ -176,7 +200,7 @@ def _data(runs: Sequence[RunRecord], names: Sequence[str]) -> tuple[dict[str, An
                 "cross": _heat(run.evaluation["cross_rewards"]) if run.evaluation else None,
             }
             for run, name, (training, evaluated) in zip(runs, names, held, strict=True)
-        ]
+        ],
     }
     return content, [(len(training), len(evaluated)) for training, evaluated in held]
 

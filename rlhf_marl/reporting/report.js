@@ -122,6 +122,12 @@ class Browser {
 
   get source() { return this.form.elements.source.value; }
 
+  /* Whether the reader has set a filter, or is setting one. */
+  get filtering() {
+    const { text, agent, low, high } = this.form.elements;
+    return this.form.contains(document.activeElement) || agent.value !== "any" || [text, low, high].some((e) => e.value);
+  }
+
   offerJudges() {
     const first = this.run.evaluation[0];
     const names = this.source === "evaluation" && first
@@ -226,7 +232,7 @@ class Browser {
     return box;
   }
 
-  open(source, dialogue, turn) {
+  open(source, dialogue, turn, scroll) {
     if (!this.run[source] || !this.run[source][dialogue]) return;
     this.form.reset();
     this.form.elements.source.value = source;
@@ -235,7 +241,7 @@ class Browser {
     this.at = dialogue;
     this.turn = Math.min(Math.max(turn, 0), this.run[source][dialogue].turns.length - 1);
     this.show(false);
-    this.box.scrollIntoView();
+    if (scroll) this.box.scrollIntoView();
   }
 }
 
@@ -245,9 +251,38 @@ document.querySelectorAll("[data-browser]").forEach((box) => {
   browsers.set(number, new Browser(box, data.runs[number], number));
 });
 
-function follow() {
+function follow(scroll) {
   const link = /^#run(\d+)\/(training|evaluation)\/(\d+)\/(\d+)$/.exec(location.hash);
-  if (link && browsers.has(Number(link[1]))) browsers.get(Number(link[1])).open(link[2], Number(link[3]), Number(link[4]));
+  if (link && browsers.has(Number(link[1]))) browsers.get(Number(link[1])).open(link[2], Number(link[3]), Number(link[4]), scroll);
 }
-addEventListener("hashchange", follow);
-follow();
+addEventListener("hashchange", () => follow(true));
+// A reload keeps the scroll position.
+follow(performance.getEntriesByType("navigation")[0].type !== "reload");
+
+/* ---- a run that is under way: the page reloads itself ---- */
+
+// A page cannot see that a run was killed; its age tells the reader.
+document.querySelectorAll(".written").forEach((one) => { one.textContent = new Date(document.lastModified).toLocaleString(); });
+
+// The address keeps the open dialogue. The rest of the reader's view travels in the history entry.
+const details = [...document.querySelectorAll("details")];
+const buttons = [...document.querySelectorAll("button")];
+
+function reload() {
+  const reading = !getSelection().isCollapsed || [...browsers.values()].some((browser) => browser.filtering);
+  if (document.hidden || reading) return;
+  history.replaceState({
+    theme: document.documentElement.dataset.theme, open: details.map((one) => one.open),
+    focused: buttons.indexOf(document.activeElement), top: scrollY,
+  }, "");
+  location.reload();
+}
+
+if (history.state) {
+  if (history.state.theme) document.documentElement.dataset.theme = history.state.theme;
+  details.forEach((one, i) => { one.open = history.state.open[i]; });
+  buttons[history.state.focused]?.focus({ preventScroll: true });
+  scrollTo({ top: history.state.top, behavior: "instant" });
+  history.replaceState(null, "");
+}
+if (data.reload) setInterval(reload, 1000 * data.reload);

@@ -42,7 +42,7 @@ class RunRecord:
     report.js. answers: the rows of evaluation_dialogues.jsonl. answered: one question's first turn, early and late in
     training, if it was asked in two iterations. health: warning sentences. critics: a sentence on how
     well values predict returns. validations: the readable rows of validation.jsonl, in order; used: a sentence on which
-    adapters are handed out.
+    adapters are handed out. under_way: training goes on.
     """
 
     path: Path
@@ -64,11 +64,14 @@ class RunRecord:
     critics: str = ""
     validations: list[Row] = field(default_factory=list)
     used: str = ""
+    under_way: bool = False
     notes: list[str] = field(default_factory=list)
 
 
-def read_run(path: Path) -> RunRecord:
+def read_run(path: Path, *, under_way: bool = False) -> RunRecord:
     """Read one run directory.
+
+    under_way: for the process that trains the run.
 
     Raises:
         UsageError: the folder has none of a run's files.
@@ -79,7 +82,7 @@ def read_run(path: Path) -> RunRecord:
         )
     notes: list[str] = []
     content, text, config = _config(path, notes)
-    run = RunRecord(path, path.resolve().name, content, text, notes=notes)
+    run = RunRecord(path, path.resolve().name, content, text, under_way=under_way, notes=notes)
     run.environment = _json(path / "environment.json", dict, notes) or {}
     run.cards = _json(path / "reward_models.json", list, notes) or []
     run.topology = _json(path / "topology.json", dict, notes, optional=True)
@@ -310,6 +313,9 @@ def _critics(rows: list[Row], config: Config | None) -> str:
 def _note_unfinished(run: RunRecord, metrics: list[Row]) -> None:
     done = max((row["iteration"] for row in metrics), default=-1) + 1
     asked = run.config.get("iterations")
+    if run.under_way:
+        run.notes.insert(0, f"The run is under way: {done} of {asked} iterations are finished")
+        return
     if (reason := ended_early(run.validations, done)) is not None:
         run.notes.append(reason)
     elif isinstance(asked, int) and done < asked:

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, final
 
 import torch
@@ -20,6 +21,7 @@ from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ChatLimits, TransformersController
 from rlhf_marl.dialogue.questions import Questions
+from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.adapters import Linear
 from rlhf_marl.policy.chat import chat_tokens
@@ -115,7 +117,7 @@ def forecast(
         memory={part: size for part, size in memory.items() if size},
         unknown=unknown,
         updates=config.iterations * config.turns // config.actor.turns_per_update,
-        generated=per_update * n_agents * config.generation.max_new_tokens,
+        generated=per_update * sum(config.generation_of(agent).max_new_tokens for agent in range(n_agents)),
         read=per_update * n_agents * config.generation.max_prompt_tokens,
         controlled=per_update * controlled,
         run_directory=(config.keep_checkpoints + 1) * state + n_agents * (2 * adapter + critic) * _FLOAT,
@@ -180,15 +182,23 @@ def _controller(config: Config, device: torch.device, where: str) -> int:
 
 
 def _generation(config: Config, model: PreTrainedModel) -> int:
-    """Key-value cache of all rows, the logits of a step with the sampler's copies, and the prefill's widest layer."""
-    rows = config.dialogues * len(config.agents)
+    """Key-value cache of a batch, the logits of a step with the sampler's copies, and the prefill's widest layer."""
     text = model.config.get_text_config()
-    tokens = rows * (config.generation.max_prompt_tokens + config.generation.max_new_tokens)
-    cache = 2 * sum(map(_width_of_keys, text.per_layer_config)) * tokens * model.dtype.itemsize
+    keys = 2 * sum(map(_width_of_keys, text.per_layer_config)) * model.dtype.itemsize
     widest = max((m.out_features for m in model.modules() if isinstance(m, nn.Linear)), default=0)
     widest = min(widest, 8 * text.hidden_size)  # the output layer reads one token of each row
-    prefill = 4 * widest * rows * config.generation.max_prompt_tokens * model.dtype.itemsize
-    return cache + max(prefill, 4 * rows * _vocabulary(model) * _FLOAT)
+    prefill = 4 * widest * config.generation.max_prompt_tokens * model.dtype.itemsize
+    of_row = max(prefill, 4 * _vocabulary(model) * _FLOAT)
+    return max(
+        config.dialogues * n_agents * (keys * (config.generation.max_prompt_tokens + new) + of_row)
+        for n_agents, new in _batches(config)
+    )
+
+
+def _batches(config: Config) -> list[tuple[int, int]]:
+    """(agents, most tokens of an answer) of each batch of agents that sample, and then learn, together."""
+    agents = range(len(config.agents))
+    return [(len(agents[group.agents]), group.max_new_tokens) for group in decodings(config)]
 
 
 def _width_of_keys(layer: Any) -> int:
@@ -203,16 +213,15 @@ def _update(config: Config, agents: Agents, questions: Questions, device: torch.
     shared = 0
     if len(questions.conversations) == 1:  # the first turn's states are equal
         shared = len(chat_tokens(chat.tokenizer, questions.conversations[0], generation.max_prompt_tokens)) - 1
-    longest = generation.max_prompt_tokens + generation.max_new_tokens
     sizes = []
     most = config.actor.tokens_per_pass or TOKENS_PER_MICROBATCH[device.type]
-    for prefix in {0, shared}:  # later turns share nothing
-        for agents_of, dialogues in microbatches(len(config.agents), config.dialogues, prefix, longest - prefix, most):
+    for (in_batch, new), prefix in product(_batches(config), {0, shared}):  # later turns share nothing
+        rest = generation.max_prompt_tokens + new - prefix
+        for agents_of, dialogues in microbatches(in_batch, config.dialogues, prefix, rest, most):
             n_agents, n_rows = agents_of.stop - agents_of.start, dialogues.stop - dialogues.start
-            sizes.append((n_agents * (prefix + n_rows * (longest - prefix)), n_agents, n_rows))
-    _, n_agents, n_rows = max(sizes)
-    rows = n_agents * n_rows
-    saved, logits = _saved(agents, n_agents, rows, longest, generation.max_new_tokens)
+            sizes.append((n_agents * (prefix + n_rows * rest), n_agents, n_rows, new))
+    _, n_agents, n_rows, new = max(sizes)
+    saved, logits = _saved(agents, n_agents, n_agents * n_rows, generation.max_prompt_tokens + new, new)
     logits += 3 * POSITIONS[device.type] * _vocabulary(chat.model) * _FLOAT
     return saved + logits
 

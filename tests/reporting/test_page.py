@@ -12,10 +12,12 @@ import sys
 import pytest
 import yaml
 
+from rlhf_marl.api import train
 from rlhf_marl.errors import UsageError
 from rlhf_marl.reporting.page import moving_average, refresh_report, team_rewards, write_report
 from rlhf_marl.reporting.run_record import read_run
-from tests.reporting.runs import HOSTILE, write_run
+from tests.conftest import write_card
+from tests.reporting.runs import HOSTILE, ROOT, write_run
 
 
 @pytest.fixture
@@ -326,6 +328,65 @@ def test_training_writes_a_report_with_its_weights(run, tiny_content, tmp_path):
     assert "out/report.html" in errors
     assert json.loads((tmp_path / "out" / "topology.json").read_text())["matrix"] == [[0.5, 0.5], [0.5, 0.5]]
     assert read_run(tmp_path / "out").notes == []
+
+
+def live_pages(monkeypatch):
+    """Every page written by training, as (what its notes say, seconds to the next reload)."""
+    pages = []
+
+    def write(file, text):
+        pages.append((re.findall(r"<li><bdi>(.*?)</bdi></li>", text), data_of(text)["reload"]))
+        file.write_text(text, "utf-8")
+
+    monkeypatch.setattr("rlhf_marl.reporting.page.write_text", write)
+    return pages
+
+
+def test_training_keeps_a_page_that_reloads_itself_and_ends_with_one_that_does_not(
+    run, quick_content, tmp_path, monkeypatch
+):
+    pages = live_pages(monkeypatch)
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(quick_content | {"iterations": 5}))
+    code, _, errors = run("train", "quick.yaml", "--run-dir", "out", "--report-every", "2")
+    assert code == 0, errors
+    under_way = [[f"The run is under way: {done} of 5 iterations are finished"] for done in (0, 2, 4)]
+    assert pages == [*((notes, 15) for notes in under_way), ([], None)]
+    assert "report_every" not in (tmp_path / "out" / "config.yaml").read_text()
+    code, _, errors = run("train", "out/config.yaml", "--run-dir", "out", "--resume", "--iterations", "6")
+    assert code == 0, errors
+    assert pages[4:] == [([], None)]
+
+
+def test_a_live_page_stops_reloading_when_the_run_is_stopped(run, quick_content, tmp_path, monkeypatch):
+    pages = live_pages(monkeypatch)
+    (tmp_path / "rewards.py").write_text("def fails(prompts, responses):\n    raise ValueError('no more')\n")
+    card = write_card(tmp_path, "fails", "rewards.py:fails")
+    (tmp_path / "quick.yaml").write_text(
+        yaml.safe_dump(quick_content | {"agents": [{"reward_model": str(card)} for _ in range(2)]})
+    )
+    code, _, errors = run("train", "quick.yaml", "--run-dir", "out", "--report-every", "1")
+    assert (code, "no more" in errors) == (3, True), errors
+    assert [reload for _, reload in pages] == [15, None]
+    assert "The run is not finished: 0 of 2 iterations are recorded; continue with --resume" in pages[1][0]
+
+
+def test_a_live_page_that_cannot_be_written_is_a_warning_and_the_run_goes_on(run, quick_content, tmp_path, monkeypatch):
+    def full(file, text):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_marl.reporting.page.write_text", full)
+    (tmp_path / "quick.yaml").write_text(yaml.safe_dump(quick_content))
+    code, _, errors = run("train", "quick.yaml", "--run-dir", "out", "--report-every", "1")
+    assert code == 0, errors
+    assert (tmp_path / "out" / "train.log").read_text().count("report.html was not written") == 3
+
+
+@pytest.mark.parametrize("every", ["0", "-1", "x"])
+def test_a_wrong_interval_is_one_line(run, every):
+    code, _, errors = run("train", "configs/quickstart.yaml", "--report-every", every)
+    assert (code, "--report-every" in errors) == (2, True)
+    with pytest.raises(UsageError, match="report_every: 0 given"):
+        train(ROOT / "configs" / "quickstart.yaml", report_every=0)
 
 
 def test_a_report_that_fails_is_a_warning(run_dir, caplog):

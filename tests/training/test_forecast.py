@@ -47,6 +47,29 @@ def test_a_q_critic_reads_as_much_of_each_response_as_its_agent_may_write(tiny_c
     assert critics[1] - critics[0] == 10 * 4 * 16 * 4
 
 
+def test_agents_may_write_as_much_as_their_own_settings_allow(tiny_content):
+    """Two dialogues, in which the first agent writes 16 tokens and the second, as the team's settings say, 6."""
+    vowels, long = tiny_content["agents"]
+    content = tiny_content | {"agents": [vowels | {"generation": {"max_new_tokens": 16}}, long]}
+    assert check_experiment(check_config(content, "tiny"), "tiny", CPU).forecast.generated == 2 * 16 + 2 * 6
+
+
+def test_agents_with_other_settings_sample_and_learn_in_batches_of_their_own(tiny_content):
+    """A row's keys and values are two layers of 2 x 16 numbers a token; its prefill is 4 x 256 numbers a token."""
+    vowels, long = tiny_content["agents"]
+    wordy = vowels | {"generation": {"max_new_tokens": 16}}
+
+    def activations(**changes):
+        content = tiny_content | {"actor": {"tokens_per_pass": 1}} | changes  # the backward pass reads one row
+        return check_experiment(check_config(content, "tiny"), "tiny", CPU).forecast.memory["activations"]
+
+    eight_rows = 8 * 4 * (2 * 2 * 16 * (64 + 16) + 4 * 256 * 64)
+    assert activations(agents=[wordy, long], dialogues=8) == eight_rows
+    one_row = activations(agents=[wordy], dialogues=1)
+    assert activations(agents=[long, wordy], dialogues=1) == one_row
+    assert activations(agents=[long], dialogues=1) < one_row
+
+
 def test_a_controllers_model_with_a_template_of_its_own(tiny_content, tiny_model_folder, tmp_path):
     """Its folder has no chat template; the config names one, as it may for training."""
     shutil.copytree(tiny_model_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template*"))
