@@ -61,7 +61,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has prepared
 
         run = None if journal.folder is None else journal.folder.parent
-        team = RayTeam(config, where, graph, matrix, run)
+        team = RayTeam(config, where, graph, matrix, questions.columns, run)
     except BaseException:
         disconnect()
         raise

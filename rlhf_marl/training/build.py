@@ -1,10 +1,10 @@
 """Build an Experiment from a config. Cheap checks come first, so mistakes are reported before any model loads."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 import torch
@@ -44,6 +44,7 @@ from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
 _log = logging.getLogger("rlhf_marl")
+AnyTeam = TypeVar("AnyTeam", bound=Team)
 
 # Random streams used while building; responses are seeded by [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
@@ -114,32 +115,21 @@ def build(
         graph, matrix = build_topology(config, where)
         rounds = gossip_rounds(config)
         warn_of_idle_rounds(matrix, rounds, where)
-        recipes = [
-            load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
-        ]
         questions = load_questions(config.prompts, config.seed, where)
-        for recipe in recipes:
-            recipe.check_columns(questions.columns, f"{where}: prompts")
         prepared = prepare_controller(config.controller, config.names, where)
-        cards = [recipe.finished() for recipe in recipes]
-        for i, card in enumerate(cards):
-            check_card_gate(card, f"{where}: agents.{i}.reward_model")
-        agents = build_agents(config, where, device, sampler=sampler)
-        check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
+        made, agents, cards = build_team(
+            team,
+            config,
+            where,
+            device,
+            journal,
+            columns=questions.columns,
+            graph=graph,
+            mixer=mixer(matrix, rounds),
+            sampler=sampler,
+        )
         tokenizer = agents.chat_model.tokenizer
         questions = short_enough(config, questions, tokenizer, agents.speakers, where)
-        numbers = range(len(config.agents))
-        made = team(
-            agents.sampler,
-            build_learner(config, agents, mixer(matrix, rounds), numbers),
-            cards,
-            build_reward_models(cards, agents.sampler, journal),
-            numbers=numbers,
-            adjacency=graph,
-            reward=config.reward,
-            gossip_rounds=rounds,
-            seed=config.seed,
-        )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
         player = Player(
             made.respond,
@@ -149,6 +139,59 @@ def build(
             agents.speakers,
         )
         return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
+
+
+def build_team(
+    team: Callable[..., AnyTeam],
+    config: Config,
+    where: str,
+    device: torch.device,
+    journal: Journal,
+    *,
+    columns: Collection[str],
+    graph: Tensor,
+    mixer: Mixer,
+    mean: Callable[[Tensor], Tensor] = team_mean,
+    numbers: Sequence[int] | None = None,
+    sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
+) -> tuple[AnyTeam, Agents, list[Card]]:
+    """Load agents and their reward models, and connect them as a team.
+
+    Args:
+        team: builds the team; takes the arguments of LocalTeam.
+        columns: of the questions, for reward models that read them.
+        graph: (N, N) bool.
+        mean: see Critic.
+        numbers: of the agents in this process; by default all.
+
+    Returns:
+        The team, its agents' models, and their finished reward cards.
+
+    Raises:
+        UsageError: one line: file, key, what was given, what is allowed.
+    """
+    numbers = range(len(config.agents)) if numbers is None else numbers
+    places = [f"{where}: agents.{i}.reward_model" for i in numbers]
+    recipes = [load_card(config.agents[i].reward_model, place) for i, place in zip(numbers, places, strict=True)]
+    for recipe in recipes:
+        recipe.check_columns(columns, f"{where}: prompts")
+    cards = [recipe.finished() for recipe in recipes]
+    for card, place in zip(cards, places, strict=True):
+        check_card_gate(card, place)
+    agents = build_agents(config, where, device, numbers=numbers, sampler=sampler)
+    check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
+    made = team(
+        agents.sampler,
+        build_learner(config, agents, mixer, numbers, mean),
+        cards,
+        build_reward_models(cards, agents.sampler, journal),
+        numbers=numbers,
+        adjacency=graph,
+        reward=config.reward,
+        gossip_rounds=gossip_rounds(config),
+        seed=config.seed,
+    )
+    return made, agents, cards
 
 
 @contextmanager

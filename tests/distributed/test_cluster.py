@@ -73,6 +73,25 @@ def test_what_a_worker_lacks_is_one_line_with_its_agents(content, cluster, tmp_p
     assert second.startswith("agent 1: c: agents.1.reward_model: ")
 
 
+def test_a_column_that_the_prompts_lack_is_one_line_before_models_load(content, cluster, tmp_path):
+    (tmp_path / "card.yaml").write_text(
+        "name: exact\nlicence: none\nkind: callable\nconvention: trl\n"
+        "function: tests.distributed.test_cluster:matches_solution\n"
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi?", "topic": "greetings"}\n')
+    agents = [*content["agents"][:1], {"reward_model": str(tmp_path / "card.yaml")}]
+    content = content | {"prompts": {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl")}, "agents": agents}
+    config = check_config(content | {"topology": {"graph": "ring"}}, "c")
+    with pytest.raises(
+        UsageError, match=r"^agent 1: c: prompts: .*needs a column 'solution'.*; its columns are topic$"
+    ):
+        build_distributed(config, "c", "cpu")
+
+
+def matches_solution(completions, solution, **columns):
+    return [float(answer == right) for answer, right in zip(completions, solution, strict=True)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left(content, tmp_path, how):
