@@ -66,9 +66,8 @@ class RayTeam:
         """
         self._config, self._where, self._run, self._columns = config, where, run, list(columns)
         self._graph, self._matrix = graph, matrix
-        n, each = len(config.agents), config.runtime.agents_per_worker
-        self._numbers = [list(range(first, min(first + each, n))) for first in range(0, n, each)]
-        self._worker_of = tuple(agent // each for agent in range(n))
+        self._numbers = config.workers
+        self._worker_of = tuple(worker for worker, numbers in enumerate(self._numbers) for _ in numbers)
         self._attempt = self._update = self._snapshots = 0
         self.messages: list[Message] = []
         self._returning: dict[int, tuple[ActorHandle, ray.ObjectRef]] = {}

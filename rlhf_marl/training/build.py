@@ -31,7 +31,7 @@ from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
-from rlhf_marl.policy.loading import ChatModel, load_chat_model
+from rlhf_marl.policy.loading import ChatModel, load_chat_model, load_embeddings
 from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
@@ -178,11 +178,16 @@ def build_team(
     cards = [recipe.finished() for recipe in recipes]
     for card, place in zip(cards, places, strict=True):
         check_card_gate(card, place)
+    embeddings = None
+    if config.has_own_model(numbers[0]):  # before its own model, so that one at a time needs memory
+        source = config.model.model_dump(include={"dtype", "revision", "trust_remote_code"})
+        embeddings = load_embeddings(config.model.name, f"{where}: model.name", device, **source)
     agents = build_agents(config, where, device, numbers=numbers, sampler=sampler)
-    check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
+    name = f"{model_key(config, numbers[0], where)}.name: {config.model_of(numbers[0]).name!r}"
+    check_training(agents.chat_model.model, agents.adapters, name)
     made = team(
         agents.sampler,
-        build_learner(config, agents, mixer, numbers, mean),
+        build_learner(config, agents, mixer, numbers, mean, embeddings),
         cards,
         build_reward_models(cards, agents.sampler, journal),
         numbers=numbers,
@@ -218,20 +223,15 @@ def build_agents(
 ) -> Agents:
     """Load the base model and add the agents' adapters: new ones, or with `start` those that the config names.
 
-    numbers: of the agents in this process; by default all.
+    numbers: of the agents in this process, which share a base model; by default all.
 
     Raises:
         UsageError: no such model, or adapters that do not match it.
     """
-    model, speakers = config.model, speakers_of(config, where)
-    chat_model = load_chat_model(
-        model.name,
-        f"{where}: model.name",
-        device,
-        **model.model_dump(exclude={"name"}),
-    )
-    _check_context(config, chat_model, where)
     numbers = range(len(config.agents)) if numbers is None else numbers
+    model, key, speakers = config.model_of(numbers[0]), model_key(config, numbers[0], where), speakers_of(config, where)
+    chat_model = load_chat_model(model.name, f"{key}.name", device, **model.model_dump(exclude={"name"}))
+    _check_context(config, numbers, chat_model, where)
     adapters = StackedAdapters(
         chat_model.model,
         [_seed(config.seed, _ADAPTERS, agent) for agent in numbers],
@@ -249,6 +249,11 @@ def build_agents(
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(row, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
+
+
+def model_key(config: Config, agent: int, where: str) -> str:
+    """Where the config names the agent's base model."""
+    return f"{where}: agents.{agent}.model" if config.has_own_model(agent) else f"{where}: model"
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
@@ -292,11 +297,16 @@ def build_learner(
     mixer: Mixer,
     numbers: Sequence[int],
     mean: Callable[[Tensor], Tensor] = team_mean,
+    embeddings: Tensor | None = None,
 ) -> Learner:
     """Build the critics, the optimizers and the learner of the agents with these numbers.
 
-    mean: see Critic.
+    Args:
+        mean: see Critic.
+        embeddings: of the reference model, (vocabulary, e); None: the agents' model is the reference model.
     """
+    if embeddings is None:
+        embeddings = agents.chat_model.model.get_input_embeddings().weight.detach()
     mixer = _Timed(mixer)
     adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
     base = config.discount if actor.turn_weights == "discounted" else 1.0
@@ -312,7 +322,7 @@ def build_learner(
         entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
         critic=_critic(config, mixer, adapters.parameters, mean),
         critic_steps=config.critic.steps,
-        features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
+        features=_features(config, embeddings),
         mixer=mixer,
         turn_weights=lambda k: base**k,
         decodings=decodings(config, numbers),
@@ -360,7 +370,9 @@ def short_enough(
     for index, messages in enumerate(questions.conversations):
         prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
         try:
-            length = max(len(chat_tokens(tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers)
+            length = max(
+                len(chat_tokens(speaker.tokenizer or tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers
+            )
         except TemplateError as error:
             problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
             continue
@@ -380,12 +392,12 @@ def short_enough(
     return questions.only([index for index in range(len(questions.conversations)) if index not in problems])
 
 
-def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
-    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config))
+def _check_context(config: Config, numbers: Sequence[int], chat_model: ChatModel, where: str) -> None:
+    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config, numbers))
     if wanted > chat_model.context_length:
         raise UsageError(
-            f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model.name} has a context "
-            f"of {chat_model.context_length} tokens"
+            f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model_of(numbers[0]).name} "
+            f"has a context of {chat_model.context_length} tokens"
         )
 
 
