@@ -554,9 +554,13 @@ class Config(Section):
                 f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"
             )
         if self.runtime.kind == "ray" and self.validation is not None:
-            raise ValueError(
-                "validation: not possible with runtime.kind ray yet; use `rlhf-marl evaluate` after the run"
-            )
+            if self.runtime.lost == "continue":
+                raise ValueError("validation: needs the answers of all agents; set runtime.lost to stop or wait")
+            if self.runtime.private_rewards:
+                raise ValueError(
+                    "validation: needs to know the agents' reward cards, since its judges must train nobody; set "
+                    "runtime.private_rewards to false"
+                )
         if critic_kind(self.actor.signal) == "none":
             if self.actor.turns_per_update != self.turns:
                 raise ValueError(

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ModelConfig, SharedController
@@ -13,7 +13,7 @@ from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.distributed.cluster import check_installed, connect
-from rlhf_marl.policy.loading import load_chat_model, load_chat_tokenizer
+from rlhf_marl.policy.loading import context_of, load_chat_model, load_chat_tokenizer, shapes_of
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.build import (
@@ -63,6 +63,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
                 for agent in worker:
                     speakers[agent] = replace(speakers[agent], tokenizer=own)
         questions = short_enough(config, questions, tokenizer, speakers, where)
+        context_length = min(_context_length(config, group[0], where) for group in config.by_model)
         controller = build_controller(config.controller, prepared, base, device, where, journal)
     disconnect = connect(config.runtime, config.n_workers, where)
     try:
@@ -79,11 +80,18 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         disconnect()
 
     player = Player(team.respond, controller, tokenizer, config.generation.max_prompt_tokens, speakers)
-    return Experiment(config, team, player, questions, team.cards, matrix, _Journals(journal, team), close=close)
+    journals = _Journals(journal, team)
+    return Experiment(config, team, player, questions, team.cards, matrix, journals, context_length, base, close)
 
 
 def _tokenizer(model: ModelConfig, where: str) -> PreTrainedTokenizerBase:
     return load_chat_tokenizer(model.name, where, **model.model_dump(exclude={"name", "dtype"}))
+
+
+def _context_length(config: Config, agent: int, where: str) -> int:
+    model, key = config.model_of(agent), f"{model_key(config, agent, where)}.name"
+    source = model.model_dump(include={"revision", "trust_remote_code"})
+    return context_of(shapes_of(AutoModelForCausalLM, model.name, key, dtype=torch.float32, **source))
 
 
 @final

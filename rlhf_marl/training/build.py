@@ -60,7 +60,9 @@ class Experiment:
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
         close: ends the processes of the team, if it has any.
-        sampler: of the agents' base model, for judges that grade with it; None for a team without one in this process.
+        context_length: maximum tokens of prompt and response together, for validations; None: not known, so that they
+            read dialogues as training does.
+        sampler: of the team's base model, for judges that grade with it; None if it is not in this process.
     """
 
     config: Config
@@ -70,6 +72,7 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Recorder
+    context_length: int | None = None
     sampler: Sampler | None = None
     close: Callable[[], None] = lambda: None
 
@@ -138,7 +141,8 @@ def build(
             config.generation.max_prompt_tokens,
             agents.speakers,
         )
-        return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
+        context_length = agents.chat_model.context_length
+        return Experiment(config, made, player, questions, cards, matrix, journal, context_length, agents.sampler)
 
 
 def build_team(

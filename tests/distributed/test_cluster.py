@@ -52,9 +52,12 @@ def test_rewards_in_one_place_are_refused(content):
         check_config(content | {"cooperation": "minimum", "actor": {"credit": "consensus"}}, "c")
 
 
-def test_validations_are_refused(content):
-    with pytest.raises(UsageError, match=r"c: validation: not possible with runtime.kind ray yet; use `rlhf-marl eval"):
-        check_config(content | {"validation": {"judges": ["harmless"]}}, "c")
+def test_validations_that_lack_answers_or_cards_are_refused(content):
+    content = content | {"validation": {"judges": ["harmless"]}}
+    with pytest.raises(UsageError, match=r"c: validation: needs the answers of all agents; set runtime\.lost to"):
+        check_config(content | {"runtime": {"kind": "ray", "lost": "continue"}}, "c")
+    with pytest.raises(UsageError, match="c: validation: needs to know the agents' reward cards, since its"):
+        check_config(content | {"runtime": {"kind": "ray", "private_rewards": True}}, "c")
 
 
 def test_ray_listens_to_this_machine_alone(cluster):
