@@ -51,7 +51,7 @@ def load_run(run: RunDirectory, config: Config, cards: Sequence[Card], which: Ch
     if own := [i for i in range(len(config.agents)) if config.has_own_model(i)]:
         raise UsageError(
             f"{where}: agents.{own[0]}.model: agents with base models of their own cannot be loaded together in one "
-            f"process; `rlhf-marl export {run.path} --agent {own[0]}` writes one that runs by itself"
+            f"process; `rlhf-marl export {run.path} --agent {own[0]} --to FOLDER` writes one that runs alone"
         )
     with fits_into_memory(where):
         prepared = prepare_controller(config.controller, config.names, where)
