@@ -213,7 +213,10 @@ class Run:
 
     @property
     def base_model(self) -> str:
-        """The agents' base model as `from_pretrained` accepts it: a folder or a hub id."""
+        """The agents' base model as `from_pretrained` accepts it: a folder or a hub id.
+
+        With models of their own (`agents.i.model`), the reference model.
+        """
         return resolve_model(self.config.model.name, f"{self.path}/config.yaml: model.name")
 
     @property
@@ -233,7 +236,7 @@ class Run:
         return pd.DataFrame(read_jsonl(RunDirectory(self.path).dialogues))
 
     def agents(self, device: str = "cpu", adapters: Choice | None = None) -> list["Agent"]:
-        """Load the base model once, with all trained adapters.
+        """Load each base model once, with the trained adapters of its agents.
 
         Args:
             adapters: the run's best or last ones; by default the best where held-out judges chose them in training.
@@ -242,13 +245,16 @@ class Run:
             UsageError: the run has no adapters yet.
         """
         config = self.config
-        agents = build_agents(config, f"{self.path}/config.yaml", torch.device(device), start=False)
         which = choice(self.path, config, adapters)
-        for i in range(len(config.agents)):
-            agents.adapters.load(i, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
+        loaded: dict[int, Agent] = {}
+        for numbers in config.by_model:
+            built = build_agents(config, f"{self.path}/config.yaml", torch.device(device), numbers=numbers, start=False)
+            for row, i in enumerate(numbers):
+                built.adapters.load(row, self.path / FOLDERS[which] / f"agent_{i}", str(self.path))
+                loaded[i] = Agent(i, LocalChat(built.sampler, slice(row, row + 1)), built.speakers[i])
         if which == "best":
             _log.warning('%s: loaded %s; adapters="last" loads the last', self.path, in_words(self.path, config, which))
-        return [Agent(i, LocalChat(agents.sampler, slice(i, i + 1)), s) for i, s in enumerate(agents.speakers)]
+        return [loaded[i] for i in sorted(loaded)]
 
 
 @final

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -40,6 +41,7 @@ def check(config: Config, where: str, *, device: str | None, probe: bool, as_jso
     if as_json:
         found = checked.forecast
         numbers: dict[str, Any] = asdict(found) | {"peak": found.peak, "needs": checked.needs}
+        numbers["own_models"] = [asdict(own) for own in checked.own_models]
         click.echo(json.dumps(numbers | {"seconds_per_update": seconds}, indent=1))
         return
     console = Console(highlight=False)
@@ -66,6 +68,10 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
     lines = [
         ("config", f"{where}: everything is found"),
         ("model", f"{config.model.name}: {count_of(found.base)} parameters, {found.dtype} on {found.device}"),
+        *(
+            ("", f"of {_agents(own.agents)} {own.name}: {count_of(own.parameters)} parameters, {size_of(own.memory)}")
+            for own in checked.own_models
+        ),
         ("trained", f"{trained} parameters"),
         ("rewards", "; ".join(rewards)),
         ("controller", config.controller.kind),
@@ -82,13 +88,18 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
     if config.n_workers:
         each = size_of(found.memory.get("process", 0) + found.memory["base model"])
         more = f"each beyond the first needs about {each} more than that, and its reward models"
-        lines.append(("workers", f"{config.n_workers} on Ray; the memory is that of one process, and {more}"))
+        over = f" over {config.model.name}" if checked.own_models else ""
+        lines.append(("workers", f"{config.n_workers} on Ray; the memory is that of one process{over}, and {more}"))
     if seconds is None:
         lines.append(("time", "measured with --probe"))
     else:
         in_all = duration(seconds * found.updates)
         lines.append(("time", f"{seconds:.2f} s an update, {in_all} in all, without loading"))
     return [*lines, *(("first use", need) for need in checked.needs)]
+
+
+def _agents(numbers: Sequence[int]) -> str:
+    return f"agent{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _of_this_machine(device: str, peak: int) -> str:

@@ -6,6 +6,7 @@ Each attribute's docstring is its help text in the JSON Schema (`rlhf-marl schem
 import re
 from collections.abc import Callable, Iterable
 from datetime import date
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -133,6 +134,9 @@ class AgentConfig(Section):
     """PEFT LoRA adapter to start from: a folder or a hub id; by default a new one."""
     adapter_revision: str | None = None
     """The adapter's hub revision; a full commit hash pins the weights."""
+    model: ModelConfig | None = None
+    """A base model of the agent's own, instead of the team's `model`, which stays the reference whose token embeddings
+    all critics read. Needs runtime.kind ray."""
 
 
 class GenerationConfig(Section):
@@ -376,7 +380,7 @@ class RuntimeConfig(Section):
     address: Text | None = None
     """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run."""
     agents_per_worker: Annotated[int, Field(gt=0, le=1000)] = 1
-    """Agents that share a worker process, and its copy of the base model."""
+    """Agents that share a worker process, and its copy of the base model; neighbours with different models never do."""
     cpus_per_worker: Annotated[int, Field(gt=0, le=1024)] = 1
     """Threads of a worker, and CPUs that Ray reserves for it."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0
@@ -456,9 +460,44 @@ class Config(Section):
         return content
 
     @property
+    def workers(self) -> list[list[int]]:
+        """The agents in each worker process: consecutive ones with one base model; none if they live in this one."""
+        if self.runtime.kind == "local":
+            return []
+        each, found = self.runtime.agents_per_worker, []
+        for _, same in groupby(range(len(self.agents)), self.model_of):
+            numbers = list(same)
+            found += [numbers[first : first + each] for first in range(0, len(numbers), each)]
+        return found
+
+    @property
     def n_workers(self) -> int:
         """Worker processes that the agents live in; 0 if they live in this one."""
-        return 0 if self.runtime.kind == "local" else -(-len(self.agents) // self.runtime.agents_per_worker)
+        return len(self.workers)
+
+    def model_of(self, agent: int) -> ModelConfig:
+        """The agent's base model."""
+        return self.agents[agent].model or self.model
+
+    @property
+    def by_model(self) -> list[list[int]]:
+        """The agents, grouped by base model."""
+        found: list[list[int]] = []
+        for agent in range(len(self.agents)):
+            same = [group for group in found if self.model_of(group[0]) == self.model_of(agent)]
+            if same:
+                same[0].append(agent)
+            else:
+                found.append([agent])
+        return found
+
+    def has_own_model(self, agent: int) -> bool:
+        """Whether the agent's base model is another than the reference model."""
+        return self.model_of(agent) != self.model
+
+    def over_reference_model(self) -> "Config":
+        """The config as if no agent had a base model of its own."""
+        return self.model_copy(update={"agents": [agent.model_copy(update={"model": None}) for agent in self.agents]})
 
     @property
     def names(self) -> list[str]:
@@ -500,14 +539,28 @@ class Config(Section):
                     f"actor.credit: local needs a reward of the agent's own; with cooperation {self.cooperation} all "
                     "share one; use consensus"
                 )
+        for i, agent in enumerate(self.agents):
+            if self.has_own_model(i) and self.runtime.kind == "local":
+                raise ValueError(
+                    f"agents.{i}.model: agents in one process are stacked on one base model; use runtime.kind ray"
+                )
+            if agent.model is not None and (agent.model.dtype == "float64") != (self.model.dtype == "float64"):
+                raise ValueError(
+                    f"agents.{i}.model.dtype: {agent.model.dtype} does not go with model.dtype {self.model.dtype}: "
+                    "float64 is for all models or none, because critics are exchanged in it"
+                )
         if self.runtime.kind == "ray" and COOPERATIONS[self.cooperation].shares:
             raise ValueError(
                 f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"
             )
         if self.runtime.kind == "ray" and self.validation is not None:
-            raise ValueError(
-                "validation: not possible with runtime.kind ray yet; use `rlhf-marl evaluate` after the run"
-            )
+            if self.runtime.lost == "continue":
+                raise ValueError("validation: needs the answers of all agents; set runtime.lost to stop or wait")
+            if self.runtime.private_rewards:
+                raise ValueError(
+                    "validation: needs to know the agents' reward cards, since its judges must train nobody; set "
+                    "runtime.private_rewards to false"
+                )
         if critic_kind(self.actor.signal) == "none":
             if self.actor.turns_per_update != self.turns:
                 raise ValueError(

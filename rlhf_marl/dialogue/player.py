@@ -1,7 +1,7 @@
 """The dialogue loop: every agent answers; the controller merges the responses and writes the next prompt."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 from torch import Tensor
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from rlhf_marl.dialogue.controller import Controller, Exchange, Merged
 from rlhf_marl.dialogue.speakers import Decoding, Speaker
 from rlhf_marl.perf.stopwatch import stage
-from rlhf_marl.policy.chat import Message, chat_tokens
+from rlhf_marl.policy.chat import Message, chat_tokens, plain_text
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.sampler import Sample, Sampler
 from rlhf_marl.sanitise import neutralise
@@ -110,6 +110,11 @@ class Turn:
         """The responses as token ids, [agent][dialogue]."""
         return [[sample.tokens for sample in agent] for agent in self.samples]
 
+    @property
+    def actions(self) -> list[list[list[int]]]:
+        """The responses as critics read them: in tokens of the states, [agent][dialogue]."""
+        return [[sample.for_critics for sample in agent] for agent in self.samples]
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ class Player:
     Attributes:
         respond: all agents answer all dialogues.
         tokenizer: of the states. max_prompt_tokens: budget of a state; longer ones lose their oldest messages.
-        speakers: the agents. Those without a role read the states themselves.
+        speakers: the agents. Those without a role and a tokenizer of their own read the states themselves.
     """
 
     respond: Respond
@@ -134,13 +139,14 @@ class Player:
         first_turn: number of the next turn, for dialogues that have had others; it counts towards their `turns`.
         """
         active = list(dialogues)
-        states, lengths = self._fitted(dialogue.messages for dialogue in active)
+        states, lengths = self._fitted(self.tokenizer, (dialogue.messages for dialogue in active))
         first = {dialogue.number: state for dialogue, state in zip(active, states, strict=True)}
         number = first_turn
         while active:
             observations, longest = self._observations(active, states, lengths)
             with stage("generate"):
-                samples = self.respond(observations, [dialogue.number for dialogue in active], number)
+                answers = self.respond(observations, [dialogue.number for dialogue in active], number)
+            samples = [self._for_critics(of_agent, s) for of_agent, s in zip(answers, self.speakers, strict=True)]
             conversations = [list(dialogue.messages) for dialogue in active]
             with stage("controller"):
                 merged = self._merge(active, samples, number)
@@ -149,7 +155,7 @@ class Player:
                 if decided.next_prompt is not None:
                     dialogue.advance(decided.aggregate, decided.next_prompt)
                     going.append(dialogue)
-            next_states, next_lengths = self._fitted(dialogue.messages for dialogue in going)
+            next_states, next_lengths = self._fitted(self.tokenizer, (dialogue.messages for dialogue in going))
             following = iter(next_states)
             yield Turn(
                 number=number,
@@ -170,14 +176,16 @@ class Player:
             )
             active, states, lengths, number = going, next_states, next_lengths, number + 1
 
-    def _fitted(self, conversations: Iterable[Sequence[Message]]) -> tuple[list[list[int]], list[int]]:
+    def _fitted(
+        self, tokenizer: PreTrainedTokenizerBase, conversations: Iterable[Sequence[Message]]
+    ) -> tuple[list[list[int]], list[int]]:
         """Token ids within the budget, and how many there were before truncation."""
         fitted, lengths = [], []
         for messages in conversations:
-            ids = chat_tokens(self.tokenizer, messages, 10**9)
+            ids = chat_tokens(tokenizer, messages, 10**9)
             lengths.append(len(ids))
             if len(ids) > self.max_prompt_tokens:
-                ids = chat_tokens(self.tokenizer, messages, self.max_prompt_tokens)
+                ids = chat_tokens(tokenizer, messages, self.max_prompt_tokens)
             fitted.append(ids)
         return fitted, lengths
 
@@ -185,14 +193,31 @@ class Player:
         self, dialogues: Sequence[Dialogue], states: list[list[int]], lengths: list[int]
     ) -> tuple[Prompts, list[int]]:
         """What each agent reads, and the token counts of the longest before truncation. lengths: of the states."""
-        of_role: dict[str | None, tuple[list[list[int]], list[int]]] = {}
-        for speaker in self.speakers:
-            if speaker.role is None:
-                of_role[None] = states, lengths
-            elif speaker.role not in of_role:
-                of_role[speaker.role] = self._fitted(speaker.reads(dialogue.messages) for dialogue in dialogues)
-        longest = [max(counts) for counts in zip(*(found for _, found in of_role.values()), strict=True)]
-        return [of_role[speaker.role][0] for speaker in self.speakers], longest
+        found: dict[tuple[str | None, int], tuple[list[list[int]], list[int]]] = {}
+        readings = [(speaker.role, id(speaker.tokenizer)) for speaker in self.speakers]
+        for speaker, reading in zip(self.speakers, readings, strict=True):
+            if speaker.role is None and speaker.tokenizer is None:
+                found[reading] = states, lengths
+            elif reading not in found:
+                tokenizer = speaker.tokenizer or self.tokenizer
+                found[reading] = self._fitted(tokenizer, (speaker.reads(dialogue.messages) for dialogue in dialogues))
+        longest = [max(counts) for counts in zip(*(counts for _, counts in found.values()), strict=True)]
+        return [found[reading][0] for reading in readings], longest
+
+    def _for_critics(self, samples: Sequence[Sample], speaker: Speaker) -> list[Sample]:
+        """An agent's responses, with the tokens that critics read if its tokenizer is not that of the states."""
+        if speaker.tokenizer is None:
+            return list(samples)
+        return [
+            sample if sample.absent else replace(sample, reference_tokens=self._tokens(sample)) for sample in samples
+        ]
+
+    def _tokens(self, sample: Sample) -> list[int]:
+        """A response in tokens of the states, with the end token if the agent ended it."""
+        text = plain_text(self.tokenizer, sample.text)
+        end = self.tokenizer.eos_token_id
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*ids, end] if sample.finished and end is not None else list(ids)
 
     def _merge(self, dialogues: Sequence[Dialogue], samples: Sequence[Sequence[Sample]], turn: int) -> list[Merged]:
         """The controller's output. The controller writes a next prompt only if none is predefined."""

@@ -3,20 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from rlhf_marl.config import Config
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.instructions import render
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Speaker:
-    """One agent as others see it, and its role: the system message that it alone reads."""
+    """One agent as others see it, and what it alone reads with.
+
+    Attributes:
+        role: the system message that it alone reads.
+        tokenizer: of its own model; None: that of the states.
+    """
 
     name: str
     role: str | None = None
+    tokenizer: "PreTrainedTokenizerBase | None" = None
 
     def reads(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages with the role first, joined with the dialogue's own system message if there is one."""

@@ -1,17 +1,19 @@
 """Build an experiment whose agents live in workers."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from rlhf_marl.config import Config
-from rlhf_marl.config.schema import SharedController
+from rlhf_marl.config.schema import ModelConfig, SharedController
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.distributed.cluster import check_installed, connect
-from rlhf_marl.policy.loading import load_chat_model, load_tokenizer
+from rlhf_marl.policy.loading import context_of, load_chat_model, load_chat_tokenizer, shapes_of
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.build import (
@@ -19,6 +21,7 @@ from rlhf_marl.training.build import (
     build_topology,
     fits_into_memory,
     gossip_rounds,
+    model_key,
     short_enough,
     warn_of_idle_rounds,
 )
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
 def build_distributed(config: Config, where: str, device: torch.device, journal: Journal = UNRECORDED) -> Experiment:
     """Start the workers and connect them with a player in this process.
 
-    The driver loads the agents' tokenizer, and their base model only for a `shared` controller.
+    The driver loads the agents' tokenizers, and the team's base model only for a `shared` controller.
 
     Args:
         where: the config's name in error messages, usually its path.
@@ -46,22 +49,28 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)
         questions = load_questions(config.prompts, config.seed, where)
         prepared = prepare_controller(config.controller, config.names, where)
-        speakers = speakers_of(config, where)
         base: Sampler | None = None
-        name, options = f"{where}: model.name", config.model.model_dump(exclude={"name"})
         if isinstance(config.controller, SharedController):
-            chat_model = load_chat_model(config.model.name, name, device, **options)
+            options = config.model.model_dump(exclude={"name"})
+            chat_model = load_chat_model(config.model.name, f"{where}: model.name", device, **options)
             tokenizer, base = chat_model.tokenizer, TransformersSampler(chat_model)
         else:
-            tokenizer = load_tokenizer(config.model.name, name, **{k: v for k, v in options.items() if k != "dtype"})
+            tokenizer = _tokenizer(config.model, f"{where}: model.name")
+        speakers = speakers_of(config, where)
+        for worker in config.workers:
+            if config.has_own_model(worker[0]):
+                own = _tokenizer(config.model_of(worker[0]), f"{model_key(config, worker[0], where)}.name")
+                for agent in worker:
+                    speakers[agent] = replace(speakers[agent], tokenizer=own)
         questions = short_enough(config, questions, tokenizer, speakers, where)
+        context_length = min(_context_length(config, group[0], where) for group in config.by_model)
         controller = build_controller(config.controller, prepared, base, device, where, journal)
     disconnect = connect(config.runtime, config.n_workers, where)
     try:
         from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has prepared
 
         run = None if journal.folder is None else journal.folder.parent
-        team = RayTeam(config, where, graph, matrix, run)
+        team = RayTeam(config, where, graph, matrix, questions.columns, run)
     except BaseException:
         disconnect()
         raise
@@ -71,7 +80,18 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         disconnect()
 
     player = Player(team.respond, controller, tokenizer, config.generation.max_prompt_tokens, speakers)
-    return Experiment(config, team, player, questions, team.cards, matrix, _Journals(journal, team), close=close)
+    journals = _Journals(journal, team)
+    return Experiment(config, team, player, questions, team.cards, matrix, journals, context_length, base, close)
+
+
+def _tokenizer(model: ModelConfig, where: str) -> PreTrainedTokenizerBase:
+    return load_chat_tokenizer(model.name, where, **model.model_dump(exclude={"name", "dtype"}))
+
+
+def _context_length(config: Config, agent: int, where: str) -> int:
+    model, key = config.model_of(agent), f"{model_key(config, agent, where)}.name"
+    source = model.model_dump(include={"revision", "trust_remote_code"})
+    return context_of(shapes_of(AutoModelForCausalLM, model.name, key, dtype=torch.float32, **source))
 
 
 @final

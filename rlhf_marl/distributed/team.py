@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain, count
@@ -51,21 +51,23 @@ class RayTeam:
         messages: log of the messages between workers in the last update.
     """
 
-    def __init__(self, config: Config, where: str, graph: Tensor, matrix: Tensor, run: Path | None) -> None:
+    def __init__(
+        self, config: Config, where: str, graph: Tensor, matrix: Tensor, columns: Collection[str], run: Path | None
+    ) -> None:
         """Start the workers and let each load its models.
 
         Args:
             graph, matrix: (N, N), of the whole team.
+            columns: of the questions, for reward models that read them.
             run: the run directory, where workers find checkpoints and write theirs.
 
         Raises:
             UsageError: something is missing in a worker; names agents and what.
         """
-        self._config, self._where, self._run = config, where, run
+        self._config, self._where, self._run, self._columns = config, where, run, list(columns)
         self._graph, self._matrix = graph, matrix
-        n, each = len(config.agents), config.runtime.agents_per_worker
-        self._numbers = [list(range(first, min(first + each, n))) for first in range(0, n, each)]
-        self._worker_of = tuple(agent // each for agent in range(n))
+        self._numbers = config.workers
+        self._worker_of = tuple(worker for worker, numbers in enumerate(self._numbers) for _ in numbers)
         self._attempt = self._update = self._snapshots = 0
         self.messages: list[Message] = []
         self._returning: dict[int, tuple[ActorHandle, ray.ObjectRef]] = {}
@@ -234,7 +236,8 @@ class RayTeam:
         )
         content = self._config.model_dump(mode="json")
         handle = actor.remote(content, self._where, worker, self._numbers[worker], str(Path.cwd()))
-        return handle, handle.load.remote(None if self._run is None else str(self._run.resolve()))
+        run = None if self._run is None else str(self._run.resolve())
+        return handle, handle.load.remote(run, self._columns)
 
     def _loaded(self, refs: Mapping[int, ray.ObjectRef]) -> dict[int, Loaded]:
         """Wait until every worker has loaded its models, and compare their versions."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -21,20 +21,10 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
 from rlhf_marl.distributed.exchange import Key, Mailbox, Message, NeighbourMixer, View
 from rlhf_marl.perf.stopwatch import stopwatch
-from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.sampler import Sample
-from rlhf_marl.rewards import load_card
-from rlhf_marl.rewards.gate import check_card_gate
 from rlhf_marl.runs.checkpoints import agent_file
 from rlhf_marl.services.journal import Journal
-from rlhf_marl.training.build import (
-    build_agents,
-    build_learner,
-    build_reward_models,
-    build_topology,
-    fits_into_memory,
-    gossip_rounds,
-)
+from rlhf_marl.training.build import build_team, build_topology, fits_into_memory, gossip_rounds
 from rlhf_marl.training.team import LocalTeam, Row
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "ray")
@@ -100,8 +90,12 @@ class Worker:
         with suppress(OSError):  # on another host the folder may not exist
             os.chdir(folder)
 
-    def load(self, run: str | None) -> Loaded:
-        """Load everything. run: the run directory.
+    def load(self, run: str | None, columns: Collection[str]) -> Loaded:
+        """Load everything.
+
+        Args:
+            run: the run directory.
+            columns: of the questions, for reward models that read them.
 
         Raises:
             UsageError: a model, card or reward model is missing or unusable here.
@@ -113,14 +107,6 @@ class Worker:
         logging.getLogger("rlhf_marl").addHandler(records)
         try:
             with fits_into_memory(self._where):
-                names = ((i, f"{self._where}: agents.{i}.reward_model") for i in self._numbers)
-                recipes = [load_card(config.agents[i].reward_model, where) for i, where in names]
-                agents = build_agents(config, self._where, device, numbers=self._numbers)
-                model = f"{self._where}: model.name: {config.model.name!r}"
-                check_training(agents.chat_model.model, agents.adapters, model)
-                cards = [recipe.finished() for recipe in recipes]
-                for i, card in zip(self._numbers, cards, strict=True):
-                    check_card_gate(card, f"{self._where}: agents.{i}.reward_model")
                 self._mixer = NeighbourMixer(
                     self._worker,
                     self._numbers,
@@ -131,16 +117,17 @@ class Worker:
                 )
                 answers = None if run is None else Path(run) / "answers" / f"agent_{self._numbers[0]}"
                 self._journal = Journal(answers)
-                self._team = LocalTeam(
-                    agents.sampler,
-                    build_learner(config, agents, self._mixer, self._numbers, self._mixer.mean),
-                    cards,
-                    build_reward_models(cards, agents.sampler, self._journal),
+                self._team, _, cards = build_team(
+                    LocalTeam,
+                    config,
+                    self._where,
+                    device,
+                    self._journal,
+                    columns=columns,
+                    graph=build_topology(config, self._where)[0],
+                    mixer=self._mixer,
+                    mean=self._mixer.mean,
                     numbers=self._numbers,
-                    adjacency=build_topology(config, self._where)[0],
-                    reward=config.reward,
-                    gossip_rounds=gossip_rounds(config),
-                    seed=config.seed,
                 )
         finally:
             logging.getLogger("rlhf_marl").removeHandler(records)

@@ -7,6 +7,7 @@ from typing import final
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.controller import Controller
+from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.judges import Scorer, own_scorers
 from rlhf_marl.evaluation.trained_run import load_agents
 from rlhf_marl.policy.loading import default_device
@@ -47,6 +48,11 @@ def load_run(run: RunDirectory, config: Config, cards: Sequence[Card], which: Ch
         UsageError: a model or a reward model that cannot be loaded; OnlyRecorded: no agents.
     """
     where, device = f"{run.path}/config.yaml", default_device()
+    if own := [i for i in range(len(config.agents)) if config.has_own_model(i)]:
+        raise UsageError(
+            f"{where}: agents.{own[0]}.model: agents with base models of their own cannot be loaded together in one "
+            f"process; `rlhf-marl export {run.path} --agent {own[0]} --to FOLDER` writes one that runs alone"
+        )
     with fits_into_memory(where):
         prepared = prepare_controller(config.controller, config.names, where)
         cards = [card.finished() for card in cards]

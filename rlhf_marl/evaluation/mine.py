@@ -71,7 +71,7 @@ def mine(path: Path, *, top: float, limit: int) -> list[dict[str, Any]]:
     if not answers:
         return []
     with fits_into_memory("reward mine"):
-        agents = build_agents(config, str(path), default_device(), start=False)
+        agents = build_agents(config.over_reference_model(), str(path), default_device(), start=False)
         prompts = list(dict.fromkeys(answer.prompt for answer in answers))
         own, likelihoods = _base_answers(agents, config, prompts)
         least = float(np.quantile(likelihoods, _UNLIKELY))

@@ -44,7 +44,8 @@ def prepare_validation(config: Config, where: str) -> Prepared | None:
     """Read the questions and the judges' cards; None if the config has no validation section.
 
     Raises:
-        UsageError: unusable questions or cards, or a judge that trains an agent.
+        UsageError: unusable questions or cards, or a judge that trains an agent, if their cards are read in this
+            process.
     """
     asked = config.validation
     if asked is None:
@@ -59,7 +60,10 @@ def prepare_validation(config: Config, where: str) -> Prepared | None:
         )
     if not kept:
         raise UsageError(f"{where}: validation.questions: training asks all questions of {path}; choose others")
-    own = [load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)]
+    own: list[Card] = []
+    if not config.n_workers:  # else each worker reads its own
+        named = enumerate(agent.reward_model for agent in config.agents)
+        own = [load_card(reference, f"{where}: agents.{i}.reward_model") for i, reference in named]
     places = [f"{where}: validation.judges.{i}" for i in range(len(asked.judges))]
     cards = [load_card(reference, place) for reference, place in zip(asked.judges, places, strict=True)]
     for i, (card, place) in enumerate(zip(cards, places, strict=True)):
@@ -77,7 +81,7 @@ class Validation:
     """Callable that plays the held-out questions with the team as it is now, and returns the mean scores.
 
     Attributes:
-        player: asks the team. Dialogues are read whole if the model's context length is known, as in an evaluation.
+        player: asks the team. Dialogues are read whole if the models' context length is known, as in an evaluation.
     """
 
     player: Player
@@ -129,15 +133,16 @@ def build_validation(prepared: Prepared, experiment: Experiment, journal: Journa
     journal: records the answers of judges that are services.
 
     Raises:
-        UsageError: a judge that cannot be built.
+        UsageError: a judge that cannot be built, or that trains an agent.
     """
-    config, player = experiment.config, experiment.player
-    if experiment.sampler is not None:
-        room = experiment.sampler.context_length - config.generation.max_new_tokens
+    judges = []
+    for i, card in enumerate(prepared.judges):
+        check_held_out(card, experiment.cards, f"validation.judges.{i}")
+        judges.append(Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []))
+    player = experiment.player
+    if experiment.context_length is not None:
+        room = experiment.context_length - experiment.config.generation.max_new_tokens
         player = replace(player, max_prompt_tokens=room)
-    judges = [
-        Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []) for card in prepared.judges
-    ]
     return Validation(player, prepared.questions, prepared.turns, judges)
 
 

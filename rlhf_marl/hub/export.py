@@ -33,6 +33,7 @@ from rlhf_marl.policy.loading import load_model_of, load_tokenizer
 from rlhf_marl.policy.references import quiet
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
+from rlhf_marl.training.build import model_key
 
 _log = logging.getLogger("rlhf_marl")
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,21 +73,21 @@ def export(
     if public and push is None:
         raise UsageError("--public: only with --push")
     token = hub.check_push(push) if push is not None else ""
-    where = f"{source}/config.yaml: model"
+    model = facts.config.model_of(agent)
+    where = model_key(facts.config, agent, f"{source}/config.yaml")
     config = read_object(adapter / _CONFIG)
-    base = describe_base(facts.config.model, config.get("base_model_name_or_path"), f"{where}.name")
+    base = describe_base(model, config.get("base_model_name_or_path"), f"{where}.name")
     with writing_export(target) as folder:
         inner = folder / "adapter" if merge else folder
         inner.mkdir(exist_ok=True)
         shutil.copyfile(adapter / _WEIGHTS, inner / _WEIGHTS)
         config |= {"base_model_name_or_path": base.reference, "revision": base.revision}
         (inner / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
-        model = facts.config.model
         options = model.model_dump(exclude={"name", "dtype"})
         load_tokenizer(model.name, f"{where}.name", **options).save_pretrained(folder)
         if merge:
             with quiet():
-                merged_model(facts.config.model, adapter, where).save_pretrained(folder)
+                merged_model(model, adapter, where).save_pretrained(folder)
         model_card(facts, agent, base, merged=merge).save(folder / "README.md")
     if push is None:
         return str(to)

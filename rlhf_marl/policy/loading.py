@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict, final
+from typing import Any, Literal, TypedDict, Unpack, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -79,7 +79,7 @@ def load_chat_model(
     source: Source = {"revision": revision, "trust_remote_code": trust_remote_code}
     if device.type != "meta":
         resolve_model(reference, where)  # converts a packaged GGUF file, whose tokenizer is slow to read
-    tokenizer = load_tokenizer(
+    tokenizer = load_chat_tokenizer(
         reference,
         where,
         **source,
@@ -87,7 +87,6 @@ def load_chat_model(
         chat_template_kwargs=chat_template_kwargs,
         chat_template_date=chat_template_date,
     )
-    check_chat_template(tokenizer, f"{where}: {reference!r}")
     load = shapes_of if device.type == "meta" else load_model_of
     model = load(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
     check_cache(model, f"{where}: {reference!r}")
@@ -98,12 +97,9 @@ def load_chat_model(
     hide_absent_tokens(model, tokenizer)
     if dtype == "auto":
         use_half_precision(model)
-    end = turn_end(tokenizer)
-    token = tokenizer.added_tokens_decoder.get(end)
-    if token is not None and not token.special:  # a control token, which no message may forge and no answer shows
-        token.special = True
-        tokenizer.add_tokens([token], special_tokens=True)
-    ends = stop_tokens(tokenizer, model.generation_config.eos_token_id if model.generation_config else None, end)
+    ends = stop_tokens(
+        tokenizer, model.generation_config.eos_token_id if model.generation_config else None, turn_end(tokenizer)
+    )
     if not ends:
         raise UsageError(
             f"{where}: {reference!r} has no end token: neither its tokenizer nor its generation config names one, and "
@@ -215,6 +211,21 @@ def load_tokenizer(
     return tokenizer
 
 
+def load_chat_tokenizer(reference: str, where: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer of a chat model. options: of `load_tokenizer`.
+
+    Raises:
+        UsageError: as `load_tokenizer` does, or a template that does not render dialogues.
+    """
+    tokenizer = load_tokenizer(reference, where, **options)
+    check_chat_template(tokenizer, f"{where}: {reference!r}")
+    token = tokenizer.added_tokens_decoder.get(turn_end(tokenizer))
+    if token is not None and not token.special:  # a control token, which no message may forge and no answer shows
+        token.special = True
+        tokenizer.add_tokens([token], special_tokens=True)
+    return tokenizer
+
+
 def load_model_of(
     factory: type,
     reference: str,
@@ -245,6 +256,18 @@ def load_model_of(
     model, info = _load(factory, reference, where, revision, trust_remote_code, **options)
     check_loaded(model, info, f"{where}: {reference!r}", head=head, elsewhere=elsewhere)
     return model.eval()
+
+
+def load_embeddings(
+    reference: str, where: str, device: torch.device, *, dtype: str = "auto", **source: Unpack[Source]
+) -> Tensor:
+    """The token embeddings of a causal language model, (vocabulary, e); the rest of it is loaded, and freed again.
+
+    Raises:
+        UsageError: as `load_model_of` does.
+    """
+    model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
+    return model.get_input_embeddings().weight.detach().to(device)
 
 
 def shapes_of(

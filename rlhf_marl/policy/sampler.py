@@ -31,12 +31,19 @@ class Sample:
         text: decoded without special tokens, stripped.
         log_probabilities: log π(token) of the sampling policy at the sampling temperature, one per token, in nats.
         finished: whether a stop token was reached within the token limit.
+        reference_tokens: the text in tokens of the reference model, of an agent whose own model has another tokenizer.
     """
 
     tokens: list[int]
     text: str
     log_probabilities: list[float]
     finished: bool
+    reference_tokens: list[int] | None = None
+
+    @property
+    def for_critics(self) -> list[int]:
+        """The tokens that critics read."""
+        return self.tokens if self.reference_tokens is None else self.reference_tokens
 
     @property
     def absent(self) -> bool:

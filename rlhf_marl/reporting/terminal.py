@@ -62,8 +62,9 @@ class Display:
         config = self._config
         updates = config.iterations * config.turns // config.actor.turns_per_update
         workers = f" in {counted(config.n_workers, 'Ray worker')}" if config.n_workers else ""
+        models = " and ".join(config.model_of(group[0]).name for group in config.by_model)
         self._print(
-            f"{counted(len(config.agents), 'agent')}{workers} over {config.model.name}; {config.topology.graph} graph; "
+            f"{counted(len(config.agents), 'agent')}{workers} over {models}; {config.topology.graph} graph; "
             f"{counted(updates, 'update')} in {counted(config.iterations, 'iteration')} of "
             f"{counted(config.dialogues, 'dialogue')}, {counted(config.turns, 'turn')} each"
         )

@@ -1,10 +1,10 @@
 """Build an Experiment from a config. Cheap checks come first, so mistakes are reported before any model loads."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import TypeVar, final
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
-from rlhf_marl.policy.loading import ChatModel, load_chat_model
+from rlhf_marl.policy.loading import ChatModel, load_chat_model, load_embeddings
 from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
@@ -44,6 +44,7 @@ from rlhf_marl.training.learner import Learner
 from rlhf_marl.training.team import LocalTeam, Team
 
 _log = logging.getLogger("rlhf_marl")
+AnyTeam = TypeVar("AnyTeam", bound=Team)
 
 # Random streams used while building; responses are seeded by [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
@@ -59,7 +60,9 @@ class Experiment:
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
         close: ends the processes of the team, if it has any.
-        sampler: of the agents' base model, for judges that grade with it; None for a team without one in this process.
+        context_length: maximum tokens of prompt and response together, for validations; None: not known, so that they
+            read dialogues as training does.
+        sampler: of the team's base model, for judges that grade with it; None if it is not in this process.
     """
 
     config: Config
@@ -69,6 +72,7 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Recorder
+    context_length: int | None = None
     sampler: Sampler | None = None
     close: Callable[[], None] = lambda: None
 
@@ -114,32 +118,21 @@ def build(
         graph, matrix = build_topology(config, where)
         rounds = gossip_rounds(config)
         warn_of_idle_rounds(matrix, rounds, where)
-        recipes = [
-            load_card(agent.reward_model, f"{where}: agents.{i}.reward_model") for i, agent in enumerate(config.agents)
-        ]
         questions = load_questions(config.prompts, config.seed, where)
-        for recipe in recipes:
-            recipe.check_columns(questions.columns, f"{where}: prompts")
         prepared = prepare_controller(config.controller, config.names, where)
-        cards = [recipe.finished() for recipe in recipes]
-        for i, card in enumerate(cards):
-            check_card_gate(card, f"{where}: agents.{i}.reward_model")
-        agents = build_agents(config, where, device, sampler=sampler)
-        check_training(agents.chat_model.model, agents.adapters, f"{where}: model.name: {config.model.name!r}")
+        made, agents, cards = build_team(
+            team,
+            config,
+            where,
+            device,
+            journal,
+            columns=questions.columns,
+            graph=graph,
+            mixer=mixer(matrix, rounds),
+            sampler=sampler,
+        )
         tokenizer = agents.chat_model.tokenizer
         questions = short_enough(config, questions, tokenizer, agents.speakers, where)
-        numbers = range(len(config.agents))
-        made = team(
-            agents.sampler,
-            build_learner(config, agents, mixer(matrix, rounds), numbers),
-            cards,
-            build_reward_models(cards, agents.sampler, journal),
-            numbers=numbers,
-            adjacency=graph,
-            reward=config.reward,
-            gossip_rounds=rounds,
-            seed=config.seed,
-        )
         controller = build_controller(config.controller, prepared, agents.sampler, device, where, journal)
         player = Player(
             made.respond,
@@ -148,7 +141,66 @@ def build(
             config.generation.max_prompt_tokens,
             agents.speakers,
         )
-        return Experiment(config, made, player, questions, cards, matrix, journal, agents.sampler)
+        context_length = agents.chat_model.context_length
+        return Experiment(config, made, player, questions, cards, matrix, journal, context_length, agents.sampler)
+
+
+def build_team(
+    team: Callable[..., AnyTeam],
+    config: Config,
+    where: str,
+    device: torch.device,
+    journal: Journal,
+    *,
+    columns: Collection[str],
+    graph: Tensor,
+    mixer: Mixer,
+    mean: Callable[[Tensor], Tensor] = team_mean,
+    numbers: Sequence[int] | None = None,
+    sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
+) -> tuple[AnyTeam, Agents, list[Card]]:
+    """Load agents and their reward models, and connect them as a team.
+
+    Args:
+        team: builds the team; takes the arguments of LocalTeam.
+        columns: of the questions, for reward models that read them.
+        graph: (N, N) bool.
+        mean: see Critic.
+        numbers: of the agents in this process; by default all.
+
+    Returns:
+        The team, its agents' models, and their finished reward cards.
+
+    Raises:
+        UsageError: one line: file, key, what was given, what is allowed.
+    """
+    numbers = range(len(config.agents)) if numbers is None else numbers
+    places = [f"{where}: agents.{i}.reward_model" for i in numbers]
+    recipes = [load_card(config.agents[i].reward_model, place) for i, place in zip(numbers, places, strict=True)]
+    for recipe in recipes:
+        recipe.check_columns(columns, f"{where}: prompts")
+    cards = [recipe.finished() for recipe in recipes]
+    for card, place in zip(cards, places, strict=True):
+        check_card_gate(card, place)
+    embeddings = None
+    if config.has_own_model(numbers[0]):  # before its own model, so that one at a time needs memory
+        source = config.model.model_dump(include={"dtype", "revision", "trust_remote_code"})
+        embeddings = load_embeddings(config.model.name, f"{where}: model.name", device, **source)
+    agents = build_agents(config, where, device, numbers=numbers, sampler=sampler)
+    name = f"{model_key(config, numbers[0], where)}.name: {config.model_of(numbers[0]).name!r}"
+    check_training(agents.chat_model.model, agents.adapters, name)
+    made = team(
+        agents.sampler,
+        build_learner(config, agents, mixer, numbers, mean, embeddings),
+        cards,
+        build_reward_models(cards, agents.sampler, journal),
+        numbers=numbers,
+        adjacency=graph,
+        reward=config.reward,
+        gossip_rounds=gossip_rounds(config),
+        seed=config.seed,
+    )
+    return made, agents, cards
 
 
 @contextmanager
@@ -175,20 +227,15 @@ def build_agents(
 ) -> Agents:
     """Load the base model and add the agents' adapters: new ones, or with `start` those that the config names.
 
-    numbers: of the agents in this process; by default all.
+    numbers: of the agents in this process, which share a base model; by default all.
 
     Raises:
         UsageError: no such model, or adapters that do not match it.
     """
-    model, speakers = config.model, speakers_of(config, where)
-    chat_model = load_chat_model(
-        model.name,
-        f"{where}: model.name",
-        device,
-        **model.model_dump(exclude={"name"}),
-    )
-    _check_context(config, chat_model, where)
     numbers = range(len(config.agents)) if numbers is None else numbers
+    model, key, speakers = config.model_of(numbers[0]), model_key(config, numbers[0], where), speakers_of(config, where)
+    chat_model = load_chat_model(model.name, f"{key}.name", device, **model.model_dump(exclude={"name"}))
+    _check_context(config, numbers, chat_model, where)
     adapters = StackedAdapters(
         chat_model.model,
         [_seed(config.seed, _ADAPTERS, agent) for agent in numbers],
@@ -206,6 +253,11 @@ def build_agents(
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(row, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
+
+
+def model_key(config: Config, agent: int, where: str) -> str:
+    """Where the config names the agent's base model."""
+    return f"{where}: agents.{agent}.model" if config.has_own_model(agent) else f"{where}: model"
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:
@@ -249,11 +301,16 @@ def build_learner(
     mixer: Mixer,
     numbers: Sequence[int],
     mean: Callable[[Tensor], Tensor] = team_mean,
+    embeddings: Tensor | None = None,
 ) -> Learner:
     """Build the critics, the optimizers and the learner of the agents with these numbers.
 
-    mean: see Critic.
+    Args:
+        mean: see Critic.
+        embeddings: of the reference model, (vocabulary, e); None: the agents' model is the reference model.
     """
+    if embeddings is None:
+        embeddings = agents.chat_model.model.get_input_embeddings().weight.detach()
     mixer = _Timed(mixer)
     adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
     base = config.discount if actor.turn_weights == "discounted" else 1.0
@@ -269,7 +326,7 @@ def build_learner(
         entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
         critic=_critic(config, mixer, adapters.parameters, mean),
         critic_steps=config.critic.steps,
-        features=_features(config, agents.chat_model.model.get_input_embeddings().weight.detach()),
+        features=_features(config, embeddings),
         mixer=mixer,
         turn_weights=lambda k: base**k,
         decodings=decodings(config, numbers),
@@ -317,7 +374,9 @@ def short_enough(
     for index, messages in enumerate(questions.conversations):
         prompt = f"{where}: prompts: prompt {index + 1} ({messages[-1]['content'][:40]!r}...)"
         try:
-            length = max(len(chat_tokens(tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers)
+            length = max(
+                len(chat_tokens(speaker.tokenizer or tokenizer, speaker.reads(messages), 10**9)) for speaker in speakers
+            )
         except TemplateError as error:
             problems[index] = f"{prompt}: the model's chat template refuses it: {first_line(error)}"
             continue
@@ -337,12 +396,12 @@ def short_enough(
     return questions.only([index for index in range(len(questions.conversations)) if index not in problems])
 
 
-def _check_context(config: Config, chat_model: ChatModel, where: str) -> None:
-    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config))
+def _check_context(config: Config, numbers: Sequence[int], chat_model: ChatModel, where: str) -> None:
+    wanted = config.generation.max_prompt_tokens + max(group.max_new_tokens for group in decodings(config, numbers))
     if wanted > chat_model.context_length:
         raise UsageError(
-            f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model.name} has a context "
-            f"of {chat_model.context_length} tokens"
+            f"{where}: generation: max_prompt_tokens + max_new_tokens is {wanted}; {config.model_of(numbers[0]).name} "
+            f"has a context of {chat_model.context_length} tokens"
         )
 
 

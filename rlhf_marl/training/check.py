@@ -1,14 +1,14 @@
 """Check a config without loading weights: everything is found, cards and templates are readable, questions fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
 from huggingface_hub import get_token
 
 from rlhf_marl.config import Config
-from rlhf_marl.config.schema import TransformersController
+from rlhf_marl.config.schema import ModelConfig, TransformersController
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.policy.loading import dtype_for
@@ -17,7 +17,22 @@ from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.rewards.base import model_available
 from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import Agents, build_agents, build_topology, short_enough
-from rlhf_marl.training.forecast import META, Forecast, forecast
+from rlhf_marl.training.forecast import META, Forecast, forecast, memory_of, parameters_of
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OwnModel:
+    """A base model that some agents have instead of the team's.
+
+    Attributes:
+        agents: their numbers. parameters: count. memory: bytes in each of their workers.
+    """
+
+    agents: list[int]
+    name: str
+    parameters: int
+    memory: int
 
 
 @final
@@ -26,6 +41,8 @@ class Checked:
     """A config that can be trained, as far as that is known without weights.
 
     Attributes:
+        agents: as if all had the reference model, `config.model`.
+        own_models: of agents that have another.
         needs: what happens on first use: conversions, trainings of reward models, downloads.
     """
 
@@ -34,6 +51,7 @@ class Checked:
     questions: Questions
     cards: Sequence[Card]
     forecast: Forecast
+    own_models: list[OwnModel]
     needs: list[str]
 
 
@@ -43,8 +61,6 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     Raises:
         UsageError: what training would refuse, with the same line, except for damaged weights.
     """
-    dtype = str(dtype_for(config.model.dtype, device)).removeprefix("torch.")
-    shaped = config.model_copy(update={"model": config.model.model_copy(update={"dtype": dtype})})
     build_topology(config, where)
     named = enumerate(agent.reward_model for agent in config.agents)
     cards = [load_card(card, f"{where}: agents.{i}.reward_model") for i, card in named]
@@ -52,20 +68,40 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     for card in cards:
         card.check_columns(questions.columns, f"{where}: prompts")
     prepared = prepare_controller(config.controller, config.names, where)
-    agents = build_agents(shaped, where, META, start=False)
-    questions = short_enough(config, questions, agents.chat_model.tokenizer, agents.speakers, where)
+    agents = build_agents(_shaped(config.over_reference_model(), device), where, META, start=False)
+    speakers, own_models = list(agents.speakers), []
+    for numbers in config.by_model:
+        if config.has_own_model(numbers[0]):
+            own = build_agents(_shaped(config, device), where, META, numbers=numbers, start=False)
+            for agent in numbers:
+                speakers[agent] = replace(speakers[agent], tokenizer=own.chat_model.tokenizer)
+            given = config.model_of(numbers[0])
+            memory = memory_of(own.chat_model.model, device, given.dtype)
+            own_models.append(OwnModel(numbers, given.name, parameters_of(own), memory))
+    questions = short_enough(config, questions, agents.chat_model.tokenizer, speakers, where)
     if not isinstance(config.controller, TransformersController):  # the forecast reads its shapes
         build_controller(config.controller, prepared, agents.sampler, META, where, UNRECORDED)
     for card in cards:
         if not card.loads() and not card.member_cards():
             card.build(agents.sampler, UNRECORDED)  # imports its function, or finds its key
     found = forecast(config, agents, questions, cards, device, where)
-    return Checked(config, agents, questions, cards, found, _needs(config, cards, where))
+    return Checked(config, agents, questions, cards, found, own_models, _needs(config, cards, where))
+
+
+def _shaped(config: Config, device: torch.device) -> Config:
+    """The config with the dtypes that its models have on a device."""
+
+    def on_device(model: ModelConfig) -> ModelConfig:
+        return model.model_copy(update={"dtype": str(dtype_for(model.dtype, device)).removeprefix("torch.")})
+
+    agents = [agent.model_copy(update={"model": agent.model and on_device(agent.model)}) for agent in config.agents]
+    return config.model_copy(update={"model": on_device(config.model), "agents": agents})
 
 
 def _needs(config: Config, cards: Sequence[Card], where: str) -> list[str]:
     needs = [f"{card.name}: trains on first use" for card in cards if card.available() == "trains on first use"]
-    models = [config.model.name, *(reference for card in cards for reference, _ in card.loads())]
+    models = [config.model.name, *(config.model_of(group[0]).name for group in config.by_model)]
+    models = [*models, *(reference for card in cards for reference, _ in card.loads())]
     if isinstance(config.controller, TransformersController):
         models.append(config.controller.model.name)
     for reference in dict.fromkeys(models):

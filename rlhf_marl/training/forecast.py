@@ -95,7 +95,7 @@ def forecast(
     activations = max(_generation(config, model), _update(config, agents, questions, device))
     memory = {
         "process": _process() + _LATE_IMPORTS if device.type == "cpu" else 0,
-        "base model": _bytes(model) + _packed(model, device, config.model.dtype),
+        "base model": memory_of(model, device, config.model.dtype),
         "adapters": n_agents * adapter * (2 + moments) * _FLOAT,
         "critics": (n_agents * critic * 8 + features) * _FLOAT,
         "reward models": rewards,
@@ -111,7 +111,7 @@ def forecast(
     return Forecast(
         device=str(device),
         dtype=str(model.dtype).removeprefix("torch."),
-        base=sum(parameter.numel() for parameter in model.parameters()) - _adapted(agents),
+        base=parameters_of(agents),
         adapter=adapter,
         critic=critic,
         memory={part: size for part, size in memory.items() if size},
@@ -122,6 +122,16 @@ def forecast(
         controlled=per_update * controlled,
         run_directory=(config.keep_checkpoints + 1) * state + n_agents * (2 * adapter + critic) * _FLOAT,
     )
+
+
+def parameters_of(agents: Agents) -> int:
+    """Parameters of the agents' base model."""
+    return sum(parameter.numel() for parameter in agents.chat_model.model.parameters()) - _adapted(agents)
+
+
+def memory_of(model: nn.Module, device: torch.device, dtype: str) -> int:
+    """Bytes of a model's weights on a device. dtype: as the config names it."""
+    return _bytes(model) + _packed(model, device, dtype)
 
 
 def _adapted(agents: Agents) -> int:
@@ -178,7 +188,7 @@ def _controller(config: Config, device: torch.device, where: str) -> int:
     dtype = str(dtype_for(given.dtype, device)).removeprefix("torch.")
     key = f"{where}: controller.model.name"
     made = load_chat_model(given.name, key, META, **given.model_dump(exclude={"name"}) | {"dtype": dtype})
-    return _bytes(made.model) + _packed(made.model, device, given.dtype)
+    return memory_of(made.model, device, given.dtype)
 
 
 def _generation(config: Config, model: PreTrainedModel) -> int:

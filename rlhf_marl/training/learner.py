@@ -138,7 +138,7 @@ class Learner:
         next_actions: list[list[list[int]]] = []
         if critic_kind(self.actor.signal) == "q":
             assert turn.next_samples is not None
-            next_actions = [[s.tokens for s in agent] for agent in turn.next_samples]
+            next_actions = [[s.for_critics for s in agent] for agent in turn.next_samples]
         return Transition(
             x0=self._features(turn),
             reward=self.learned_rewards(turn.reward_scaled.to(device)),
@@ -148,7 +148,7 @@ class Learner:
 
     def _features(self, turn: Turn) -> Tensor:
         """x of the turn: (1, B, m)."""
-        actions = turn.tokens if critic_kind(self.actor.signal) == "q" else []
+        actions = turn.actions if critic_kind(self.actor.signal) == "q" else []
         return self.features(turn.states, *actions).unsqueeze(0)
 
     def _values(self, t: Transition) -> Values:

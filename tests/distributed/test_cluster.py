@@ -52,9 +52,12 @@ def test_rewards_in_one_place_are_refused(content):
         check_config(content | {"cooperation": "minimum", "actor": {"credit": "consensus"}}, "c")
 
 
-def test_validations_are_refused(content):
-    with pytest.raises(UsageError, match=r"c: validation: not possible with runtime.kind ray yet; use `rlhf-marl eval"):
-        check_config(content | {"validation": {"judges": ["harmless"]}}, "c")
+def test_validations_that_lack_answers_or_cards_are_refused(content):
+    content = content | {"validation": {"judges": ["harmless"]}}
+    with pytest.raises(UsageError, match=r"c: validation: needs the answers of all agents; set runtime\.lost to"):
+        check_config(content | {"runtime": {"kind": "ray", "lost": "continue"}}, "c")
+    with pytest.raises(UsageError, match="c: validation: needs to know the agents' reward cards, since its"):
+        check_config(content | {"runtime": {"kind": "ray", "private_rewards": True}}, "c")
 
 
 def test_ray_listens_to_this_machine_alone(cluster):
@@ -71,6 +74,25 @@ def test_what_a_worker_lacks_is_one_line_with_its_agents(content, cluster, tmp_p
     first, second = str(error.value).split("\n")
     assert first.startswith("agent 0: c: agents.0.reward_model: ")
     assert second.startswith("agent 1: c: agents.1.reward_model: ")
+
+
+def test_a_column_that_the_prompts_lack_is_one_line_before_models_load(content, cluster, tmp_path):
+    (tmp_path / "card.yaml").write_text(
+        "name: exact\nlicence: none\nkind: callable\nconvention: trl\n"
+        "function: tests.distributed.test_cluster:matches_solution\n"
+    )
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi?", "topic": "greetings"}\n')
+    agents = [*content["agents"][:1], {"reward_model": str(tmp_path / "card.yaml")}]
+    content = content | {"prompts": {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl")}, "agents": agents}
+    config = check_config(content | {"topology": {"graph": "ring"}}, "c")
+    with pytest.raises(
+        UsageError, match=r"^agent 1: c: prompts: .*needs a column 'solution'.*; its columns are topic$"
+    ):
+        build_distributed(config, "c", "cpu")
+
+
+def matches_solution(completions, solution, **columns):
+    return [float(answer == right) for answer, right in zip(completions, solution, strict=True)]
 
 
 @pytest.mark.slow
