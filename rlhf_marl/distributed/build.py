@@ -19,6 +19,7 @@ from rlhf_marl.training.build import (
     build_topology,
     fits_into_memory,
     gossip_rounds,
+    prepare_masks,
     short_enough,
     warn_of_idle_rounds,
 )
@@ -44,6 +45,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)
+        mask_keys = prepare_masks(config, graph, where)
         questions = load_questions(config.prompts, config.seed, where)
         prepared = prepare_controller(config.controller, config.names, where)
         speakers = speakers_of(config, where)
@@ -61,7 +63,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has prepared
 
         run = None if journal.folder is None else journal.folder.parent
-        team = RayTeam(config, where, graph, matrix, run)
+        team = RayTeam(config, where, graph, matrix, run, mask_keys)
     except BaseException:
         disconnect()
         raise

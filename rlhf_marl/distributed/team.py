@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
+from rlhf_marl.algorithm.masks import Pair, exposed, keys_of
 from rlhf_marl.algorithm.topology import MATRICES
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
@@ -29,6 +30,7 @@ from rlhf_marl.policy.sampler import ABSENT, Sample
 from rlhf_marl.rewards import Card, check_card
 from rlhf_marl.runs.checkpoints import AgentStates, Checkpoints, agent_file
 from rlhf_marl.sanitise import first_line
+from rlhf_marl.training.build import masks_known
 from rlhf_marl.training.team import AgentsLost, Row
 
 _log = logging.getLogger("rlhf_marl")
@@ -51,18 +53,27 @@ class RayTeam:
         messages: log of the messages between workers in the last update.
     """
 
-    def __init__(self, config: Config, where: str, graph: Tensor, matrix: Tensor, run: Path | None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        where: str,
+        graph: Tensor,
+        matrix: Tensor,
+        run: Path | None,
+        mask_keys: Mapping[Pair, bytes] | None = None,
+    ) -> None:
         """Start the workers and let each load its models.
 
         Args:
             graph, matrix: (N, N), of the whole team.
             run: the run directory, where workers find checkpoints and write theirs.
+            mask_keys: of all pairs of neighbours; a worker gets those of its own agents.
 
         Raises:
             UsageError: something is missing in a worker; names agents and what.
         """
         self._config, self._where, self._run = config, where, run
-        self._graph, self._matrix = graph, matrix
+        self._graph, self._matrix, self._mask_keys = graph, matrix, mask_keys
         n, each = len(config.agents), config.runtime.agents_per_worker
         self._numbers = [list(range(first, min(first + each, n))) for first in range(0, n, each)]
         self._worker_of = tuple(agent // each for agent in range(n))
@@ -234,7 +245,8 @@ class RayTeam:
         )
         content = self._config.model_dump(mode="json")
         handle = actor.remote(content, self._where, worker, self._numbers[worker], str(Path.cwd()))
-        return handle, handle.load.remote(None if self._run is None else str(self._run.resolve()))
+        keys = None if self._mask_keys is None else keys_of(self._numbers[worker], self._mask_keys)
+        return handle, handle.load.remote(None if self._run is None else str(self._run.resolve()), keys)
 
     def _loaded(self, refs: Mapping[int, ray.ObjectRef]) -> dict[int, Loaded]:
         """Wait until every worker has loaded its models, and compare their versions."""
@@ -359,7 +371,10 @@ class RayTeam:
                 self._rejoin(worker, math.inf)
             return
         _log.warning("%s; going on with %s", words, _agents(self._present()))
-        parts = self._view().parts()
+        view = self._view()
+        parts = view.parts()
+        if self._mask_keys is not None and (known := exposed(view.adjacency)):
+            _log.warning("%s", masks_known(known))
         if len(parts) > 1:
             _log.warning(
                 "the graph of those who are left falls apart: %s no longer hear of each other",

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_marl.algorithm.masks import Pair
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
@@ -100,8 +101,12 @@ class Worker:
         with suppress(OSError):  # on another host the folder may not exist
             os.chdir(folder)
 
-    def load(self, run: str | None) -> Loaded:
-        """Load everything. run: the run directory.
+    def load(self, run: str | None, mask_keys: Mapping[Pair, bytes] | None) -> Loaded:
+        """Load everything.
+
+        Args:
+            run: the run directory.
+            mask_keys: of the own agents and their neighbours.
 
         Raises:
             UsageError: a model, card or reward model is missing or unusable here.
@@ -133,7 +138,7 @@ class Worker:
                 self._journal = Journal(answers)
                 self._team = LocalTeam(
                     agents.sampler,
-                    build_learner(config, agents, self._mixer, self._numbers, self._mixer.mean),
+                    build_learner(config, agents, self._mixer, self._numbers, self._mixer.mean, mask_keys),
                     cards,
                     build_reward_models(cards, agents.sampler, self._journal),
                     numbers=self._numbers,
@@ -206,6 +211,7 @@ class Worker:
             raw, scaled = self._rewards[turn.number]
             own.append(replace(turn, reward_raw=raw, reward_scaled=scaled))
         self._mixer.begin(view)
+        learner.begin(turns, view.adjacency)
         with stopwatch(learner.chat_model.model.device) as watch:
             rows = learner.update(own)
             seconds = {name: round(value, 4) for name, value in watch.lap().items() if value}
