@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import Mixer, disagreement, team_mean
 from rlhf_marl.algorithm.network import Linear, Network, value_and_gradient
-from rlhf_marl.algorithm.optimizers import AgentAdam
+from rlhf_marl.algorithm.optimizers import BETA_2, AgentAdam
 from rlhf_marl.algorithm.signals import td_error
 
 
@@ -136,6 +136,7 @@ class Critic:
             projected += outside / len(transitions)
         before = average if self.average else self._iterate.clone()
         self.weights = self._gossip(before)
+        mean = self._mean(self.weights)  # gossip keeps it, and an agent's own weights before it would tell its rewards
         return CriticMetrics(
             td_error=delta.abs().mean(-1),
             value=value.mean(-1),
@@ -143,8 +144,8 @@ class Critic:
             gradient_norm=gradient.norm(dim=-1),
             projected=projected,
             skipped=skipped,
-            disagreement_before=disagreement(before, self._mean),
-            disagreement_after=disagreement(self.weights, self._mean),
+            disagreement_before=disagreement(before, mean),
+            disagreement_after=disagreement(self.weights, mean),
         )
 
     @property
@@ -202,6 +203,25 @@ class Critic:
         if self._adam is not None:
             moments = {name.removeprefix("adam."): value for name, value in state.items() if name != "weights"}
             self._adam.load_state_dict(agent, moments)
+
+
+def gossip_scale(
+    network: Network, output_scale: float, *, step_size: float, optimizer: Literal["sgd", "adam"], steps: int
+) -> tuple[Tensor, Tensor]:
+    """The length of what K steps change in the numbers that an agent gossips, if TD errors have variance 1.
+
+    Masks must be as large in every number as the whole change: a few TD errors are behind it, and a neighbour could
+    average smaller masks over the many numbers. With features of ‖x‖² = 2m, ‖∇Q‖² is about D m output_scale².
+
+    Returns:
+        (gossiped,) each: this length, and which numbers are never negative, Adam's second moments.
+    """
+    n_params, gradient = network.n_params, output_scale * (network.depth * network.width) ** 0.5
+    if optimizer == "sgd":
+        return torch.full((n_params,), steps * step_size * gradient), torch.zeros(n_params, dtype=torch.bool)
+    squares = steps * (1 - BETA_2) * gradient**2 / n_params**0.5
+    lengths = torch.tensor([steps * step_size * n_params**0.5, squares], dtype=torch.float64)
+    return lengths.repeat_interleave(n_params), torch.tensor([False, True]).repeat_interleave(n_params)
 
 
 def project_to_ball(

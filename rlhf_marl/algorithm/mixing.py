@@ -1,6 +1,5 @@
 """Gossip: t multiplications by the consensus matrix; disagreement between agents."""
 
-from collections.abc import Callable
 from typing import Protocol, final
 
 import torch
@@ -70,9 +69,12 @@ def team_mean(values: Tensor) -> Tensor:
     return values.mean(-2, keepdim=True)
 
 
-def disagreement(values: Tensor, mean: Callable[[Tensor], Tensor] = team_mean) -> Tensor:
-    """Root mean square over agents of the distance to the team's mean: (..., n_agents, n_values) -> (...)."""
-    distance = values - mean(values)
+def disagreement(values: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Root mean square over agents of the distance to the team's mean: (..., n_agents, n_values) -> (...).
+
+    mean: (..., 1, n_values), if not all of the team's agents are here.
+    """
+    distance = values - (team_mean(values) if mean is None else mean)
     return distance.square().sum(-1).mean(-1).sqrt()
 
 

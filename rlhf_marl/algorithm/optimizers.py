@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import Mixer
 
-_BETA_2 = 0.999
+BETA_2 = 0.999
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -94,9 +94,9 @@ class SignalScale:
         """Add the usable agents' signals, (n_agents, n_samples); returns the scales, (n_agents,)."""
         usable = usable.cpu()
         self.updates += usable
-        averaged = _BETA_2 * self.second_moment + (1 - _BETA_2) * signal.square().mean(-1).cpu()
+        averaged = BETA_2 * self.second_moment + (1 - BETA_2) * signal.square().mean(-1).cpu()
         self.second_moment = torch.where(usable, averaged, self.second_moment)
-        mean_square = self.second_moment / (1 - _BETA_2 ** self.updates.clamp_min(1))
+        mean_square = self.second_moment / (1 - BETA_2 ** self.updates.clamp_min(1))
         of_team = self._mixer.mix(mean_square.unsqueeze(-1)).squeeze(-1)
         return torch.where(of_team > 0, (mean_square / of_team).sqrt(), 0.0).clamp_max(1.0)
 

@@ -53,6 +53,7 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
     """Lines of (name, text)."""
     config, found = checked.config, checked.forecast
     n_agents = len(config.agents)
+    masked = ", masked" if config.topology.masked else ""
     parts = ", ".join(f"{part} {size_of(size)}" for part, size in found.memory.items())
     memory = f"{size_of(found.peak)} on {found.device}{_of_this_machine(found.device, found.peak)}"
     rewards = [
@@ -75,7 +76,7 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
         ("trained", f"{trained} parameters"),
         ("rewards", "; ".join(rewards)),
         ("controller", config.controller.kind),
-        ("topology", f"{config.topology.graph}, {counted(config.topology.gossip_rounds, 'gossip round')}"),
+        ("topology", f"{config.topology.graph}, {counted(config.topology.gossip_rounds, 'gossip round')}{masked}"),
         ("questions", f"{questions:,}"),
         ("updates", f"{found.updates:,}: {shape}"),
         ("an update", f"{tokens}; the controller generates at most {found.controlled:,}"),

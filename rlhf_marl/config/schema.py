@@ -263,6 +263,15 @@ class TopologyConfig(Section):
     """Weight of the identity mixed into the matrix; slows consensus down."""
     gossip_rounds: NonNegativeInt = 20
     """Multiplications by the consensus matrix per exchange; 0 = no consensus."""
+    masked: bool = False
+    """Two neighbours add a common random number with opposite signs to all that they gossip, so that the mean stays and
+    nobody sees another's exact values; see docs/SECURITY.md."""
+    mask_size: PositiveFloat = 10.0
+    """Standard deviation of these numbers: for TD errors, in those of a scaled reward, taken as 1; for critics, in
+    lengths of a step. Larger masks hide more and need more rounds."""
+    mask_key_env: Text | None = None
+    """Name of an environment variable with a secret that seeds these numbers; only the driver reads it. null = they
+    follow from `seed`, which every agent knows."""
 
 
 class CriticConfig(Section):
@@ -549,6 +558,15 @@ class Config(Section):
                     f"agents.{i}.model.dtype: {agent.model.dtype} does not go with model.dtype {self.model.dtype}: "
                     "float64 is for all models or none, because critics are exchanged in it"
                 )
+        if self.topology.masked and not COOPERATIONS[self.cooperation].gossips:
+            raise ValueError(f"topology.masked: with cooperation {self.cooperation} nothing is gossiped; use false")
+        if self.topology.masked and self.topology.gossip_rounds == 0:
+            raise ValueError("topology.masked: with gossip_rounds 0 nothing is gossiped; use false, or more rounds")
+        if self.topology.masked and len(self.agents) < 3:
+            raise ValueError(
+                f"topology.masked: hides nothing with {len(self.agents)} agents, since a neighbour knows its masks; "
+                "use false, or at least 3 agents"
+            )
         if self.runtime.kind == "ray" and COOPERATIONS[self.cooperation].shares:
             raise ValueError(
                 f"cooperation: {self.cooperation} needs everyone's rewards in one place; use runtime.kind local"

@@ -22,6 +22,7 @@ from rlhf_marl.training.build import (
     fits_into_memory,
     gossip_rounds,
     model_key,
+    prepare_masks,
     short_enough,
     warn_of_idle_rounds,
 )
@@ -47,6 +48,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)
+        mask_keys = prepare_masks(config, graph, where)
         questions = load_questions(config.prompts, config.seed, where)
         prepared = prepare_controller(config.controller, config.names, where)
         base: Sampler | None = None
@@ -70,7 +72,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         from rlhf_marl.distributed.team import RayTeam  # imports Ray, which `connect` has prepared
 
         run = None if journal.folder is None else journal.folder.parent
-        team = RayTeam(config, where, graph, matrix, questions.columns, run)
+        team = RayTeam(config, where, graph, matrix, questions.columns, run, mask_keys)
     except BaseException:
         disconnect()
         raise

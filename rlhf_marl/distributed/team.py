@@ -17,6 +17,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from torch import Tensor
 
+from rlhf_marl.algorithm.masks import Pair, exposed, keys_of
 from rlhf_marl.algorithm.topology import MATRICES
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
@@ -29,6 +30,7 @@ from rlhf_marl.policy.sampler import ABSENT, Sample
 from rlhf_marl.rewards import Card, check_card
 from rlhf_marl.runs.checkpoints import AgentStates, Checkpoints, agent_file
 from rlhf_marl.sanitise import first_line
+from rlhf_marl.training.build import masks_known
 from rlhf_marl.training.team import AgentsLost, Row
 
 _log = logging.getLogger("rlhf_marl")
@@ -52,7 +54,14 @@ class RayTeam:
     """
 
     def __init__(
-        self, config: Config, where: str, graph: Tensor, matrix: Tensor, columns: Collection[str], run: Path | None
+        self,
+        config: Config,
+        where: str,
+        graph: Tensor,
+        matrix: Tensor,
+        columns: Collection[str],
+        run: Path | None,
+        mask_keys: Mapping[Pair, bytes] | None = None,
     ) -> None:
         """Start the workers and let each load its models.
 
@@ -60,12 +69,13 @@ class RayTeam:
             graph, matrix: (N, N), of the whole team.
             columns: of the questions, for reward models that read them.
             run: the run directory, where workers find checkpoints and write theirs.
+            mask_keys: of all pairs of neighbours; a worker gets those of its own agents.
 
         Raises:
             UsageError: something is missing in a worker; names agents and what.
         """
         self._config, self._where, self._run, self._columns = config, where, run, list(columns)
-        self._graph, self._matrix = graph, matrix
+        self._graph, self._matrix, self._mask_keys = graph, matrix, mask_keys
         self._numbers = config.workers
         self._worker_of = tuple(worker for worker, numbers in enumerate(self._numbers) for _ in numbers)
         self._attempt = self._update = self._snapshots = 0
@@ -237,7 +247,8 @@ class RayTeam:
         content = self._config.model_dump(mode="json")
         handle = actor.remote(content, self._where, worker, self._numbers[worker], str(Path.cwd()))
         run = None if self._run is None else str(self._run.resolve())
-        return handle, handle.load.remote(run, self._columns)
+        keys = None if self._mask_keys is None else keys_of(self._numbers[worker], self._mask_keys)
+        return handle, handle.load.remote(run, self._columns, keys)
 
     def _loaded(self, refs: Mapping[int, ray.ObjectRef]) -> dict[int, Loaded]:
         """Wait until every worker has loaded its models, and compare their versions."""
@@ -362,7 +373,10 @@ class RayTeam:
                 self._rejoin(worker, math.inf)
             return
         _log.warning("%s; going on with %s", words, _agents(self._present()))
-        parts = self._view().parts()
+        view = self._view()
+        parts = view.parts()
+        if self._mask_keys is not None and (known := exposed(view.adjacency)):
+            _log.warning("%s", masks_known(known))
         if len(parts) > 1:
             _log.warning(
                 "the graph of those who are left falls apart: %s no longer hear of each other",

@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rlhf_marl.algorithm.masks import Pair
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
@@ -90,12 +91,13 @@ class Worker:
         with suppress(OSError):  # on another host the folder may not exist
             os.chdir(folder)
 
-    def load(self, run: str | None, columns: Collection[str]) -> Loaded:
+    def load(self, run: str | None, columns: Collection[str], mask_keys: Mapping[Pair, bytes] | None) -> Loaded:
         """Load everything.
 
         Args:
             run: the run directory.
             columns: of the questions, for reward models that read them.
+            mask_keys: of the own agents and their neighbours.
 
         Raises:
             UsageError: a model, card or reward model is missing or unusable here.
@@ -127,6 +129,7 @@ class Worker:
                     graph=build_topology(config, self._where)[0],
                     mixer=self._mixer,
                     mean=self._mixer.mean,
+                    mask_keys=mask_keys,
                     numbers=self._numbers,
                 )
         finally:
@@ -193,6 +196,7 @@ class Worker:
             raw, scaled = self._rewards[turn.number]
             own.append(replace(turn, reward_raw=raw, reward_scaled=scaled))
         self._mixer.begin(view)
+        learner.begin(turns, view.adjacency)
         with stopwatch(learner.chat_model.model.device) as watch:
             rows = learner.update(own)
             seconds = {name: round(value, 4) for name, value in watch.lap().items() if value}

@@ -1,7 +1,8 @@
 """Build an Experiment from a config. Cheap checks come first, so mistakes are reported before any model loads."""
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, final
@@ -13,7 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from rlhf_marl.algorithm.cooperation import COOPERATIONS
-from rlhf_marl.algorithm.critic import Critic
+from rlhf_marl.algorithm.critic import Critic, gossip_scale
+from rlhf_marl.algorithm.masks import (
+    MaskedMixer,
+    Masks,
+    Pair,
+    exposed,
+    masks_left,
+    pair_keys,
+    rounds_to_remove,
+)
 from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds, team_mean
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
@@ -48,6 +58,8 @@ AnyTeam = TypeVar("AnyTeam", bound=Team)
 
 # Random streams used while building; responses are seeded by [seed, agent, dialogue, turn].
 _TOPOLOGY, _FEATURES, _CRITIC, _ADAPTERS = range(4)
+
+_MASKS_LEFT = 0.1  # standard deviations of a reward: noise that is still small beside a turn's signal
 
 
 @final
@@ -118,6 +130,7 @@ def build(
         graph, matrix = build_topology(config, where)
         rounds = gossip_rounds(config)
         warn_of_idle_rounds(matrix, rounds, where)
+        mask_keys = prepare_masks(config, graph, where)
         questions = load_questions(config.prompts, config.seed, where)
         prepared = prepare_controller(config.controller, config.names, where)
         made, agents, cards = build_team(
@@ -129,6 +142,7 @@ def build(
             columns=questions.columns,
             graph=graph,
             mixer=mixer(matrix, rounds),
+            mask_keys=mask_keys,
             sampler=sampler,
         )
         tokenizer = agents.chat_model.tokenizer
@@ -156,6 +170,7 @@ def build_team(
     graph: Tensor,
     mixer: Mixer,
     mean: Callable[[Tensor], Tensor] = team_mean,
+    mask_keys: Mapping[Pair, bytes] | None = None,
     numbers: Sequence[int] | None = None,
     sampler: Callable[[ChatModel, StackedAdapters], Sampler] = TransformersSampler,
 ) -> tuple[AnyTeam, Agents, list[Card]]:
@@ -166,6 +181,7 @@ def build_team(
         columns: of the questions, for reward models that read them.
         graph: (N, N) bool.
         mean: see Critic.
+        mask_keys: of the agents and their neighbours; None: nothing is masked.
         numbers: of the agents in this process; by default all.
 
     Returns:
@@ -191,7 +207,7 @@ def build_team(
     check_training(agents.chat_model.model, agents.adapters, name)
     made = team(
         agents.sampler,
-        build_learner(config, agents, mixer, numbers, mean, embeddings),
+        build_learner(config, agents, mixer, numbers, mean, embeddings, mask_keys),
         cards,
         build_reward_models(cards, agents.sampler, journal),
         numbers=numbers,
@@ -285,9 +301,43 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
         matrix = consensus_matrix(
             given.matrix, graph, laziness=given.laziness, given=given.weights, generator=generator
         )
+        if given.masked:
+            _check_masks(config, graph, matrix)
     except ValueError as error:
         raise UsageError(f"{where}: topology: {error}") from None
     return graph, matrix
+
+
+def _check_masks(config: Config, graph: Tensor, matrix: Tensor) -> None:
+    size, rounds = config.topology.mask_size, gossip_rounds(config)
+    if (left := size * masks_left(matrix, graph, rounds)) > _MASKS_LEFT:
+        raise ValueError(
+            f"gossip_rounds: {rounds} rounds leave {left:.2g} of masks of size {size:g}, in standard deviations of a "
+            f"reward; at most {_MASKS_LEFT} is allowed: {rounds_to_remove(matrix, graph, _MASKS_LEFT / size)} rounds "
+            "are enough; or use a smaller mask_size, which hides less"
+        )
+
+
+def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes] | None:
+    """A key for every pair of neighbours; None without masks. Warns of agents that masks do not hide.
+
+    Raises:
+        UsageError: the environment variable for the secret is not set.
+    """
+    if not config.topology.masked:
+        return None
+    if known := exposed(graph):
+        _log.warning("%s: topology.masked: %s", where, masks_known(known))
+    secret, variable = str(config.seed), config.topology.mask_key_env
+    if variable is not None and not (secret := os.environ.get(variable, "")):
+        raise UsageError(f"{where}: topology.mask_key_env: the environment variable {variable} is not set")
+    return pair_keys(secret, graph)
+
+
+def masks_known(agents: Sequence[int]) -> str:
+    """What an agent with a single neighbour has to know."""
+    who = f"agent{'s' if len(agents) > 1 else ''} {', '.join(map(str, agents))}"
+    return f"nothing hides the values of {who} from a single neighbour, which knows the mask between them"
 
 
 def gossip_rounds(config: Config) -> int:
@@ -302,16 +352,22 @@ def build_learner(
     numbers: Sequence[int],
     mean: Callable[[Tensor], Tensor] = team_mean,
     embeddings: Tensor | None = None,
+    mask_keys: Mapping[Pair, bytes] | None = None,
 ) -> Learner:
     """Build the critics, the optimizers and the learner of the agents with these numbers.
 
     Args:
         mean: see Critic.
         embeddings: of the reference model, (vocabulary, e); None: the agents' model is the reference model.
+        mask_keys: of the agents and their neighbours; None: nothing is masked.
     """
     if embeddings is None:
         embeddings = agents.chat_model.model.get_input_embeddings().weight.detach()
-    mixer = _Timed(mixer)
+    timed, masks = _Timed(mixer), None if mask_keys is None else Masks(mask_keys, numbers)
+
+    def masked(scale: float | Tensor = 1.0, non_negative: bool | Tensor = False) -> Mixer:
+        return timed if masks is None else MaskedMixer(timed, masks, config.topology.mask_size * scale, non_negative)
+
     adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
     base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
@@ -321,16 +377,17 @@ def build_learner(
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
-        scale=SignalScale(n_agents, mixer, dtype) if actor.optimizer == "scaled_adam" else None,
+        scale=SignalScale(n_agents, masked(non_negative=True), dtype) if actor.optimizer == "scaled_adam" else None,
         kl=KlCoefficient(n_agents, actor.kl_coefficient, actor.kl_target, actor.kl_gain, dtype),
         entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
-        critic=_critic(config, mixer, adapters.parameters, mean),
+        critic=_critic(config, masked, adapters.parameters, mean),
         critic_steps=config.critic.steps,
         features=_features(config, embeddings),
-        mixer=mixer,
+        mixer=masked(),
         turn_weights=lambda k: base**k,
         decodings=decodings(config, numbers),
         prefixes=PrefixCache(),
+        masks=masks,
     )
 
 
@@ -405,9 +462,15 @@ def _check_context(config: Config, numbers: Sequence[int], chat_model: ChatModel
         )
 
 
-def _critic(config: Config, mixer: Mixer, adapters: Tensor, mean: Callable[[Tensor], Tensor]) -> Critic:
-    """One critic per row of the adapters' parameters, on their device and in their dtype."""
+def _critic(
+    config: Config, masked: Callable[[Tensor, Tensor], Mixer], adapters: Tensor, mean: Callable[[Tensor], Tensor]
+) -> Critic:
+    """One critic per row of the adapters' parameters, on their device and in their dtype.
+
+    masked: the mixer, from `gossip_scale`.
+    """
     generator = torch.Generator().manual_seed(_seed(config.seed, _CRITIC))
+    given = config.critic.model_dump(include={"step_size", "optimizer", "steps"})
     network = Network(
         config.critic.width,
         config.critic.depth,
@@ -419,7 +482,7 @@ def _critic(config: Config, mixer: Mixer, adapters: Tensor, mean: Callable[[Tens
         network,
         network.initial_weights(generator).to(adapters),
         (len(adapters),),
-        mixer,
+        masked(*gossip_scale(network, config.critic.output_scale, **given)),
         step_size=config.critic.step_size,
         radius=config.critic.radius,
         optimizer=config.critic.optimizer,

@@ -16,7 +16,15 @@ from rlhf_marl.policy.references import package_model
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.rewards.base import model_available
 from rlhf_marl.services.journal import UNRECORDED
-from rlhf_marl.training.build import Agents, build_agents, build_topology, short_enough
+from rlhf_marl.training.build import (
+    Agents,
+    build_agents,
+    build_topology,
+    gossip_rounds,
+    prepare_masks,
+    short_enough,
+    warn_of_idle_rounds,
+)
 from rlhf_marl.training.forecast import META, Forecast, forecast, memory_of, parameters_of
 
 
@@ -61,7 +69,9 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     Raises:
         UsageError: what training would refuse, with the same line, except for damaged weights.
     """
-    build_topology(config, where)
+    graph, matrix = build_topology(config, where)
+    warn_of_idle_rounds(matrix, gossip_rounds(config), where)
+    prepare_masks(config, graph, where)
     named = enumerate(agent.reward_model for agent in config.agents)
     cards = [load_card(card, f"{where}: agents.{i}.reward_model") for i, card in named]
     questions = load_questions(config.prompts, config.seed, where)

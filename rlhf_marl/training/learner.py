@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.actor import leave_one_out, normalised_step
 from rlhf_marl.algorithm.critic import Critic, Transition
+from rlhf_marl.algorithm.masks import Masks
 from rlhf_marl.algorithm.mixing import Mixer
 from rlhf_marl.algorithm.objectives import OBJECTIVES
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
@@ -43,6 +44,7 @@ class Learner:
         turn_weights: weight of turn k, as a function of k.
         decodings: how the agents sample; log-probabilities are trained at the temperature of sampling.
         prefixes: prefix cache of the base model, for the states.
+        masks: over what is gossiped; None: values are sent as they are.
     """
 
     numbers: Sequence[int]
@@ -61,6 +63,15 @@ class Learner:
     turn_weights: Callable[[int], float]
     decodings: Sequence[Decoding]
     prefixes: PrefixCache
+    masks: Masks | None = None
+
+    def begin(self, turns: Sequence[Turn], adjacency: Tensor) -> None:
+        """Agree on masks for an update from these turns, or for its repetition.
+
+        adjacency: who gossips with whom, (N, N) bool.
+        """
+        if self.masks is not None:
+            self.masks.begin(adjacency, turns[0].dialogues[0], turns[0].number)
 
     def update(self, turns: Sequence[Turn]) -> list[Row]:
         """Algorithm 2 on the turns, then Algorithm 1, lines 4 to 18, with M = len(turns).

@@ -141,6 +141,7 @@ class LocalTeam:
 
     def learn(self, turns: Sequence[Turn]) -> list[Row]:
         sent = gossip_bytes(self._adjacency, self.learner.gossiped(turns), self._gossip_rounds)
+        self.learner.begin(turns, self._adjacency)
         return [row | {"gossip_bytes": sent} for row in self.learner.update(turns)]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -55,6 +55,15 @@ def test_a_pasted_key_is_not_repeated():
             ["--reward.of", "team"],
             f"{QUICKSTART}: actor.credit: local leaves out the other agents' rewards, which",
         ),
+        (["--topology.masked", "true", "--topology.gossip_rounds", "0"], f"{QUICKSTART}: topology.masked: with gossip"),
+        (
+            ["--topology.masked", "true", "--cooperation", "independent"],
+            f"{QUICKSTART}: topology.masked: with cooperation independent nothing is gossiped; use false",
+        ),
+        (
+            ["--topology.masked", "true", "--agents", "[{reward_model: a}, {reward_model: b}]"],
+            f"{QUICKSTART}: topology.masked: hides nothing with 2 agents, since a neighbour knows its masks; use",
+        ),
         (
             ["--cooperation", "minimum"],
             f"{QUICKSTART}: actor.credit: local needs a reward of the agent's own; with",

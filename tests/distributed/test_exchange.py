@@ -85,7 +85,7 @@ def test_the_mean_is_that_of_the_whole_team(layout):
     for mean in found:
         torch.testing.assert_close(mean, VALUES.mean(0, keepdim=True), atol=1e-15, rtol=0)
     squares = [
-        len(own) * disagreement(VALUES[own], lambda values, m=mean: m) ** 2
+        len(own) * disagreement(VALUES[own], mean) ** 2
         for own, mean in zip(map(workers.numbers, workers.mixers), found, strict=True)
     ]
     torch.testing.assert_close((sum(squares) / 5).sqrt(), disagreement(VALUES))

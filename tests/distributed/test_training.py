@@ -59,6 +59,24 @@ def test_the_first_update_equals_a_local_one_in_float32(content, cluster, tmp_pa
         assert run.metrics[name].tolist() == pytest.approx(local.metrics[name].tolist(), rel=1e-5, abs=1e-5), name
 
 
+def test_a_masked_run_equals_a_local_one_and_messages_hide_what_they_carry(content, tmp_path):
+    topology = {"graph": "ring", "laziness": 0.2, "gossip_rounds": 4, "masked": True}
+    content = content | {"iterations": 2, "topology": topology}
+    run, _ = train(content, tmp_path / "run")
+    local = rlhf_marl.train(content | {"runtime": {"kind": "local"}}, run_dir=tmp_path / "local")
+    assert run.dialogues["responses"].tolist() == local.dialogues["responses"].tolist()
+    for name in (
+        "td_error",
+        "actor_signal",
+        "gradient_norm",
+        "step_scale",
+        "disagreement_before",
+        "disagreement_after",
+    ):
+        assert run.metrics[name].tolist() == pytest.approx(local.metrics[name].tolist(), rel=1e-9, abs=1e-9), name
+    assert run.metrics["disagreement_after"].min() > 1e-4  # what is left of the masks
+
+
 def test_a_killed_agent_stops_the_run_which_resumes_bit_for_bit(content, whole, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(RunStopped, match=r"^agent 1 lost while scoring: its process ended; continue with --resume, or"):

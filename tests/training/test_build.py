@@ -1,6 +1,7 @@
 """From a config to an experiment: hand-computed graphs, early one-line errors, and seeding."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -10,7 +11,7 @@ from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.stopwatch import Stopwatch
-from rlhf_marl.training.build import build, build_agents, build_learner, build_topology, fits_into_memory
+from rlhf_marl.training.build import build, build_agents, build_learner, build_topology, fits_into_memory, prepare_masks
 from rlhf_marl.training.loop import first_prompts, run_iteration
 from tests.conftest import tiny_tokenizer
 
@@ -40,6 +41,44 @@ def test_rounds_that_change_nothing_are_a_warning(quick_content, caplog):
     caplog.clear()
     build(config_of(quick_content, agents=three(quick_content), topology={"graph": "star"}), "c", CPU)
     assert not caplog.records
+
+
+def masked(content, graph="ring", n_agents=5, **topology):
+    topology |= {"graph": graph, "masked": True}
+    return config_of(content, agents=[content["agents"][0]] * n_agents, topology=topology)
+
+
+def test_masks_that_the_rounds_do_not_remove_are_refused(quick_content):
+    """A ring's masks have the spectrum 2 - 2 cos 72°k, of which a round leaves (1 + 2 cos 72°k) / 3."""
+    spectrum = [(2 - 2 * cos, (1 + 2 * cos) / 3) for cos in (math.cos(2 * math.pi * k / 5) for k in range(5))]
+    assert 10 * math.sqrt(sum(size * left**10 for size, left in spectrum) / 5) == pytest.approx(0.34, abs=0.005)
+    build_topology(masked(quick_content, gossip_rounds=9), "c")
+    with pytest.raises(UsageError) as refused:
+        build_topology(masked(quick_content, gossip_rounds=5), "c")
+    assert str(refused.value) == (
+        "c: topology: gossip_rounds: 5 rounds leave 0.34 of masks of size 10, in standard deviations of a reward; at "
+        "most 0.1 is allowed: 9 rounds are enough; or use a smaller mask_size, which hides less"
+    )
+
+
+def test_agents_that_masks_do_not_hide_are_named(quick_content, caplog):
+    build(masked(quick_content, "star", gossip_rounds=40), "c", CPU)
+    assert [record.getMessage() for record in caplog.records] == [
+        "c: topology.masked: nothing hides the values of agents 1, 2, 3, 4 from a single neighbour, which knows the "
+        "mask between them"
+    ]
+
+
+def test_masks_follow_from_the_seed_or_a_secret(quick_content, monkeypatch):
+    config = masked(quick_content, n_agents=4, mask_key_env="MASKS")
+    graph, _ = build_topology(config, "c")
+    with pytest.raises(UsageError, match=r"^c: topology.mask_key_env: the environment variable MASKS is not set$"):
+        prepare_masks(config, graph, "c")
+    monkeypatch.setenv("MASKS", "secret")
+    keys = prepare_masks(config, graph, "c")
+    assert list(keys) == [(0, 1), (0, 3), (1, 2), (2, 3)]
+    assert len({*keys.values(), *prepare_masks(masked(quick_content, n_agents=4), graph, "c").values()}) == 8
+    assert prepare_masks(config_of(quick_content), graph, "c") is None
 
 
 def test_a_lazy_path_of_three_by_hand(quick_content):

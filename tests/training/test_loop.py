@@ -96,6 +96,20 @@ def test_resumed_run_equals_the_uninterrupted_one(tiny_content, tmp_path, signal
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_masked_run_is_resumed_exactly(quick_content, tmp_path):
+    """After three rounds there is something left of the masks, and the sixth update has the same ones."""
+    topology = {"graph": "ring", "laziness": 0.2, "gossip_rounds": 4, "masked": True}
+    agents = [quick_content["agents"][0]] * 3
+    content = quick_content | {"agents": agents, "iterations": 3, "topology": topology}
+    whole = train(content, tmp_path / "whole")
+    train(content | {"iterations": 2}, tmp_path / "parts")
+    resumed = train(content, tmp_path / "parts", resume=True)
+    assert metrics(whole.path) == metrics(resumed.path)
+    plain = train(content | {"topology": topology | {"masked": False}}, tmp_path / "plain")
+    assert whole.metrics["disagreement_after"].min() > 3 * plain.metrics["disagreement_after"].max()
+    assert whole.metrics["gossip_bytes"].tolist() == plain.metrics["gossip_bytes"].tolist()
+
+
 RESTRAINT = {"kl_coefficient": 0.01, "kl_target": 0.1, "entropy_band": [4.9, 4.95], "entropy_step_size": 0.5}
 
 

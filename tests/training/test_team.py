@@ -146,6 +146,7 @@ def test_bytes_that_gossip_sent_by_hand():
     """Two agents, one link each way; 10 weights and 2 + 2 TD errors of 4 bytes, five rounds."""
     learner = SimpleNamespace(
         gossiped=lambda turns: 40 + 4 * sum(len(turn.states) for turn in turns),
+        begin=lambda turns, adjacency: None,
         update=lambda turns: [{"kl": 1.0}, {"kl": 2.0}],
     )
     turn = turn_of([["a", "b"], ["c", "d"]])
