@@ -2,14 +2,11 @@
 
 import json
 import os
-import random
 import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
-from threading import Timer
 
 import pytest
 import torch
@@ -129,37 +126,3 @@ def test_an_agent_ten_times_slower_than_the_others_is_waited_for(content, tmp_pa
     run, _ = train(content | {"agents": agents}, tmp_path / "run")
     assert run.metrics["agent"].tolist() == [0, 1, 2] * 4
     assert caplog.records == []
-
-
-@pytest.mark.slow
-def test_random_kills(content, tmp_path, caplog):
-    """Agents' processes end at random moments: every iteration is played, and the log says who was there."""
-    generator, kills = random.Random(0), []
-
-    def before(team, method, count):
-        if len(kills) < KILLS and generator.random() < 0.1:
-            pids = team.processes()
-            if len(pids) > 1:
-                agent = generator.choice(sorted(pids))
-                kills.append(agent)
-                Timer(generator.uniform(0, 0.1), kill_process, [pids[agent]]).start()
-
-    content = content | {"iterations": 40 * KILLS, "checkpoint_every": 10, "topology": {"graph": "complete"}}
-    content |= {"runtime": {"kind": "ray", "lost": "continue", "round_timeout": 60.0}}
-    run, _ = train(content, tmp_path / "run", before=before)
-    assert len(kills) == KILLS
-    lost = [record for record in caplog.messages if " lost while " in record]
-    assert 0 < len(lost) <= KILLS
-    for update, rows in run.metrics.groupby("update"):
-        assert all(present == rows["agent"].tolist() for present in rows["present"]), update
-    assert run.metrics["update"].nunique() == 2 * 40 * KILLS
-    assert len(run.dialogues) == 4 * 40 * KILLS
-    assert run.metrics["reward_scaled"].notna().all()
-
-
-KILLS = 20
-
-
-def kill_process(pid):
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
