@@ -193,3 +193,16 @@ def test_what_a_neighbour_learns_by_hand():
         shown, hidden = (list(privacy.critic(optimizer, size)) for size in (0.0, 10.0))
         assert privacy.r2(shown) > 0.999
         assert privacy.r2(hidden) < 0.2
+
+
+def test_large_teams_by_hand():
+    """On a ring of eight σ_2 is (1 + 2 cos 45°) / 3 = 0.805, and 0.805^22 < 0.01; lost messages that both ends leave
+    out keep the mean, and those that the receiver replaces do not."""
+    row = loaded("distributed").scale("ring", 8)
+    assert (row["neighbours"], row["enough"], row["sent"]) == (2.0, 22, 44 * 1_572_864)
+    calm, agreed, replaced, going = (row[case] for case in ("calm", "agreed", "replaced", "going"))
+    assert calm[19][0] < 0.805**20
+    assert max(off for _, off in calm + agreed) < 1e-12
+    assert min(off for _, off in replaced[20:]) > 1e-3
+    assert calm[-1][0] < agreed[-1][0] < 1e-6
+    assert going[-1][0] < 0.1
