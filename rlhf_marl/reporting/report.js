@@ -275,6 +275,7 @@ function reload() {
     theme: document.documentElement.dataset.theme, open: details.map((one) => one.open),
     focused: buttons.indexOf(document.activeElement), top: scrollY,
   }, "");
+  history.scrollRestoration = "manual";  // the browser's own comes later, and moves with what it takes for the anchor
   location.reload();
 }
 
@@ -283,6 +284,7 @@ if (history.state) {
   details.forEach((one, i) => { one.open = history.state.open[i]; });
   buttons[history.state.focused]?.focus({ preventScroll: true });
   scrollTo({ top: history.state.top, behavior: "instant" });
+  history.scrollRestoration = "auto";
   history.replaceState(null, "");
 }
 if (data.reload) setInterval(reload, 1000 * data.reload);

@@ -88,7 +88,7 @@ def test_an_agent_reads_and_is_read_in_the_right_tokens():
     assert [token for token in read if token < 3] == [2]
 
 
-@pytest.mark.parametrize("signal", ["td_v", "td_q"])
+@pytest.mark.parametrize("signal", ["td_v", pytest.param("td_q", marks=pytest.mark.slow)])
 def test_critics_see_the_same_features_in_all_workers(mixed, cluster, tmp_path, signal):
     """Critics with equal weights have equal values, those of a team over the reference model alone."""
     content = mixed | {"iterations": 1, "actor": {"step_size": 0.001, "signal": signal}}
@@ -103,6 +103,7 @@ def test_critics_see_the_same_features_in_all_workers(mixed, cluster, tmp_path, 
         assert local.dialogues["critic_value"].iloc[0][0] == pytest.approx(values[0][0], rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_killed_agent_resumes_bit_for_bit(mixed, whole, tmp_path):
     path = tmp_path / "run"
     with pytest.raises(RunStopped, match=r"^agent 1 lost while scoring"):
