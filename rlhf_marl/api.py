@@ -105,7 +105,7 @@ def train(
     journal = Journal(path / "answers")
     experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=journal)
     with closing(experiment):
-        validation = build_validation(prepared, experiment, journal) if prepared is not None else None
+        validation = build_validation(prepared, experiment, name, journal) if prepared is not None else None
         judges = prepared.judges if prepared is not None else ()
         if run is None:
             run = RunDirectory.create(path, config, experiment.cards, judges)

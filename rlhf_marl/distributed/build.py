@@ -59,10 +59,10 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
         else:
             tokenizer = _tokenizer(config.model, f"{where}: model.name")
         speakers = speakers_of(config, where)
-        for worker in config.workers:
-            if config.has_own_model(worker[0]):
-                own = _tokenizer(config.model_of(worker[0]), f"{model_key(config, worker[0], where)}.name")
-                for agent in worker:
+        for group in config.by_model:
+            if config.has_own_model(group[0]):
+                own = _tokenizer(config.model_of(group[0]), f"{model_key(config, group[0], where)}.name")
+                for agent in group:
                     speakers[agent] = replace(speakers[agent], tokenizer=own)
         questions = short_enough(config, questions, tokenizer, speakers, where)
         context_length = min(_context_length(config, group[0], where) for group in config.by_model)

@@ -10,6 +10,7 @@ import numpy as np
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions as load_training_questions
+from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.collect import played, score
 from rlhf_marl.evaluation.judges import Scorer, check_held_out
@@ -81,7 +82,7 @@ class Validation:
     """Callable that plays the held-out questions with the team as it is now, and returns the mean scores.
 
     Attributes:
-        player: asks the team. Dialogues are read whole if the models' context length is known, as in an evaluation.
+        player: asks the team. Dialogues are read as far as the models' context allows, as in an evaluation.
     """
 
     player: Player
@@ -127,7 +128,7 @@ class Validation:
         }
 
 
-def build_validation(prepared: Prepared, experiment: Experiment, journal: Journal) -> Validation:
+def build_validation(prepared: Prepared, experiment: Experiment, where: str, journal: Journal) -> Validation:
     """Build the judges, and the player that asks the experiment's team.
 
     journal: records the answers of judges that are services.
@@ -137,13 +138,11 @@ def build_validation(prepared: Prepared, experiment: Experiment, journal: Journa
     """
     judges = []
     for i, card in enumerate(prepared.judges):
-        check_held_out(card, experiment.cards, f"validation.judges.{i}")
+        check_held_out(card, experiment.cards, f"{where}: validation.judges.{i}")  # those of workers are known only now
         judges.append(Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []))
     player = experiment.player
-    if experiment.context_length is not None:
-        room = experiment.context_length - experiment.config.generation.max_new_tokens
-        player = replace(player, max_prompt_tokens=room)
-    return Validation(player, prepared.questions, prepared.turns, judges)
+    room = experiment.context_length - max(group.max_new_tokens for group in decodings(experiment.config))
+    return Validation(replace(player, max_prompt_tokens=room), prepared.questions, prepared.turns, judges)
 
 
 def _mean(rows: Sequence[Row], values: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ _WORTH_LEAVING = 0.75
 _BLOCK = 256  # vocabulary entries per block of the cumulative sum
 Generated = list[tuple[list[int], list[float]]]  # per row: token ids and their log-probabilities
 DecodeStep = Callable[[Tensor, Tensor, Tensor, DynamicCache], Tensor]
-"""Newest token and its position (rows, 1 each), mask (rows, length) with it, cache: logits of the next one."""
+"""(token (rows, 1), position (rows, 1), mask (rows, length), cache) -> next-token logits (rows, vocabulary)."""
 
 
 class SamplingKey(NamedTuple):

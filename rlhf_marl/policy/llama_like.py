@@ -11,7 +11,7 @@ _ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
 
 
 def is_llama_like(model: Any) -> bool:
-    """Whether the model is norm, attention, norm, gated SiLU in every layer, which see all earlier tokens."""
+    """Whether every layer is pre-norm, with full causal attention and a gated SiLU MLP."""
     return type(model).__name__ in _ARCHITECTURES and model.config.hidden_act == "silu" and sees_all(model)
 
 

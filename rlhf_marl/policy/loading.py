@@ -261,13 +261,16 @@ def load_model_of(
 def load_embeddings(
     reference: str, where: str, device: torch.device, *, dtype: str = "auto", **source: Unpack[Source]
 ) -> Tensor:
-    """The token embeddings of a causal language model, (vocabulary, e); the rest of it is loaded, and freed again.
+    """The token embeddings of a chat model as `load_chat_model` has them, (vocabulary, e); the rest is freed again.
 
     Raises:
         UsageError: as `load_model_of` does.
     """
     model = load_model_of(AutoModelForCausalLM, reference, where, dtype=dtype_for(dtype, device), **source)
-    return model.get_input_embeddings().weight.detach().to(device)
+    model.to(device).requires_grad_(False)
+    if dtype == "auto":
+        use_half_precision(model)  # rounds embeddings that are tied to the output layer
+    return model.get_input_embeddings().weight
 
 
 def shapes_of(

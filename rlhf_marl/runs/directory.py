@@ -7,7 +7,7 @@ checkpoints/       the newest and the best; see checkpoints.py
 answers/           service answers since the oldest kept checkpoint; see journal.py
 adapters/agent_0/  PEFT format                   critics.safetensors
 best/agent_0/      the same, of the best checkpoint
-topology.json      the consensus matrix          report.html        written at the end
+topology.json      the consensus matrix          report.html        the report
 train.log          what training printed
 """
 

@@ -72,8 +72,7 @@ class Experiment:
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
         close: ends the processes of the team, if it has any.
-        context_length: maximum tokens of prompt and response together, for validations; None: not known, so that they
-            read dialogues as training does.
+        context_length: maximum tokens of prompt and response together.
         sampler: of the team's base model, for judges that grade with it; None if it is not in this process.
     """
 
@@ -84,7 +83,7 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Recorder
-    context_length: int | None = None
+    context_length: int
     sampler: Sampler | None = None
     close: Callable[[], None] = lambda: None
 
@@ -199,7 +198,7 @@ def build_team(
     for card, place in zip(cards, places, strict=True):
         check_card_gate(card, place)
     embeddings = None
-    if config.has_own_model(numbers[0]):  # before its own model, so that one at a time needs memory
+    if config.has_own_model(numbers[0]):  # before its own model, so that only one model is in memory at a time
         source = config.model.model_dump(include={"dtype", "revision", "trust_remote_code"})
         embeddings = load_embeddings(config.model.name, f"{where}: model.name", device, **source)
     agents = build_agents(config, where, device, numbers=numbers, sampler=sampler)

@@ -3,7 +3,14 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 import rlhf_marl
 from rlhf_marl.config import check_config
@@ -130,11 +137,11 @@ def test_what_a_run_hands_out(mixed, whole, tmp_path):
 
 def test_embeddings_load_without_the_rest(content, tiny_model_folder, tmp_path):
     tied = LlamaForCausalLM(LlamaConfig(**TINY, num_hidden_layers=1, tie_word_embeddings=True))
-    tied.save_pretrained(tmp_path)
-    for folder in (content["model"]["name"], tiny_model_folder):
+    tied.save_pretrained(tmp_path)  # half precision rounds its embeddings, as it does the output layer
+    AutoTokenizer.from_pretrained(tiny_model_folder).save_pretrained(tmp_path)
+    for folder in (content["model"]["name"], tiny_model_folder, tmp_path):
         whole = load_chat_model(str(folder), "c", CPU).model.get_input_embeddings().weight
         assert torch.equal(load_embeddings(str(folder), "c", CPU), whole)
-    assert torch.equal(load_embeddings(str(tmp_path), "c", CPU), tied.get_input_embeddings().weight)
 
 
 def test_one_process_has_one_base_model(mixed):
