@@ -82,7 +82,7 @@ class Validation:
     """Callable that plays the held-out questions with the team as it is now, and returns the mean scores.
 
     Attributes:
-        player: asks the team. Dialogues are read as far as the models' context allows, as in an evaluation.
+        player: asks the team. Dialogues are read whole if the models' context length is known, as in an evaluation.
     """
 
     player: Player
@@ -141,8 +141,10 @@ def build_validation(prepared: Prepared, experiment: Experiment, where: str, jou
         check_held_out(card, experiment.cards, f"{where}: validation.judges.{i}")  # those of workers are known only now
         judges.append(Scorer(card.name, card, build_reward_model(card, experiment.sampler, journal), []))
     player = experiment.player
-    room = experiment.context_length - max(group.max_new_tokens for group in decodings(experiment.config))
-    return Validation(replace(player, max_prompt_tokens=room), prepared.questions, prepared.turns, judges)
+    if experiment.context_length is not None:
+        room = experiment.context_length - max(group.max_new_tokens for group in decodings(experiment.config))
+        player = replace(player, max_prompt_tokens=room)
+    return Validation(player, prepared.questions, prepared.turns, judges)
 
 
 def _mean(rows: Sequence[Row], values: Sequence[float]) -> float:

@@ -72,7 +72,8 @@ class Experiment:
         matrix: the consensus matrix A, (N, N).
         journal: recorded answers of services.
         close: ends the processes of the team, if it has any.
-        context_length: maximum tokens of prompt and response together.
+        context_length: maximum tokens of prompt and response together, for validations; None: not known, so that they
+            read dialogues as training does.
         sampler: of the team's base model, for judges that grade with it; None if it is not in this process.
     """
 
@@ -83,7 +84,7 @@ class Experiment:
     cards: Sequence[Card]
     matrix: Tensor
     journal: Recorder
-    context_length: int
+    context_length: int | None = None
     sampler: Sampler | None = None
     close: Callable[[], None] = lambda: None
 
