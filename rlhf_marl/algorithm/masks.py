@@ -43,7 +43,7 @@ class Masks:
             numbers: of the agents in this process.
         """
         self._keys, self._numbers = keys, list(numbers)
-        self._pairs: list[Pair] = []
+        self._pairs: list[Pair] | None = None
         self._place, self._exchanges = "", 0
 
     def begin(self, adjacency: Tensor, *place: int) -> None:
@@ -58,7 +58,13 @@ class Masks:
         self._place, self._exchanges = " ".join(map(str, place)), 0
 
     def draw(self, n_values: int) -> Tensor:
-        """Sums of the pairs' standard normal numbers for the next exchange: (n_agents, n_values) float64."""
+        """Sums of the pairs' standard normal numbers for the next exchange: (n_agents, n_values) float64.
+
+        Raises:
+            RuntimeError: no update has begun, so that the values would go out as they are.
+        """
+        if self._pairs is None:
+            raise RuntimeError("masks are drawn before an update has begun")
         data = f"{self._place} {self._exchanges}".encode()
         self._exchanges += 1
         masks = torch.zeros(len(self._numbers), n_values, dtype=torch.float64)

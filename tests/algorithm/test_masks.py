@@ -59,6 +59,11 @@ def test_a_lost_agents_masks_are_left_out_and_the_others_stay():
     assert not torch.equal(masks[1], drawn(RING)[1])
 
 
+def test_nothing_goes_out_unmasked_because_no_update_has_begun():
+    with pytest.raises(RuntimeError, match="before an update has begun"):
+        Masks(pair_keys("s", RING), range(5)).draw(7)
+
+
 class Heard:
     """A mixer that keeps what it is given."""
 
