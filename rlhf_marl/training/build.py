@@ -329,8 +329,10 @@ def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes
     if known := exposed(graph):
         _log.warning("%s: topology.masked: %s", where, masks_known(known))
     secret, variable = str(config.seed), config.topology.mask_key_env
-    if variable is not None and not (secret := os.environ.get(variable, "")):
-        raise UsageError(f"{where}: topology.mask_key_env: the environment variable {variable} is not set")
+    if variable is not None:
+        if not (given := os.environ.get(variable)):
+            raise UsageError(f"{where}: topology.mask_key_env: the environment variable {variable} is not set")
+        secret = f"{given} {secret}"  # runs of a sweep over seeds have masks of their own
     return pair_keys(secret, graph)
 
 

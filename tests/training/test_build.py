@@ -78,6 +78,9 @@ def test_masks_follow_from_the_seed_or_a_secret(quick_content, monkeypatch):
     keys = prepare_masks(config, graph, "c")
     assert list(keys) == [(0, 1), (0, 3), (1, 2), (2, 3)]
     assert len({*keys.values(), *prepare_masks(masked(quick_content, n_agents=4), graph, "c").values()}) == 8
+    other = prepare_masks(config.model_copy(update={"seed": config.seed + 1}), graph, "c")
+    assert not {*keys.values()} & {*other.values()}
+    assert prepare_masks(config, graph, "c") == keys
     assert prepare_masks(config_of(quick_content), graph, "c") is None
 
 
