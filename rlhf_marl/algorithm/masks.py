@@ -7,9 +7,10 @@ docs/SECURITY.md.
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import blake2b, sha256, shake_256
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,13 +70,20 @@ class Masks:
         self._exchanges += 1
         masks = torch.zeros(len(self._numbers), n_values, dtype=torch.float64)
         for pair in self._pairs:
-            seed = int.from_bytes(blake2b(data, key=self._keys[pair], digest_size=8).digest()) >> 1
-            generator = torch.Generator().manual_seed(seed)
-            common = torch.randn(n_values, dtype=torch.float64, generator=generator)
+            common = _normal(self._keys[pair] + data, n_values)
             for agent, sign in zip(pair, (1, -1), strict=True):
                 if agent in self._numbers:
                     masks[self._numbers.index(agent)] += sign * common
         return masks
+
+
+def _normal(key: bytes, n_values: int) -> Tensor:
+    """Standard normal numbers that tell nothing of the key or of each other: (n_values,) float64.
+
+    torch's generator has a seed of 32 bits on the CPU, which a neighbour could try out.
+    """
+    bits = np.frombuffer(shake_256(key).digest(8 * n_values), "<u8") >> 12
+    return torch.special.ndtri(torch.from_numpy((bits + 0.5) / 2**52))  # between 0 and 1, and neither of the two
 
 
 @final

@@ -1,4 +1,6 @@
+import hashlib
 import math
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import pytest
@@ -46,6 +48,17 @@ def test_masks_follow_from_secret_update_and_exchange_alone():
     assert torch.equal(first, drawn(RING))
     others = {"secret": "t"}, {"place": (0, 1)}, {"place": (1, 0)}, {"exchange": 1}
     assert not any(torch.equal(first, drawn(RING, **other)) for other in others)
+
+
+def test_the_numbers_are_a_keyed_stream():
+    """SHAKE-256 of key, update and exchange, which no short seed stands for, through the normal quantiles."""
+    key = bytes(range(32))
+    masks = Masks({(0, 1): key}, [0])
+    masks.begin(RING, 3, 4)
+    masks.draw(1)
+    stream = hashlib.shake_256(key + b"3 4 1").digest(24)
+    shares = [(int.from_bytes(stream[8 * k : 8 * k + 8], "little") // 2**12 + 0.5) / 2**52 for k in range(3)]
+    assert masks.draw(3)[0].tolist() == pytest.approx([NormalDist().inv_cdf(share) for share in shares], rel=1e-9)
 
 
 def test_a_lost_agents_masks_are_left_out_and_the_others_stay():
