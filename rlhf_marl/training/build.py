@@ -24,7 +24,7 @@ from rlhf_marl.algorithm.masks import (
     pair_keys,
     rounds_to_remove,
 )
-from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds, team_mean
+from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, own_share, sufficient_rounds, team_mean
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
@@ -371,6 +371,8 @@ def build_learner(
         return timed if masks is None else MaskedMixer(timed, masks, config.topology.mask_size * scale, non_negative)
 
     adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
+    share = own_share(len(config.agents), gossip_rounds(config))  # a signal is about this much of a reward
+    of_signals = masked(share**2, non_negative=True)
     base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
         numbers=numbers,
@@ -379,7 +381,7 @@ def build_learner(
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
-        scale=SignalScale(n_agents, masked(non_negative=True), dtype) if actor.optimizer == "scaled_adam" else None,
+        scale=SignalScale(n_agents, of_signals, dtype) if actor.optimizer == "scaled_adam" else None,
         kl=KlCoefficient(n_agents, actor.kl_coefficient, actor.kl_target, actor.kl_gain, dtype),
         entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
         critic=_critic(config, masked, adapters.parameters, mean),

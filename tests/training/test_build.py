@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from rlhf_marl.algorithm.masks import Masks
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
@@ -82,6 +83,23 @@ def test_masks_follow_from_the_seed_or_a_secret(quick_content, monkeypatch):
     assert not {*keys.values()} & {*other.values()}
     assert prepare_masks(config, graph, "c") == keys
     assert prepare_masks(config_of(quick_content), graph, "c") is None
+
+
+def test_the_signal_scales_mask_is_in_its_own_unit(quick_content):
+    """Signals of four agents are about a quarter of a reward, and their mean squares a sixteenth."""
+    config = masked(quick_content, n_agents=4)
+    graph, _ = build_topology(config, "c")
+    keys = prepare_masks(config, graph, "c")
+    nothing_mixed = MatrixMixer(torch.eye(4), 1)
+    learner = build_learner(config, build_agents(config, "c", CPU), nothing_mixed, range(4), mask_keys=keys)
+    masks = Masks(keys, range(4))
+    for each in (learner.masks, masks):
+        each.begin(graph, 0)
+    common = masks.draw(1)[:, 0]
+    scale = learner.scale.update(torch.ones(4, 3), torch.ones(4, dtype=torch.bool))
+    expected = (1 + 10 / 16 * common).clamp_min(1 / 4) ** -0.5
+    assert scale.tolist() == pytest.approx(expected.clamp_max(1).tolist(), rel=1e-3)
+    assert scale.min() < 0.9
 
 
 def test_a_lazy_path_of_three_by_hand(quick_content):
