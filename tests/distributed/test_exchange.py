@@ -2,6 +2,7 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -139,3 +140,36 @@ def test_a_graph_that_falls_apart():
     means = torch.cat(workers.together(lambda mixer, own: mixer.mean(VALUES[own])))
     torch.testing.assert_close(means, torch.stack([VALUES[0], VALUES[2:4].mean(0), VALUES[2:4].mean(0)]))
     assert workers.mixers[0].own_share == 1 / 3
+
+
+def test_a_returning_worker_gets_no_first_moment_and_keeps_its_own(content, monkeypatch):
+    """A neighbour's recent rewards could be solved from Adam's first moment, which is not gossiped."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    from rlhf_marl.distributed.worker import Worker
+
+    def worker(numbers, value):
+        made = Worker(content, "c", 0, numbers, ".")
+        names = ("adapter", "critic.weights", "critic.adam.step", "critic.adam.exp_avg", "critic.adam.exp_avg_sq")
+        team = SimpleNamespace(
+            state={f"agent_{i}.{name}": torch.full((2,), value + i) for i in numbers for name in names}
+        )
+        team.state_dict = lambda: dict(team.state)
+        team.load_state_dict = lambda state: setattr(team, "state", dict(state))
+        made._team = team
+        return made
+
+    neighbour, back = worker([0, 1], 10.0), worker([2], 50.0)
+    assert {name: t.tolist() for name, t in neighbour.critic().items()} == {
+        "weights": [10.5, 10.5],
+        "adam.step": [10.5, 10.5],
+        "adam.exp_avg_sq": [10.5, 10.5],
+    }
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    back.rejoin(None, [SimpleNamespace(critic=SimpleNamespace(remote=neighbour.critic))])
+    assert {name: t.tolist()[0] for name, t in back._team.state.items()} == {
+        "agent_2.adapter": 52.0,
+        "agent_2.critic.weights": 10.5,
+        "agent_2.critic.adam.step": 10.5,
+        "agent_2.critic.adam.exp_avg": 52.0,
+        "agent_2.critic.adam.exp_avg_sq": 10.5,
+    }
