@@ -109,9 +109,15 @@ class MaskedMixer:
         return torch.where(self._non_negative.to(values.device), mixed.maximum(self.own_share * values), mixed)
 
 
-def exposed(adjacency: Tensor) -> list[int]:
-    """Agents with a single neighbour, which knows their mask. adjacency: (N, N) bool."""
-    return (adjacency.sum(-1) == 1).nonzero().flatten().tolist()
+def exposed(adjacency: Tensor, worker_of: Sequence[int]) -> list[int]:
+    """Agents whose neighbours all live in one other worker, which knows all their masks.
+
+    Args:
+        adjacency: (N, N) bool.
+        worker_of: the worker of each agent, which knows the masks of all its agents.
+    """
+    knowing = [{worker_of[j] for j in row.nonzero().flatten().tolist()} for row in adjacency]
+    return [i for i, workers in enumerate(knowing) if len(workers) == 1 and worker_of[i] not in workers]
 
 
 def masks_left(matrix: Tensor, adjacency: Tensor, rounds: int) -> float:

@@ -375,7 +375,7 @@ class RayTeam:
         _log.warning("%s; going on with %s", words, _agents(self._present()))
         view = self._view()
         parts = view.parts()
-        if self._mask_keys is not None and (known := exposed(view.adjacency)):
+        if self._mask_keys is not None and (known := exposed(view.adjacency, view.worker_of)):
             _log.warning("%s", masks_known(known))
         if len(parts) > 1:
             _log.warning(

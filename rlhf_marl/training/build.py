@@ -326,7 +326,8 @@ def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes
     """
     if not config.topology.masked:
         return None
-    if known := exposed(graph):
+    worker_of = [w for w, numbers in enumerate(config.workers) for _ in numbers] or range(len(graph))
+    if known := exposed(graph, worker_of):
         _log.warning("%s: topology.masked: %s", where, masks_known(known))
     secret, variable = str(config.seed), config.topology.mask_key_env
     if variable is not None:
@@ -337,9 +338,9 @@ def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes
 
 
 def masks_known(agents: Sequence[int]) -> str:
-    """What an agent with a single neighbour has to know."""
+    """The warning for agents with a single neighbour or neighbouring worker."""
     who = f"agent{'s' if len(agents) > 1 else ''} {', '.join(map(str, agents))}"
-    return f"nothing hides the values of {who} from a single neighbour, which knows the mask between them"
+    return f"nothing hides the values of {who} from a single neighbour or its worker, which knows all their masks"
 
 
 def gossip_rounds(config: Config) -> int:

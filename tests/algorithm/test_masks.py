@@ -139,8 +139,16 @@ def test_what_is_left_of_masks_by_hand():
 
 
 def test_who_has_a_single_neighbour():
-    assert exposed(RING) == []
-    assert exposed(adjacency("star", 4)) == [1, 2, 3]
+    assert exposed(RING, range(5)) == []
+    assert exposed(adjacency("star", 4), range(4)) == [1, 2, 3]
+
+
+def test_a_worker_knows_the_masks_of_all_its_agents():
+    """On a ring 0 to 4, with 1 and 4 in a worker, 0 has no other neighbours; 2 and 3 hide behind their own mask."""
+    assert exposed(RING, [0, 1, 2, 3, 1]) == [0]
+    assert exposed(RING, [0, 1, 2, 2, 1]) == [0]
+    assert exposed(RING, [0, 0, 1, 1, 2]) == []
+    assert exposed(RING, [0] * 5) == []
 
 
 def learned(optimizer, size, rounds=60, updates=8):

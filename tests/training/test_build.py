@@ -65,8 +65,23 @@ def test_masks_that_the_rounds_do_not_remove_are_refused(quick_content):
 def test_agents_that_masks_do_not_hide_are_named(quick_content, caplog):
     build(masked(quick_content, "star", gossip_rounds=40), "c", CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        "c: topology.masked: nothing hides the values of agents 1, 2, 3, 4 from a single neighbour, which knows the "
-        "mask between them"
+        "c: topology.masked: nothing hides the values of agents 1, 2, 3, 4 from a single neighbour or its worker, "
+        "which knows all their masks"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edges", "named"),
+    [([[0, 1], [1, 2], [2, 3], [3, 4], [4, 0]], []), ([[0, 1], [1, 2], [2, 3], [2, 4], [3, 4]], [4])],
+)
+def test_agents_whose_neighbours_share_a_worker_are_named(quick_content, caplog, edges, named):
+    """With workers 0-1, 2-3 and 4: on the ring 4 has a neighbour in each of the others, else both in one."""
+    content = quick_content | {"runtime": {"kind": "ray", "agents_per_worker": 2}}
+    config = masked(content, "explicit", edges=edges, gossip_rounds=40)
+    prepare_masks(config, build_topology(config, "c")[0], "c")
+    assert [record.args[1] for record in caplog.records] == [
+        f"nothing hides the values of agent {agent} from a single neighbour or its worker, which knows all their masks"
+        for agent in named
     ]
 
 
