@@ -309,13 +309,39 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
 
 
 def _check_masks(config: Config, graph: Tensor, matrix: Tensor) -> None:
-    size, rounds = config.topology.mask_size, gossip_rounds(config)
-    if (left := size * masks_left(matrix, graph, rounds)) > _MASKS_LEFT:
+    if too_much := too_much_left(config, graph, matrix):
+        enough = rounds_to_remove(matrix, graph, _most_left(config)[0] / config.topology.mask_size)
         raise ValueError(
-            f"gossip_rounds: {rounds} rounds leave {left:.2g} of masks of size {size:g}, in standard deviations of a "
-            f"reward; at most {_MASKS_LEFT} is allowed: {rounds_to_remove(matrix, graph, _MASKS_LEFT / size)} rounds "
-            "are enough; or use a smaller mask_size, which hides less"
+            f"gossip_rounds: {too_much}: {enough} rounds are enough; or use a smaller mask_size, which hides less"
         )
+
+
+def too_much_left(config: Config, graph: Tensor, matrix: Tensor) -> str | None:
+    """What the rounds leave of the masks, in words, if it is more than is allowed.
+
+    graph, matrix: of the agents that gossip, (n, n).
+    """
+    size, rounds = config.topology.mask_size, gossip_rounds(config)
+    (most, why), left = _most_left(config), size * masks_left(matrix, graph, rounds)
+    if left <= most:
+        return None
+    return (
+        f"{rounds} rounds leave {left:.2g} of masks of size {size:g}, in standard deviations of a reward; at most "
+        f"{most:.2g} is allowed{why}"
+    )
+
+
+def _most_left(config: Config) -> tuple[float, str]:
+    """How much of the masks may be left, in standard deviations of a reward, and for what if not for TD errors.
+
+    The mask of one of Adam's second moments is as long as all P of them become in an update, √P times what it becomes
+    itself. One update's worth may be left: more would make v several times too large in the first tens of updates,
+    since the floor on second moments takes away negative errors only.
+    """
+    critic, n_params = config.critic, config.critic.depth * config.critic.width**2
+    if critic_kind(config.actor.signal) == "none" or critic.optimizer == "sgd" or n_params**-0.5 >= _MASKS_LEFT:
+        return _MASKS_LEFT, ""
+    return n_params**-0.5, f" with critic.optimizer adam and {n_params:,} weights"
 
 
 def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes] | None:

@@ -58,8 +58,25 @@ def test_masks_that_the_rounds_do_not_remove_are_refused(quick_content):
         build_topology(masked(quick_content, gossip_rounds=5), "c")
     assert str(refused.value) == (
         "c: topology: gossip_rounds: 5 rounds leave 0.34 of masks of size 10, in standard deviations of a reward; at "
-        "most 0.1 is allowed: 9 rounds are enough; or use a smaller mask_size, which hides less"
+        "most 0.044 is allowed with critic.optimizer adam and 512 weights: 10 rounds are enough; or use a smaller "
+        "mask_size, which hides less"
     )
+    sgd = quick_content | {"critic": quick_content["critic"] | {"optimizer": "sgd"}}
+    with pytest.raises(UsageError, match=r"at most 0\.1 is allowed: 9 rounds are enough; or"):
+        build_topology(masked(sgd, gossip_rounds=5), "c")
+
+
+def test_masks_leave_at_most_an_updates_worth_of_adams_second_moments(quick_content):
+    """A ring of six leaves 10 √(2/6) (2/3)^t after t rounds, in a second moment √(3 * 256²) times its growth."""
+    left = [10 * (2 / 6) ** 0.5 * (2 / 3) ** t * 3**0.5 * 256 for t in (19, 20)]
+    assert left == pytest.approx([1.155, 0.77], rel=0.01)
+    content = quick_content | {"critic": {"width": 256, "depth": 3}}
+    build_topology(masked(content, n_agents=6, gossip_rounds=20), "c")
+    words = r"at most 0\.0023 is allowed with critic.optimizer adam and 196,608 weights: 22 rounds"
+    with pytest.raises(UsageError, match=words):
+        build_topology(masked(content, n_agents=6, gossip_rounds=19), "c")
+    for without in ({"critic": content["critic"] | {"optimizer": "sgd"}}, {"actor": {"signal": "return"}}):
+        build_topology(masked(content | without, n_agents=6, gossip_rounds=19), "c")
 
 
 def test_agents_that_masks_do_not_hide_are_named(quick_content, caplog):
