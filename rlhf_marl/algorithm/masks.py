@@ -1,8 +1,7 @@
 """Zero-sum masks over what is gossiped: two neighbours add a common random number with opposite signs.
 
-The team's mean stays what it is, and no neighbour sees an agent's values as they are, unless it is the only one. The
-rounds remove the masks as they remove disagreement, see `masks_left`. What a neighbour can still learn is measured in
-docs/SECURITY.md.
+The team's mean stays what it is, and single values are hidden; for what is not, and what a neighbour can still learn,
+see docs/SECURITY.md. The rounds remove the masks as they remove disagreement, see `masks_left`.
 """
 
 import math
