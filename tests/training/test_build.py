@@ -96,9 +96,9 @@ def test_agents_whose_neighbours_share_a_worker_are_named(quick_content, caplog,
     content = quick_content | {"runtime": {"kind": "ray", "agents_per_worker": 2}}
     config = masked(content, "explicit", edges=edges, gossip_rounds=40)
     prepare_masks(config, build_topology(config, "c")[0], "c")
-    assert [record.args[1] for record in caplog.records] == [
-        f"nothing hides the values of agent {agent} from a single neighbour or its worker, which knows all their masks"
-        for agent in named
+    words = "from a single neighbour or its worker, which knows all their masks"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"c: topology.masked: nothing hides the values of agent {agent} {words}" for agent in named
     ]
 
 
