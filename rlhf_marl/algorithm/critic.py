@@ -136,7 +136,7 @@ class Critic:
             projected += outside / len(transitions)
         before = average if self.average else self._iterate.clone()
         self.weights = self._gossip(before)
-        mean = self._mean(self.weights)  # gossip keeps it, and an agent's own weights before it would tell its rewards
+        mean = self._mean(self.weights)  # gossip keeps it; an agent's weights before gossip would reveal its rewards
         return CriticMetrics(
             td_error=delta.abs().mean(-1),
             value=value.mean(-1),
@@ -208,7 +208,7 @@ class Critic:
 def gossip_scale(
     network: Network, output_scale: float, *, step_size: float, optimizer: Literal["sgd", "adam"], steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The length of what K steps change in the numbers that an agent gossips, if TD errors have variance 1.
+    """Norm of the change that K steps make in what an agent gossips, for TD errors of variance 1.
 
     Masks must be as large in every number as the whole change: a few TD errors are behind it, and a neighbour could
     average smaller masks over the many numbers. With features of ‖x‖² = 2m, ‖∇Q‖² is about D m output_scale².

@@ -1,15 +1,15 @@
 """Zero-sum masks over what is gossiped: two neighbours add a common random number with opposite signs.
 
-The team's mean stays what it is, and no neighbour sees an agent's values as they are, unless it is the only one. The
-rounds remove the masks as they remove disagreement, see `masks_left`. What a neighbour can still learn is measured in
-docs/SECURITY.md.
+The team's mean stays what it is, and single values are hidden; for what is not, and what a neighbour can still learn,
+see docs/SECURITY.md. The rounds remove the masks as they remove disagreement, see `masks_left`.
 """
 
 import math
 from collections.abc import Container, Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import blake2b, sha256, shake_256
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class Masks:
             numbers: of the agents in this process.
         """
         self._keys, self._numbers = keys, list(numbers)
-        self._pairs: list[Pair] = []
+        self._pairs: list[Pair] | None = None
         self._place, self._exchanges = "", 0
 
     def begin(self, adjacency: Tensor, *place: int) -> None:
@@ -58,18 +58,31 @@ class Masks:
         self._place, self._exchanges = " ".join(map(str, place)), 0
 
     def draw(self, n_values: int) -> Tensor:
-        """Sums of the pairs' standard normal numbers for the next exchange: (n_agents, n_values) float64."""
+        """Sums of the pairs' standard normal numbers for the next exchange: (n_agents, n_values) float64.
+
+        Raises:
+            RuntimeError: no update has begun, so that the values would go out as they are.
+        """
+        if self._pairs is None:
+            raise RuntimeError("masks are drawn before an update has begun")
         data = f"{self._place} {self._exchanges}".encode()
         self._exchanges += 1
         masks = torch.zeros(len(self._numbers), n_values, dtype=torch.float64)
         for pair in self._pairs:
-            seed = int.from_bytes(blake2b(data, key=self._keys[pair], digest_size=8).digest()) >> 1
-            generator = torch.Generator().manual_seed(seed)
-            common = torch.randn(n_values, dtype=torch.float64, generator=generator)
+            common = _normal(self._keys[pair] + data, n_values)
             for agent, sign in zip(pair, (1, -1), strict=True):
                 if agent in self._numbers:
                     masks[self._numbers.index(agent)] += sign * common
         return masks
+
+
+def _normal(key: bytes, n_values: int) -> Tensor:
+    """Standard normal numbers that tell nothing of the key or of each other: (n_values,) float64.
+
+    torch's generator has a seed of 32 bits on the CPU, which a neighbour could try out.
+    """
+    bits = np.frombuffer(shake_256(key).digest(8 * n_values), "<u8") >> 12
+    return torch.special.ndtri(torch.from_numpy((bits + 0.5) / 2**52))  # between 0 and 1, and neither of the two
 
 
 @final
@@ -95,9 +108,15 @@ class MaskedMixer:
         return torch.where(self._non_negative.to(values.device), mixed.maximum(self.own_share * values), mixed)
 
 
-def exposed(adjacency: Tensor) -> list[int]:
-    """Agents with a single neighbour, which knows their mask. adjacency: (N, N) bool."""
-    return (adjacency.sum(-1) == 1).nonzero().flatten().tolist()
+def exposed(adjacency: Tensor, worker_of: Sequence[int]) -> list[int]:
+    """Agents whose neighbours all live in one other worker, which knows all their masks.
+
+    Args:
+        adjacency: (N, N) bool.
+        worker_of: the worker of each agent, which knows the masks of all its agents.
+    """
+    knowing = [{worker_of[j] for j in row.nonzero().flatten().tolist()} for row in adjacency]
+    return [i for i, workers in enumerate(knowing) if len(workers) == 1 and worker_of[i] not in workers]
 
 
 def masks_left(matrix: Tensor, adjacency: Tensor, rounds: int) -> float:

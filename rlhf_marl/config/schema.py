@@ -264,11 +264,11 @@ class TopologyConfig(Section):
     gossip_rounds: NonNegativeInt = 20
     """Multiplications by the consensus matrix per exchange; 0 = no consensus."""
     masked: bool = False
-    """Two neighbours add a common random number with opposite signs to all that they gossip, so that the mean stays and
-    nobody sees another's exact values; see docs/SECURITY.md."""
+    """Neighbours add a common random number with opposite signs to all that they gossip: the mean stays, and single
+    values are hidden. For what they do not hide see docs/SECURITY.md."""
     mask_size: PositiveFloat = 10.0
-    """Standard deviation of these numbers: for TD errors, in those of a scaled reward, taken as 1; for critics, in
-    lengths of a step. Larger masks hide more and need more rounds."""
+    """Standard deviation of these numbers. For TD errors in units of a scaled reward's standard deviation, which is
+    taken as 1; for critics in lengths of a step. Larger masks hide more and need more gossip rounds."""
     mask_key_env: Text | None = None
     """Name of an environment variable with a secret that seeds these numbers; only the driver reads it. null = they
     follow from `seed`, which every agent knows."""

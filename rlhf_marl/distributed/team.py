@@ -30,7 +30,7 @@ from rlhf_marl.policy.sampler import ABSENT, Sample
 from rlhf_marl.rewards import Card, check_card
 from rlhf_marl.runs.checkpoints import AgentStates, Checkpoints, agent_file
 from rlhf_marl.sanitise import first_line
-from rlhf_marl.training.build import masks_known
+from rlhf_marl.training.build import masks_known, too_much_left
 from rlhf_marl.training.team import AgentsLost, Row
 
 _log = logging.getLogger("rlhf_marl")
@@ -375,8 +375,13 @@ class RayTeam:
         _log.warning("%s; going on with %s", words, _agents(self._present()))
         view = self._view()
         parts = view.parts()
-        if self._mask_keys is not None and (known := exposed(view.adjacency)):
+        if self._mask_keys is not None and (known := exposed(view.adjacency, view.worker_of)):
             _log.warning("%s", masks_known(known))
+        there = list(view.present)
+        if self._mask_keys is not None and (
+            too_much := too_much_left(self._config, view.adjacency[there][:, there], view.matrix[there][:, there])
+        ):
+            _log.warning("topology.masked: with those who are left %s", too_much)
         if len(parts) > 1:
             _log.warning(
                 "the graph of those who are left falls apart: %s no longer hear of each other",

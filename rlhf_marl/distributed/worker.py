@@ -239,14 +239,18 @@ class Worker:
 
     @_mail
     def critic(self) -> dict[str, Tensor]:
-        """The critic, averaged over the own agents, for a neighbour that comes back."""
+        """The critic, averaged over the own agents, for a neighbour that comes back.
+
+        Without Adam's first moment, which is not gossiped: the agents' recent rewards could be solved from it.
+        """
         state = self._before[1] if self._learning else self._team.state_dict()
-        return _mean_critic([_critic_of(state, agent) for agent in self._numbers])
+        critic = _mean_critic([_critic_of(state, agent) for agent in self._numbers])
+        return {name: tensor for name, tensor in critic.items() if name != "adam.exp_avg"}
 
     def rejoin(self, state: Mapping[str, Tensor] | str | None, peers: Sequence[Any]) -> None:
         """Take a lost worker's place: the state of its last checkpoint, if any, and the critic of these neighbours.
 
-        Neighbours that have ended meanwhile do not count.
+        Neighbours that have ended meanwhile do not count. Adam's first moment stays that of the checkpoint.
         """
         if state is not None:
             self.load_state_dict(state)

@@ -24,7 +24,7 @@ from rlhf_marl.algorithm.masks import (
     pair_keys,
     rounds_to_remove,
 )
-from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, sufficient_rounds, team_mean
+from rlhf_marl.algorithm.mixing import MatrixMixer, Mixer, own_share, sufficient_rounds, team_mean
 from rlhf_marl.algorithm.network import Network
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
@@ -309,13 +309,39 @@ def build_topology(config: Config, where: str) -> tuple[Tensor, Tensor]:
 
 
 def _check_masks(config: Config, graph: Tensor, matrix: Tensor) -> None:
-    size, rounds = config.topology.mask_size, gossip_rounds(config)
-    if (left := size * masks_left(matrix, graph, rounds)) > _MASKS_LEFT:
+    if too_much := too_much_left(config, graph, matrix):
+        enough = rounds_to_remove(matrix, graph, _most_left(config)[0] / config.topology.mask_size)
         raise ValueError(
-            f"gossip_rounds: {rounds} rounds leave {left:.2g} of masks of size {size:g}, in standard deviations of a "
-            f"reward; at most {_MASKS_LEFT} is allowed: {rounds_to_remove(matrix, graph, _MASKS_LEFT / size)} rounds "
-            "are enough; or use a smaller mask_size, which hides less"
+            f"gossip_rounds: {too_much}: {enough} rounds are enough; or use a smaller mask_size, which hides less"
         )
+
+
+def too_much_left(config: Config, graph: Tensor, matrix: Tensor) -> str | None:
+    """What the rounds leave of the masks, in words, if it is more than is allowed.
+
+    graph, matrix: of the agents that gossip, (n, n).
+    """
+    size, rounds = config.topology.mask_size, gossip_rounds(config)
+    (most, why), left = _most_left(config), size * masks_left(matrix, graph, rounds)
+    if left <= most:
+        return None
+    return (
+        f"{rounds} rounds leave {left:.2g} of masks of size {size:g}, in standard deviations of a reward; at most "
+        f"{most:.2g} is allowed{why}"
+    )
+
+
+def _most_left(config: Config) -> tuple[float, str]:
+    """How much of the masks may be left, in standard deviations of a reward, and for what if not for TD errors.
+
+    The mask of one of Adam's second moments is as long as all P of them become in an update, √P times what it becomes
+    itself. One update's worth may be left: more would make v several times too large in the first tens of updates,
+    since the floor on second moments takes away negative errors only.
+    """
+    critic, n_params = config.critic, config.critic.depth * config.critic.width**2
+    if critic_kind(config.actor.signal) == "none" or critic.optimizer == "sgd" or n_params**-0.5 >= _MASKS_LEFT:
+        return _MASKS_LEFT, ""
+    return n_params**-0.5, f" with critic.optimizer adam and {n_params:,} weights"
 
 
 def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes] | None:
@@ -326,18 +352,21 @@ def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes
     """
     if not config.topology.masked:
         return None
-    if known := exposed(graph):
+    worker_of = [w for w, numbers in enumerate(config.workers) for _ in numbers] or range(len(graph))
+    if known := exposed(graph, worker_of):
         _log.warning("%s: topology.masked: %s", where, masks_known(known))
     secret, variable = str(config.seed), config.topology.mask_key_env
-    if variable is not None and not (secret := os.environ.get(variable, "")):
-        raise UsageError(f"{where}: topology.mask_key_env: the environment variable {variable} is not set")
+    if variable is not None:
+        if not (given := os.environ.get(variable)):
+            raise UsageError(f"{where}: topology.mask_key_env: the environment variable {variable} is not set")
+        secret = f"{given} {secret}"  # runs of a sweep over seeds have masks of their own
     return pair_keys(secret, graph)
 
 
 def masks_known(agents: Sequence[int]) -> str:
-    """What an agent with a single neighbour has to know."""
+    """The warning for agents with a single neighbour or neighbouring worker."""
     who = f"agent{'s' if len(agents) > 1 else ''} {', '.join(map(str, agents))}"
-    return f"nothing hides the values of {who} from a single neighbour, which knows the mask between them"
+    return f"nothing hides the values of {who} from a single neighbour or its worker, which knows all their masks"
 
 
 def gossip_rounds(config: Config) -> int:
@@ -369,6 +398,8 @@ def build_learner(
         return timed if masks is None else MaskedMixer(timed, masks, config.topology.mask_size * scale, non_negative)
 
     adapters, actor, n_agents, dtype = agents.adapters, config.actor, len(numbers), agents.adapters.parameters.dtype
+    share = own_share(len(config.agents), gossip_rounds(config))  # a signal is about this much of a reward
+    of_signals = masked(share**2, non_negative=True)
     base = config.discount if actor.turn_weights == "discounted" else 1.0
     return Learner(
         numbers=numbers,
@@ -377,7 +408,7 @@ def build_learner(
         adapters=adapters,
         optimizer=None if actor.optimizer == "normalised" else AgentAdam(adapters.parameters, actor.step_size),
         learned_rewards=COOPERATIONS[config.cooperation].rewards,
-        scale=SignalScale(n_agents, masked(non_negative=True), dtype) if actor.optimizer == "scaled_adam" else None,
+        scale=SignalScale(n_agents, of_signals, dtype) if actor.optimizer == "scaled_adam" else None,
         kl=KlCoefficient(n_agents, actor.kl_coefficient, actor.kl_target, actor.kl_gain, dtype),
         entropy=EntropyCoefficient(n_agents, actor.entropy_band, actor.entropy_step_size, dtype),
         critic=_critic(config, masked, adapters.parameters, mean),

@@ -66,7 +66,7 @@ class Learner:
     masks: Masks | None = None
 
     def begin(self, turns: Sequence[Turn], adjacency: Tensor) -> None:
-        """Agree on masks for an update from these turns, or for its repetition.
+        """Set the masks for an update from these turns, or for its repetition.
 
         adjacency: who gossips with whom, (N, N) bool.
         """

@@ -1,4 +1,6 @@
+import hashlib
 import math
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import pytest
@@ -48,6 +50,17 @@ def test_masks_follow_from_secret_update_and_exchange_alone():
     assert not any(torch.equal(first, drawn(RING, **other)) for other in others)
 
 
+def test_the_numbers_are_a_keyed_stream():
+    """SHAKE-256 of key, update and exchange, which no short seed stands for, through the normal quantiles."""
+    key = bytes(range(32))
+    masks = Masks({(0, 1): key}, [0])
+    masks.begin(RING, 3, 4)
+    masks.draw(1)
+    stream = hashlib.shake_256(key + b"3 4 1").digest(24)
+    shares = [(int.from_bytes(stream[8 * k : 8 * k + 8], "little") // 2**12 + 0.5) / 2**52 for k in range(3)]
+    assert masks.draw(3)[0].tolist() == pytest.approx([NormalDist().inv_cdf(share) for share in shares], rel=1e-9)
+
+
 def test_a_lost_agents_masks_are_left_out_and_the_others_stay():
     """Without agent 2, its neighbours keep the masks that they share with others."""
     left = RING.clone()
@@ -57,6 +70,11 @@ def test_a_lost_agents_masks_are_left_out_and_the_others_stay():
     assert not masks[2].any()
     assert torch.equal(masks[[0, 4]], drawn(RING)[[0, 4]])
     assert not torch.equal(masks[1], drawn(RING)[1])
+
+
+def test_nothing_goes_out_unmasked_because_no_update_has_begun():
+    with pytest.raises(RuntimeError, match="before an update has begun"):
+        Masks(pair_keys("s", RING), range(5)).draw(7)
 
 
 class Heard:
@@ -121,8 +139,16 @@ def test_what_is_left_of_masks_by_hand():
 
 
 def test_who_has_a_single_neighbour():
-    assert exposed(RING) == []
-    assert exposed(adjacency("star", 4)) == [1, 2, 3]
+    assert exposed(RING, range(5)) == []
+    assert exposed(adjacency("star", 4), range(4)) == [1, 2, 3]
+
+
+def test_a_worker_knows_the_masks_of_all_its_agents():
+    """On a ring 0 to 4, with 1 and 4 in a worker, 0 has no other neighbours; 2 and 3 hide behind their own mask."""
+    assert exposed(RING, [0, 1, 2, 3, 1]) == [0]
+    assert exposed(RING, [0, 1, 2, 2, 1]) == [0]
+    assert exposed(RING, [0, 0, 1, 1, 2]) == []
+    assert exposed(RING, [0] * 5) == []
 
 
 def learned(optimizer, size, rounds=60, updates=8):

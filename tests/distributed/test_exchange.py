@@ -1,13 +1,16 @@
 """Messages between neighbours, with threads in place of processes."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from rlhf_marl.algorithm.mixing import disagreement, gossip_bytes
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
+from rlhf_marl.config import check_config
 from rlhf_marl.distributed.exchange import Mailbox, Message, NeighbourMixer, NeighboursSilent, View
 
 
@@ -139,3 +142,63 @@ def test_a_graph_that_falls_apart():
     means = torch.cat(workers.together(lambda mixer, own: mixer.mean(VALUES[own])))
     torch.testing.assert_close(means, torch.stack([VALUES[0], VALUES[2:4].mean(0), VALUES[2:4].mean(0)]))
     assert workers.mixers[0].own_share == 1 / 3
+
+
+def test_a_returning_worker_gets_no_first_moment_and_keeps_its_own(content, monkeypatch):
+    """A neighbour's recent rewards could be solved from Adam's first moment, which is not gossiped."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    from rlhf_marl.distributed.worker import Worker
+
+    def worker(numbers, value):
+        made = Worker(content, "c", 0, numbers, ".")
+        names = ("adapter", "critic.weights", "critic.adam.step", "critic.adam.exp_avg", "critic.adam.exp_avg_sq")
+        team = SimpleNamespace(
+            state={f"agent_{i}.{name}": torch.full((2,), value + i) for i in numbers for name in names}
+        )
+        team.state_dict = lambda: dict(team.state)
+        team.load_state_dict = lambda state: setattr(team, "state", dict(state))
+        made._team = team
+        return made
+
+    neighbour, back = worker([0, 1], 10.0), worker([2], 50.0)
+    assert {name: t.tolist() for name, t in neighbour.critic().items()} == {
+        "weights": [10.5, 10.5],
+        "adam.step": [10.5, 10.5],
+        "adam.exp_avg_sq": [10.5, 10.5],
+    }
+    monkeypatch.setattr(ray, "get", lambda answer: answer)
+    back.rejoin(None, [SimpleNamespace(critic=SimpleNamespace(remote=neighbour.critic))])
+    assert {name: t.tolist()[0] for name, t in back._team.state.items()} == {
+        "agent_2.adapter": 52.0,
+        "agent_2.critic.weights": 10.5,
+        "agent_2.critic.adam.step": 10.5,
+        "agent_2.critic.adam.exp_avg": 52.0,
+        "agent_2.critic.adam.exp_avg_sq": 10.5,
+    }
+
+
+def test_a_lost_agent_can_leave_too_few_rounds_for_the_masks(content, monkeypatch, caplog):
+    """A ring of six without agent 2 is a path of five, of which a round leaves 1 - (2/3) (1 - cos 36°k)."""
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    from rlhf_marl.distributed.team import RayTeam
+
+    graph = adjacency("ring", 6)
+    left = [1 - 2 / 3 * (1 - math.cos(math.pi * k / 5)) for k in range(5)]
+    assert 10 * math.sqrt(sum(3 * (1 - x) * x**40 for x in left) / 5) == pytest.approx(0.181, abs=0.0005)
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(RayTeam, "_start", lambda self, worker: (None, None))
+    for rounds, said in ((20, ["20 rounds leave 0.18 of masks of size 10"]), (60, [])):
+        topology = {"graph": "ring", "masked": True, "gossip_rounds": rounds}
+        runtime = {"kind": "ray", "lost": "continue"}
+        changes = {"agents": [content["agents"][0]] * 6, "topology": topology, "runtime": runtime}
+        team = object.__new__(RayTeam)
+        team._config = check_config(content | changes, "c")
+        team._graph, team._matrix = graph, consensus_matrix("metropolis_hastings", graph)
+        team._numbers, team._worker_of, team._mask_keys = [[i] for i in range(6)], tuple(range(6)), {}
+        team._attempt, team._returning, team._workers = 0, {}, dict.fromkeys(range(6))
+        caplog.clear()
+        team._lose({2: "its process ended"}, "learning")
+        assert [record.getMessage().partition(",")[0] for record in caplog.records[2:]] == [
+            f"topology.masked: with those who are left {words}" for words in said
+        ]
+        assert "the values of agents 1, 3 from" in caplog.records[1].getMessage()

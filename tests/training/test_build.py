@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from rlhf_marl.algorithm.masks import Masks
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
@@ -57,15 +58,47 @@ def test_masks_that_the_rounds_do_not_remove_are_refused(quick_content):
         build_topology(masked(quick_content, gossip_rounds=5), "c")
     assert str(refused.value) == (
         "c: topology: gossip_rounds: 5 rounds leave 0.34 of masks of size 10, in standard deviations of a reward; at "
-        "most 0.1 is allowed: 9 rounds are enough; or use a smaller mask_size, which hides less"
+        "most 0.044 is allowed with critic.optimizer adam and 512 weights: 10 rounds are enough; or use a smaller "
+        "mask_size, which hides less"
     )
+    sgd = quick_content | {"critic": quick_content["critic"] | {"optimizer": "sgd"}}
+    with pytest.raises(UsageError, match=r"at most 0\.1 is allowed: 9 rounds are enough; or"):
+        build_topology(masked(sgd, gossip_rounds=5), "c")
+
+
+def test_masks_leave_at_most_an_updates_worth_of_adams_second_moments(quick_content):
+    """A ring of six leaves 10 √(2/6) (2/3)^t after t rounds, in a second moment √(3 * 256²) times its growth."""
+    left = [10 * (2 / 6) ** 0.5 * (2 / 3) ** t * 3**0.5 * 256 for t in (19, 20)]
+    assert left == pytest.approx([1.155, 0.77], rel=0.01)
+    content = quick_content | {"critic": {"width": 256, "depth": 3}}
+    build_topology(masked(content, n_agents=6, gossip_rounds=20), "c")
+    words = r"at most 0\.0023 is allowed with critic.optimizer adam and 196,608 weights: 22 rounds"
+    with pytest.raises(UsageError, match=words):
+        build_topology(masked(content, n_agents=6, gossip_rounds=19), "c")
+    for without in ({"critic": content["critic"] | {"optimizer": "sgd"}}, {"actor": {"signal": "return"}}):
+        build_topology(masked(content | without, n_agents=6, gossip_rounds=19), "c")
 
 
 def test_agents_that_masks_do_not_hide_are_named(quick_content, caplog):
     build(masked(quick_content, "star", gossip_rounds=40), "c", CPU)
     assert [record.getMessage() for record in caplog.records] == [
-        "c: topology.masked: nothing hides the values of agents 1, 2, 3, 4 from a single neighbour, which knows the "
-        "mask between them"
+        "c: topology.masked: nothing hides the values of agents 1, 2, 3, 4 from a single neighbour or its worker, "
+        "which knows all their masks"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("edges", "named"),
+    [([[0, 1], [1, 2], [2, 3], [3, 4], [4, 0]], []), ([[0, 1], [1, 2], [2, 3], [2, 4], [3, 4]], [4])],
+)
+def test_agents_whose_neighbours_share_a_worker_are_named(quick_content, caplog, edges, named):
+    """With workers 0-1, 2-3 and 4: on the ring 4 has a neighbour in each of the others, else both in one."""
+    content = quick_content | {"runtime": {"kind": "ray", "agents_per_worker": 2}}
+    config = masked(content, "explicit", edges=edges, gossip_rounds=40)
+    prepare_masks(config, build_topology(config, "c")[0], "c")
+    words = "from a single neighbour or its worker, which knows all their masks"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"c: topology.masked: nothing hides the values of agent {agent} {words}" for agent in named
     ]
 
 
@@ -78,7 +111,27 @@ def test_masks_follow_from_the_seed_or_a_secret(quick_content, monkeypatch):
     keys = prepare_masks(config, graph, "c")
     assert list(keys) == [(0, 1), (0, 3), (1, 2), (2, 3)]
     assert len({*keys.values(), *prepare_masks(masked(quick_content, n_agents=4), graph, "c").values()}) == 8
+    other = prepare_masks(config.model_copy(update={"seed": config.seed + 1}), graph, "c")
+    assert not {*keys.values()} & {*other.values()}
+    assert prepare_masks(config, graph, "c") == keys
     assert prepare_masks(config_of(quick_content), graph, "c") is None
+
+
+def test_the_signal_scales_mask_is_in_its_own_unit(quick_content):
+    """Signals of four agents are about a quarter of a reward, and their mean squares a sixteenth."""
+    config = masked(quick_content, n_agents=4)
+    graph, _ = build_topology(config, "c")
+    keys = prepare_masks(config, graph, "c")
+    nothing_mixed = MatrixMixer(torch.eye(4), 1)
+    learner = build_learner(config, build_agents(config, "c", CPU), nothing_mixed, range(4), mask_keys=keys)
+    masks = Masks(keys, range(4))
+    for each in (learner.masks, masks):
+        each.begin(graph, 0)
+    common = masks.draw(1)[:, 0]
+    scale = learner.scale.update(torch.ones(4, 3), torch.ones(4, dtype=torch.bool))
+    expected = (1 + 10 / 16 * common).clamp_min(1 / 4) ** -0.5
+    assert scale.tolist() == pytest.approx(expected.clamp_max(1).tolist(), rel=1e-3)
+    assert scale.min() < 0.9
 
 
 def test_a_lazy_path_of_three_by_hand(quick_content):
