@@ -9,7 +9,6 @@ from collections.abc import Container, Mapping, Sequence
 from hashlib import blake2b, sha256, shake_256
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,8 +80,9 @@ def _normal(key: bytes, n_values: int) -> Tensor:
 
     torch's generator has a seed of 32 bits on the CPU, which a neighbour could try out.
     """
-    bits = np.frombuffer(shake_256(key).digest(8 * n_values), "<u8") >> 12
-    return torch.special.ndtri(torch.from_numpy((bits + 0.5) / 2**52))  # between 0 and 1, and neither of the two
+    drawn = torch.frombuffer(bytearray(shake_256(key).digest(8 * n_values)), dtype=torch.int64)
+    bits = (drawn >> 12) & (2**52 - 1)
+    return torch.special.ndtri((bits.double() + 0.5) / 2**52)  # between 0 and 1, and neither of the two
 
 
 @final
