@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from rich.console import Console
 
 from rlhf_marl.config import Config
+from rlhf_marl.dialogue.speakers import agents_in_words
 from rlhf_marl.distributed.cluster import check_installed
 from rlhf_marl.errors import UsageError
 from rlhf_marl.policy.loading import default_device
@@ -70,7 +70,11 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
         ("config", f"{where}: everything is found"),
         ("model", f"{config.model.name}: {count_of(found.base)} parameters, {found.dtype} on {found.device}"),
         *(
-            ("", f"of {_agents(own.agents)} {own.name}: {count_of(own.parameters)} parameters, {size_of(own.memory)}")
+            (
+                "",
+                f"of {agents_in_words(own.agents)} {own.name}: {count_of(own.parameters)} parameters, "
+                f"{size_of(own.memory)}",
+            )
             for own in checked.own_models
         ),
         ("trained", f"{trained} parameters"),
@@ -97,10 +101,6 @@ def screen(checked: Checked, where: str, seconds: float | None) -> list[tuple[st
         in_all = duration(seconds * found.updates)
         lines.append(("time", f"{seconds:.2f} s an update, {in_all} in all, without loading"))
     return [*lines, *(("first use", need) for need in checked.needs)]
-
-
-def _agents(numbers: Sequence[int]) -> str:
-    return f"agent{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _of_this_machine(device: str, peak: int) -> str:

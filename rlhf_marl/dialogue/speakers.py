@@ -46,6 +46,11 @@ class Decoding:
     temperature: float
 
 
+def agents_in_words(numbers: Sequence[int]) -> str:
+    """agent 1; agents 1, 2."""
+    return f"agent{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+
+
 def speakers_of(config: Config, where: str) -> list[Speaker]:
     """The config's agents. A role is a template over `name`, the agent's own, and `names`, of all.
 

@@ -65,7 +65,9 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
                 for agent in group:
                     speakers[agent] = replace(speakers[agent], tokenizer=own)
         questions = short_enough(config, questions, tokenizer, speakers, where)
-        context_length = min(_context_length(config, group[0], where) for group in config.by_model)
+        context_length = None
+        if config.validation is not None:
+            context_length = min(_context_length(config, group[0], where) for group in config.by_model)
         controller = build_controller(config.controller, prepared, base, device, where, journal)
     disconnect = connect(config.runtime, config.n_workers, where)
     try:

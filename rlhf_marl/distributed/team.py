@@ -21,6 +21,7 @@ from rlhf_marl.algorithm.masks import Pair, exposed, keys_of
 from rlhf_marl.algorithm.topology import MATRICES
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
+from rlhf_marl.dialogue.speakers import agents_in_words
 from rlhf_marl.distributed.exchange import Message, NeighboursSilent, View
 from rlhf_marl.distributed.worker import Learned, Loaded, Worker
 from rlhf_marl.errors import RlhfMarlError, RunStopped, UsageError
@@ -146,7 +147,7 @@ class RayTeam:
             repeats += not lost
             if repeats > _MOST_REPEATS:
                 raise RunStopped(
-                    f"{_agents(self._present())}: no agent is lost, but their messages do not arrive within "
+                    f"{agents_in_words(self._present())}: no agent is lost, but their messages do not arrive within "
                     f"{self._config.runtime.round_timeout:g} s; check the network between the workers"
                 )
 
@@ -189,7 +190,7 @@ class RayTeam:
             self._rejoin(worker, self._patience)
             if worker in self._returning:
                 raise AgentsLost(
-                    f"{_agents(self._numbers[worker])} did not come back within {self._patience:.0f} s, so the "
+                    f"{agents_in_words(self._numbers[worker])} did not come back within {self._patience:.0f} s, so the "
                     "adapters are not written; they are in the last checkpoint, and --resume writes them"
                 )
         with writing_folder(folder) as temporary:
@@ -265,17 +266,18 @@ class RayTeam:
                 reason = f"the worker ended while loading: {first_line(error)}"
                 problems.setdefault(reason, []).extend(self._numbers[worker])
         if problems:
-            raise UsageError("\n".join(f"{_agents(who)}: {what}" for what, who in problems.items()))
+            raise UsageError("\n".join(f"{agents_in_words(who)}: {what}" for what, who in problems.items()))
         first = loaded[min(loaded)]
         for worker, answer in loaded.items():
             for name, version in answer.versions.items():
                 if version != first.versions[name]:
                     raise UsageError(
-                        f"{self._where}: runtime: {name} is {version} for {_agents(self._numbers[worker])} on "
-                        f"{answer.host}, and {first.versions[name]} for {_agents(self._numbers[0])} on {first.host}"
+                        f"{self._where}: runtime: {name} is {version} for {agents_in_words(self._numbers[worker])} on "
+                        f"{answer.host}, and {first.versions[name]} for {agents_in_words(self._numbers[0])} on "
+                        f"{first.host}"
                     )
             for warning in answer.warnings:
-                _log.warning("%s: %s", _agents(self._numbers[worker]), warning)
+                _log.warning("%s: %s", agents_in_words(self._numbers[worker]), warning)
         return loaded
 
     def _introduce(self) -> None:
@@ -357,7 +359,7 @@ class RayTeam:
         if not lost:
             return
         mode = self._config.runtime.lost
-        words = "; ".join(f"{_agents(self._numbers[w])} lost while {doing}: {why}" for w, why in lost.items())
+        words = "; ".join(f"{agents_in_words(self._numbers[w])} lost while {doing}: {why}" for w, why in lost.items())
         if mode == "stop":
             raise AgentsLost(f"{words}; continue with --resume, or set runtime.lost to continue or wait")
         for worker in lost:
@@ -372,7 +374,7 @@ class RayTeam:
             for worker in lost:
                 self._rejoin(worker, math.inf)
             return
-        _log.warning("%s; going on with %s", words, _agents(self._present()))
+        _log.warning("%s; going on with %s", words, agents_in_words(self._present()))
         view = self._view()
         parts = view.parts()
         if self._mask_keys is not None and (known := exposed(view.adjacency, view.worker_of)):
@@ -385,7 +387,7 @@ class RayTeam:
         if len(parts) > 1:
             _log.warning(
                 "the graph of those who are left falls apart: %s no longer hear of each other",
-                " and ".join(_agents(part) for part in parts),
+                " and ".join(agents_in_words(part) for part in parts),
             )
 
     def _rejoin(self, worker: int, patience: float) -> None:
@@ -396,7 +398,7 @@ class RayTeam:
         Raises:
             AgentsLost: it was waited for and failed several times.
         """
-        deadline, who = time.monotonic() + patience, _agents(self._numbers[worker])
+        deadline, who = time.monotonic() + patience, agents_in_words(self._numbers[worker])
         for failures in count(1):
             handle, ref = self._returning[worker]
             while not ray.wait([ref], timeout=min(self._patience, max(0.0, deadline - time.monotonic())))[0]:
@@ -453,10 +455,6 @@ class RemoteState(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._team.fetch(self.number))
-
-
-def _agents(numbers: Sequence[int]) -> str:
-    return f"agent{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
 
 
 def _root_mean_square(values: Sequence[float]) -> float:

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from rlhf_marl.policy import decoder_reference
 from rlhf_marl.policy.adapters import StackedAdapters, StackedLinear
 from rlhf_marl.policy.generation import Generated, fill_absent, sample, trimmed
-from rlhf_marl.policy.llama_like import base_of, groups_of, head_size, is_llama_like
+from rlhf_marl.policy.llama_like import base_of, groups_of, head_size, is_llama_like, linears_of, norms_of
 from rlhf_marl.policy.prefix_cache import prefill
 
 _ROTATIONS = ("default", "linear", "llama3", "yarn")  # those that do not depend on the length of the sequence
@@ -154,8 +154,7 @@ class Decoder:
         self._layers = []
         for layer in self._model.model.layers:
             qkv, output, gate_up, down = (_fuse(group, *shape) for group in groups_of(layer))
-            norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-            self._layers.append(_Layer(qkv, output, gate_up, down, *norms))
+            self._layers.append(_Layer(qkv, output, gate_up, down, *norms_of(layer)))
         self._steps: dict[tuple[object, ...], _Steps] = {}
         self._ops: Any = decoder_reference
         if model.device.type == "cuda":
@@ -170,7 +169,7 @@ class Decoder:
             is_llama_like(model)
             and model.config.rope_parameters.get("rope_type") in _ROTATIONS
             and head_size(model) in _HEAD_SIZES
-            and all(type(base_of(m)) is nn.Linear for x in model.model.layers for group in groups_of(x) for m in group)
+            and all(type(linear) is nn.Linear for linear in linears_of(model))
         )
 
     @torch.inference_mode()

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rlhf_marl.policy.adapters import StackedLinear
 from rlhf_marl.policy.prefix_cache import sees_all
@@ -24,6 +24,16 @@ def groups_of(layer: Any) -> tuple[list[Any], list[Any], list[Any], list[Any]]:
         [mlp.gate_proj, mlp.up_proj],
         [mlp.down_proj],
     )
+
+
+def norms_of(layer: Any) -> tuple[Tensor, Tensor]:
+    """The weights of the norms before a layer's attention and before its MLP."""
+    return layer.input_layernorm.weight, layer.post_attention_layernorm.weight
+
+
+def linears_of(model: Any) -> list[nn.Module]:
+    """The linear layers of all groups, without adapters."""
+    return [base_of(part) for layer in model.model.layers for group in groups_of(layer) for part in group]
 
 
 def base_of(layer: nn.Module) -> Any:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from rlhf_marl.policy.adapters import StackedAdapters, StackedLinear
 from rlhf_marl.policy.generation import DecodeStep, fill_absent, module_step
 from rlhf_marl.policy.half_linear import MOST_ROWS, HalfLinear, multiply_together
-from rlhf_marl.policy.llama_like import base_of, groups_of, head_size, is_llama_like
+from rlhf_marl.policy.llama_like import base_of, groups_of, head_size, is_llama_like, linears_of, norms_of
 
 
 @final
@@ -62,11 +62,7 @@ class _Layer:
 def has_straight_step(model: Any) -> bool:
     """Whether the straight line computes the model's forward pass, with or without adapters."""
     return is_llama_like(model) and all(
-        type(linear) is HalfLinear
-        for linear in [
-            model.get_output_embeddings(),
-            *(base_of(part) for layer in model.model.layers for group in groups_of(layer) for part in group),
-        ]
+        type(linear) is HalfLinear for linear in (model.get_output_embeddings(), *linears_of(model))
     )
 
 
@@ -82,8 +78,7 @@ def decode_step(model: Any, adapters: StackedAdapters | None, agents: slice | No
     layers = []
     for layer in model.model.layers:
         qkv, output, gate_up, down = (_group(group, agents if adapters else None) for group in groups_of(layer))
-        norms = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-        layers.append(_Layer(qkv, output, gate_up, down, *norms))
+        layers.append(_Layer(qkv, output, gate_up, down, *norms_of(layer)))
 
     def decode(token: Tensor, position: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         if len(token) > MOST_ROWS:

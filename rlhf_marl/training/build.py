@@ -35,7 +35,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, prepare_contro
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
-from rlhf_marl.dialogue.speakers import Speaker, decodings, speakers_of
+from rlhf_marl.dialogue.speakers import Speaker, agents_in_words, decodings, speakers_of
 from rlhf_marl.errors import UsageError
 from rlhf_marl.perf.memory import keep_freed_memory
 from rlhf_marl.perf.stopwatch import stage
@@ -365,7 +365,7 @@ def prepare_masks(config: Config, graph: Tensor, where: str) -> dict[Pair, bytes
 
 def masks_known(agents: Sequence[int]) -> str:
     """The warning for agents with a single neighbour or neighbouring worker."""
-    who = f"agent{'s' if len(agents) > 1 else ''} {', '.join(map(str, agents))}"
+    who = agents_in_words(agents)
     return f"nothing hides the values of {who} from a single neighbour or its worker, which knows all their masks"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from rlhf_marl.config import Config
+from rlhf_marl.dialogue.speakers import agents_in_words
 
 _ENOUGH = 8  # samples: this many are unlikely to share a sign by chance
 
@@ -11,7 +12,7 @@ _ENOUGH = 8  # samples: this many are unlikely to share a sign by chance
 def warnings_of(row: dict[str, Any], config: Config) -> Iterator[tuple[str, str]]:
     """(kind, message) for each symptom in one metrics row. A team may omit metrics."""
     if absent := [agent for agent in range(len(config.agents)) if agent not in row.get("present", [agent])]:
-        yield "absent", f"learned without agent{'s' * (len(absent) > 1)} {', '.join(map(str, absent))}, lost for a time"
+        yield "absent", f"learned without {agents_in_words(absent)}, lost for a time"
     if row.get("actor_skipped"):
         yield "actor_skipped", "the policy gradient was not finite; the actor step was skipped"
     if row.get("critic_skipped"):

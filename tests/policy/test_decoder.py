@@ -61,6 +61,13 @@ def with_adapters(model, targets="all-linear"):
     return adapters
 
 
+def with_cached_prefix(model):
+    """Prompts that begin alike, and options of greedy generation with that beginning in a prefix cache."""
+    prefix = [5, 6, 7, 8]
+    options = {"max_new_tokens": 12, "stop_tokens": [2, 17], "cached_prefix": PrefixCache().read(model, prefix)}
+    return [[*prefix, *prompt] for prompt in PROMPTS], options
+
+
 def uniforms(rows, tokens=12):
     return torch.rand(rows, tokens, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
 
@@ -91,8 +98,7 @@ def test_agents_sample_as_by_the_module_tree(model, agents, targets):
 
 def test_the_base_model_decodes_greedily_with_adapters_off_and_a_cached_prefix(model):
     adapters = with_adapters(model)
-    prompts = [[5, 6, 7, 8, *prompt] for prompt in PROMPTS]
-    options = {"max_new_tokens": 12, "stop_tokens": [2, 17], "cached_prefix": PrefixCache().read(model, [5, 6, 7, 8])}
+    prompts, options = with_cached_prefix(model)
     with adapters.use(None):
         expected = generate(model, prompts, **options)
         assert_same(Decoder(model, adapters).generate(prompts, **options), expected)

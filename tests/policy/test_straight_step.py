@@ -8,10 +8,19 @@ from rlhf_marl.policy import straight_step
 from rlhf_marl.policy.generation import generate
 from rlhf_marl.policy.half_linear import MOST_ROWS, can_pack, use_half_precision
 from rlhf_marl.policy.loading import hide_absent_tokens
-from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.straight_step import decode_step, has_straight_step
 from tests.conftest import tiny_mistral, tiny_tokenizer
-from tests.policy.test_decoder import PROMPTS, SIZES, assert_same, llama, llama3_scaled, qwen, uniforms, with_adapters
+from tests.policy.test_decoder import (
+    PROMPTS,
+    SIZES,
+    assert_same,
+    llama,
+    llama3_scaled,
+    qwen,
+    uniforms,
+    with_adapters,
+    with_cached_prefix,
+)
 
 pytestmark = pytest.mark.skipif(not can_pack(), reason="this torch was built without FBGEMM")
 
@@ -64,8 +73,7 @@ def test_agents_sample_as_by_transformers_modules(model, agents, targets, steps)
 
 def test_the_base_model_decodes_greedily_with_adapters_off_and_a_cached_prefix(model):
     adapters = with_adapters(model)
-    prompts = [[5, 6, 7, 8, *prompt] for prompt in PROMPTS]
-    options = {"max_new_tokens": 12, "stop_tokens": [2, 17], "cached_prefix": PrefixCache().read(model, [5, 6, 7, 8])}
+    prompts, options = with_cached_prefix(model)
     with adapters.use(None):
         expected = generate(model, prompts, **options)
         for known in (adapters, None):
