@@ -3,14 +3,19 @@
     python benchmarks/cooperation.py keys|team [--seeds 12] [--jobs 2] [--only ARM ...] [--out FOLDER] [--table]
 
 Every run becomes a line of benchmarks/cooperation_results/<task>.jsonl as soon as it is finished, and a run with a line
-is not repeated: an interrupted plan goes on, also on another machine. Delete the file to measure another version.
+is not repeated: an interrupted plan goes on, also on another machine, and an interrupted run from its last checkpoint.
+Delete the file to measure another version. A GPU is used where there is one, by all jobs at once.
 
 A line's `returns` are those of fresh dialogues between the final adapters: Σ_k γ^k of the rewards, mean over agents and
 dialogues, in units of the task's reward. Arm `untrained` plays them without training.
 """
 
 import json
+import multiprocessing
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -20,7 +25,7 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from rlhf_marl.cli.sweep import check_failures, shown_sweep
+from rlhf_marl.api import train
 from rlhf_marl.config import Config, check_config
 from rlhf_marl.evaluation.statistics import over_seeds
 from rlhf_marl.files.jsonl import read_jsonl
@@ -28,7 +33,7 @@ from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.gridworld.study.claims import holm
 from rlhf_marl.runs.metrics import value_correlation
-from rlhf_marl.sweeps.grid import Planned, plan_arms
+from rlhf_marl.sweeps.grid import Planned, finished, plan_arms
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import first_prompts
 
@@ -111,17 +116,23 @@ def fresh_returns(config: Config, task: Task, adapters: Path | None) -> list[flo
     content = config.model_dump(mode="json") | {"validation": None, "cooperation": "gossip"} | task.fresh
     for i, agent in enumerate(content["agents"]):
         agent["adapter"] = None if adapters is None else str(adapters / f"agent_{i}")
-    experiment = build(check_config(content, "fresh dialogues"), "fresh dialogues", torch.device("cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    experiment = build(check_config(content, "fresh dialogues"), "fresh dialogues", device)
     total = torch.zeros(len(config.agents))
     for iteration in range(PLAYED // config.dialogues):
         dialogues = first_prompts(experiment, FIRST_FRESH // config.dialogues + iteration)
         for k, turn in enumerate(experiment.player.play(dialogues)):
-            total += config.discount**k * experiment.team.score(turn).reward_scaled.mean(1)
+            total += config.discount**k * experiment.team.score(turn).reward_scaled.mean(1).cpu()
     return (total / (PLAYED // config.dialogues)).tolist()
 
 
 def line(run: Planned, task: Task) -> dict[str, Any]:
-    """The finished run's compact numbers."""
+    """Train a run of the task, or the rest of it; returns its compact numbers. Its output goes to <run>.log."""
+    if not finished(run):
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        resume = (run.path / "config.yaml").is_file()
+        with run.path.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            train(run.config, run_dir=run.path, resume=resume, name=run.name)
     rows, turns = read_jsonl(run.path / "metrics.jsonl"), read_jsonl(run.path / "dialogues.jsonl")
     last = [row for row in rows if row["update"] == rows[-1]["update"]]
     predicted = value_correlation(turns, run.config.discount)
@@ -134,26 +145,40 @@ def line(run: Planned, task: Task) -> dict[str, Any]:
     }
 
 
-def add_line(path: Path, row: Mapping[str, Any]) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def untrained(config: Config, task: Task) -> dict[str, Any]:
+    """The line of the agents before any training."""
+    return {"arm": "untrained", "seed": config.seed, "returns": fresh_returns(config, task, None)}
 
 
 def measure(task: Task, path: Path, seeds: Sequence[int], arms: Sequence[str], out: Path, jobs: int) -> None:
     """Train what has no line yet, seed by seed, so that an interrupted plan leaves paired runs."""
     content = load_yaml(find_data(task.config, "config"))
     chosen = {arm: {**ARMS[arm], **task.further.get(arm, {})} for arm in arms}
-    for seed in seeds:
-        done = {row["arm"] for row in read_lines(path) if row["seed"] == seed}
-        if "untrained" not in done:
-            config = check_config(content | {"seed": seed}, task.config)
-            add_line(path, {"arm": "untrained", "seed": seed, "returns": fresh_returns(config, task, None)})
-        runs = [run for run in plan_arms(content, task.config, chosen, [seed], out) if run.arm not in done]
-        for batch in (runs[i : i + jobs] for i in range(0, len(runs), jobs)):
-            numbers = shown_sweep(batch, out, config=task.config, over={"arm": list(arms)}, jobs=jobs)
-            check_failures(numbers, out)
-            for run in batch:
-                add_line(path, line(run, task))
+    done = {(row["arm"], row["seed"]) for row in read_lines(path)}
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # the workers inherit it
+    failures = []
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        started = {}
+        for seed in seeds:
+            if ("untrained", seed) not in done:
+                config = check_config(content | {"seed": seed}, task.config)
+                started[pool.submit(untrained, config, task)] = f"seed {seed}, untrained"
+            for run in plan_arms(content, task.config, chosen, [seed], out):
+                if (run.arm, seed) not in done:
+                    started[pool.submit(line, run, task)] = f"seed {seed}, {run.arm}"
+        try:
+            for number, future in enumerate(as_completed(started), 1):
+                if (error := future.exception()) is None:
+                    with path.open("a") as file:
+                        file.write(json.dumps(future.result()) + "\n")
+                else:
+                    failures.append(f"{started[future]}: {type(error).__name__}: {error}")
+                click.echo(f"{number} of {len(started)}: {started[future]}{' failed' * (error is not None)}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    if failures:
+        raise click.ClickException("some runs failed; the same command tries them again\n" + "\n".join(failures))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
