@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import pandas as pd
 import torch
@@ -33,6 +33,7 @@ from rlhf_marl.runs.handed_out import FOLDERS, Choice, choice, in_words
 from rlhf_marl.runs.log import warnings_to
 from rlhf_marl.services.journal import Journal
 from rlhf_marl.sweeps.grid import plan
+from rlhf_marl.sweeps.processes import cluster_of
 from rlhf_marl.sweeps.results import frame, run_sweep
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
@@ -163,7 +164,8 @@ def sweep(
     over: Mapping[str, Sequence[Any]],
     *,
     out: str | os.PathLike[str],
-    jobs: int = 1,
+    jobs: int | None = None,
+    runtime: Literal["local", "ray"] = "local",
     evaluate: bool = False,
 ) -> pd.DataFrame:
     """Train every combination of values, as `rlhf-marl sweep`; returns a row per run and agent.
@@ -172,7 +174,8 @@ def sweep(
         config: as for `train`.
         over: values by dotted key, such as {"seed": range(5), "topology.gossip_rounds": [0, 20]}.
         out: folder of the runs, sweep.json and sweep.html. Finished runs in it are not run again.
-        jobs: runs at a time, each in a process of its own.
+        jobs: runs at a time, each in a process of its own; by default 1, or as many as the cluster has room for.
+        runtime: ray trains the runs on the Ray cluster at the config's `runtime.address`.
         evaluate: also evaluate every run on held-out questions.
 
     Returns:
@@ -189,7 +192,8 @@ def sweep(
         content = config.model_dump(mode="json")
     values = {key: list(given) for key, given in over.items()}
     runs = plan(content, name, values, Path(out))  # type: ignore[arg-type]
-    run_sweep(runs, Path(out), config=name, over=values, jobs=jobs, evaluate=evaluate)
+    cluster = cluster_of([run.config.runtime for run in runs], name) if runtime == "ray" else None
+    run_sweep(runs, Path(out), config=name, over=values, jobs=jobs, evaluate=evaluate, runtime=cluster)
     return frame(runs)
 
 

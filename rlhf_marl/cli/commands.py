@@ -100,11 +100,24 @@ def check(config: str, probe: bool, device: str | None, as_json: bool, overrides
     help="Key and its values, such as seed=0..4 or topology.gossip_rounds=0,20; repeatable.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder; by default sweeps/<config>.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--jobs", type=click.IntRange(1), help="Runs at a time; by default 1, or what has room in the cluster.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Where runs are trained: here, or on the Ray cluster at --runtime.address.",
+)
 @click.option("--evaluate", is_flag=True, help="Also evaluate every run on held-out questions.")
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED)
 def sweep(
-    config: str, over: tuple[str, ...], out: Path | None, jobs: int, evaluate: bool, overrides: tuple[str, ...]
+    config: str,
+    over: tuple[str, ...],
+    out: Path | None,
+    jobs: int | None,
+    runtime: Literal["local", "ray"],
+    evaluate: bool,
+    overrides: tuple[str, ...],
 ) -> None:
     """Train every combination of some keys' values.
 
@@ -114,7 +127,7 @@ def sweep(
     """
     from rlhf_marl.cli.sweep import sweep as run
 
-    run(config, over, out, jobs, evaluate, overrides)
+    run(config, over, out, jobs, runtime, evaluate, overrides)
 
 
 @cli.command(context_settings=_CONFIG_KEYS)

@@ -2,23 +2,31 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rlhf_marl.config.overrides import apply_overrides
+from rlhf_marl.config.schema import RuntimeConfig
 from rlhf_marl.errors import RlhfMarlError
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.reporting.sweep_tables import failures, show_sweep
 from rlhf_marl.reporting.terminal import safe_text
 from rlhf_marl.sweeps.grid import Planned, finished, parse_over, plan
+from rlhf_marl.sweeps.processes import cluster_of
 from rlhf_marl.sweeps.results import run_sweep
 
 
 def sweep(
-    config: str, over: Sequence[str], out: Path | None, jobs: int, evaluate: bool, overrides: Sequence[str]
+    config: str,
+    over: Sequence[str],
+    out: Path | None,
+    jobs: int | None,
+    runtime: Literal["local", "ray"],
+    evaluate: bool,
+    overrides: Sequence[str],
 ) -> None:
     """Run a sweep and print its table.
 
@@ -30,7 +38,8 @@ def sweep(
     content = apply_overrides(load_yaml(find_data(config, "config")), overrides)
     out = out or Path("sweeps") / Path(config).stem
     runs = plan(content, config, values, out)
-    numbers = shown_sweep(runs, out, config=config, over=values, jobs=jobs, evaluate=evaluate)
+    cluster = cluster_of([r.config.runtime for r in runs], config) if runtime == "ray" else None
+    numbers = shown_sweep(runs, out, config=config, over=values, jobs=jobs, evaluate=evaluate, runtime=cluster)
     show_sweep(numbers)
     for file in ("sweep.html", "sweep.json"):
         Console(highlight=False).print(safe_text(str(out / file)), soft_wrap=True)
@@ -51,15 +60,16 @@ def shown_sweep(
     *,
     config: str,
     over: Mapping[str, Sequence[Any]],
-    jobs: int,
+    jobs: int | None,
     evaluate: bool = False,
+    runtime: RuntimeConfig | None = None,
 ) -> dict[str, Any]:
     """`run_sweep` with its progress on stderr."""
     console = Console(stderr=True, highlight=False)
     done = sum(finished(run) for run in runs)
+    at_once = f"{jobs or 1} at a time" if jobs or runtime is None else "as many at a time as the cluster has room for"
     console.print(
-        safe_text(f"{len(runs)} runs, {done} of them finished before; output in {out}; {jobs} at a time"),
-        soft_wrap=True,
+        safe_text(f"{len(runs)} runs, {done} of them finished before; output in {out}; {at_once}"), soft_wrap=True
     )
     columns = (TextColumn("runs"), MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
@@ -70,4 +80,6 @@ def shown_sweep(
             if what not in ("training", "evaluating"):
                 bar.advance(task)
 
-        return run_sweep(runs, out, config=config, over=over, jobs=jobs, evaluate=evaluate, report=report)
+        return run_sweep(
+            runs, out, config=config, over=over, jobs=jobs, evaluate=evaluate, runtime=runtime, report=report
+        )

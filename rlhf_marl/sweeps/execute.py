@@ -1,9 +1,5 @@
 """Trains a sweep's unfinished runs in processes of their own, so that one failure leaves the others alone."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -12,12 +8,13 @@ from typing import final
 
 from rlhf_marl.config import dump_config
 from rlhf_marl.sweeps.grid import Planned, finished
+from rlhf_marl.sweeps.processes import Process, Start
 
 _POLL = 0.1  # seconds
 
 
 def execute(
-    runs: Sequence[Planned], *, jobs: int, evaluate: bool, report: Callable[[Planned, str], None]
+    runs: Sequence[Planned], *, start: Start, jobs: int, evaluate: bool, report: Callable[[Planned, str], None]
 ) -> dict[str, str]:
     """Train every run that is not finished, and evaluate it if asked; an interrupted one is resumed.
 
@@ -25,7 +22,8 @@ def execute(
     running training saves a checkpoint and stops; the same sweep then continues.
 
     Args:
-        jobs: runs at a time; unless OMP_NUM_THREADS is set, they share the cores.
+        start: starts a run's commands.
+        jobs: runs at a time.
         report: receives (run, what happened): "training", "evaluating", "finished", "failed: <reason>".
 
     Returns:
@@ -37,7 +35,7 @@ def execute(
     try:
         while waiting or working:
             while waiting and len(working) < jobs:
-                working.append(_Worker(waiting.popleft(), jobs, evaluate, report))
+                working.append(_Worker(waiting.popleft(), start, evaluate, report))
             for worker in list(working):
                 if (outcome := worker.advance()) is not None:
                     working.remove(worker)
@@ -59,19 +57,17 @@ def execute(
 class _Worker:
     """One run's commands, one after another."""
 
-    def __init__(self, run: Planned, jobs: int, evaluate: bool, report: Callable[[Planned, str], None]) -> None:
-        self.run, self._report = run, report
+    def __init__(self, run: Planned, start: Start, evaluate: bool, report: Callable[[Planned, str], None]) -> None:
+        self.run, self._start, self._report = run, start, report
         run.path.parent.mkdir(parents=True, exist_ok=True)
         self._log = run.path.with_name(f"{run.path.name}.log")
-        threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if jobs > 1 else {}
-        self._environment = threads | dict(os.environ)
         self._left = deque([("evaluating", ["evaluate", str(run.path)])] if evaluate else [])
         if not finished(run):
             config = run.path.with_name(f"{run.path.name}.yaml")
             dump_config(run.config, config)
             resume = ["--resume"] if (run.path / "config.yaml").is_file() else []
             self._left.appendleft(("training", ["train", str(config), "--run-dir", str(run.path), *resume]))
-        self._process: subprocess.Popen | None = None
+        self._process: Process | None = None
 
     def advance(self) -> str | None:
         """Start the next command if none is running; returns the outcome when there is none left or one failed."""
@@ -85,22 +81,13 @@ class _Worker:
             return "finished"
         what, arguments = self._left.popleft()
         self._report(self.run, what)
-        with self._log.open("ab") as log:
-            # In a session of its own, so that a terminal's Ctrl-C reaches it once: through `stop`.
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "rlhf_marl", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=self._environment,
-                start_new_session=True,
-            )
+        self._process = self._start(arguments, self._log)
         return None
 
     def stop(self) -> None:
         """Let the training save a checkpoint and end."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+        if self._process is not None:
+            self._process.stop()
 
     def wait(self) -> None:
         if self._process is not None:

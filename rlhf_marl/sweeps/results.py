@@ -2,16 +2,19 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from rlhf_marl.config.schema import RuntimeConfig
 from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.reporting.sweep_page import sweep_page
 from rlhf_marl.runs.metrics import first_and_last_fifth
 from rlhf_marl.sweeps.execute import execute
 from rlhf_marl.sweeps.grid import Planned, finished
+from rlhf_marl.sweeps.processes import on_cluster, on_this_machine
 from rlhf_marl.sweeps.summary import Numbers, read_result, summarise
 
 
@@ -21,22 +24,29 @@ def run_sweep(
     *,
     config: str,
     over: Mapping[str, Sequence[Any]],
-    jobs: int = 1,
+    jobs: int | None = None,
     evaluate: bool = False,
+    runtime: RuntimeConfig | None = None,
     report: Callable[[Planned, str], None] = lambda run, what: None,
 ) -> Numbers:
     """Train what is not finished, then write sweep.json and sweep.html into `out`; returns the former's content.
 
     Args:
         config: the config's name. over: the swept values by key. Both are only recorded.
-        jobs, evaluate, report: as for `execute`.
+        jobs: runs at a time; by default 1, or as many as the cluster has room for.
+        runtime: the Ray cluster that trains the runs, and what each reserves there; None: this machine trains them.
+        evaluate, report: as for `execute`.
 
     Raises:
-        UsageError: another process is running this sweep, or a finished run is damaged.
+        UsageError: another process is running this sweep, a finished run is damaged, or there is no such cluster.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with locked(out, "--out"):
-        failures = execute(runs, jobs=jobs, evaluate=evaluate, report=report)
+    with locked(out, "--out"), ExitStack() as stack:
+        if runtime is None:
+            start, room = on_this_machine(jobs or 1), 1
+        else:
+            start, room = stack.enter_context(on_cluster(runtime, config))
+        failures = execute(runs, start=start, jobs=jobs or room, evaluate=evaluate, report=report)
         numbers = summarise(runs, failures, out, config=config, over=over)
         write_text(out / "sweep.json", json.dumps(numbers, indent=1, ensure_ascii=False) + "\n")
         write_text(out / "sweep.html", sweep_page(numbers, out.resolve().name))

@@ -16,7 +16,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{STUB}" "$@"\n')
     interpreter.chmod(0o755)
-    monkeypatch.setattr("rlhf_marl.sweeps.execute.sys.executable", str(interpreter))
+    monkeypatch.setattr("rlhf_marl.sweeps.processes.sys.executable", str(interpreter))
     monkeypatch.chdir(tmp_path)
     calls = tmp_path / "calls.txt"
     return lambda: calls.read_text().splitlines() if calls.exists() else []

@@ -8,13 +8,14 @@ import time
 import pytest
 
 from rlhf_marl.sweeps.execute import execute
+from rlhf_marl.sweeps.processes import on_this_machine
 
 
 def run(runs, **options):
     said = []
-    failures = execute(
-        runs, **({"jobs": 2, "evaluate": False} | options), report=lambda r, what: said.append((r.seed, what))
-    )
+    options = {"jobs": 2, "evaluate": False} | options
+    options = {"start": on_this_machine(options["jobs"])} | options
+    failures = execute(runs, **options, report=lambda r, what: said.append((r.seed, what)))
     return failures, said
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from rlhf_marl.evaluation.files import agents_fingerprint
 from rlhf_marl.sweeps.execute import execute
+from rlhf_marl.sweeps.processes import on_this_machine
 from rlhf_marl.sweeps.summary import summarise
 from tests.evaluation.examples import SETTINGS
 from tests.reporting.runs import evaluation_numbers
@@ -21,7 +22,7 @@ def trained(stub, planned, tmp_path):
 
     def train(over, **changes):
         runs = planned(over, **({"iterations": 10} | changes))
-        failures = execute(runs, jobs=2, evaluate=False, report=lambda run, what: None)
+        failures = execute(runs, start=on_this_machine(2), jobs=2, evaluate=False, report=lambda run, what: None)
         return runs, summary(runs, tmp_path / "sweep", failures)
 
     return train
