@@ -122,8 +122,9 @@ def test_killed_at_every_write_by_the_system(validated_content, tmp_path, step):
     assert found["kills"] == found["writes"] // step or step > 1
 
 
-def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):
-    """SIGKILL: 50 of a training, and some of a reward model's training and of a study."""
+@pytest.mark.parametrize(("trainings", "others"), [(10, 1), pytest.param(50, 3, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_by_the_system(quick_content, tmp_path, trainings, others):
+    """SIGKILL: some of a training, of a reward model's training and of a study."""
     # A controller that remembers what it read: its memory is lost, which must not show.
     shared = {"kind": "shared", "aggregate_tokens": 3, "next_prompt_tokens": 3}
     write(tmp_path / "train", "config.json", quick_content | {"iterations": 3, "controller": shared})
@@ -135,8 +136,9 @@ def test_killed_at_random_moments_by_the_system(quick_content, tmp_path):
     write(tmp_path / "reward", "card.json", card)
     overrides = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005", "--experiments", "[fig5]"]
     write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{printed: {}}"])
-    found = killed(tmp_path, train=50, reward=3, study=3)
-    assert {kind: done["kills"] for kind, done in found.items()} == {"train": 50, "reward": 3, "study": 3}
+    wanted = {"train": trainings, "reward": others, "study": others}
+    found = killed(tmp_path, **wanted)
+    assert {kind: done["kills"] for kind, done in found.items()} == wanted
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def test_every_shipped_card_is_listed():
 
 def test_commands_are_those_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text("utf-8")
-    for command in re.findall(r"make (\w+)", README):
+    for command in re.findall(r"(?:^|`)make ([\w-]+)", README, re.MULTILINE):
         assert re.search(rf"^{command}:", makefile, re.MULTILINE)
 
 

@@ -27,9 +27,6 @@ def test_runs_are_trained_on_the_cluster_and_a_failure_leaves_the_others_alone(c
     assert found["finished"].tolist() == [True, True, False, False]
     arms = json.loads((tmp_path / "sweep" / "sweep.json").read_text())["arms"]
     assert "model.name" in arms[1]["runs"][0]["reason"]
-    here = rlhf_marl.sweep(content, {"model.name": [whole]}, out=tmp_path / "here")
-    columns = ["seed", "agent", "first_fifth", "last_fifth"]
-    pd.testing.assert_frame_equal(found[columns][:2], here[columns])
 
 
 def test_a_host_without_the_folder_is_named(cluster, tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ def test_validations_equal_those_of_a_local_run(validated, local, cluster, tmp_p
             torch.testing.assert_close(theirs[name], weights, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow  # tests/evaluation/test_validation.py has it without a cluster
 def test_a_judge_that_trains_an_agent_is_refused(validated, cluster, tmp_path):
     own = validated["validation"] | {"judges": [validated["agents"][1]["reward_model"]]}
     with pytest.raises(UsageError, match=r"^config: validation.judges.0: 'second' trains agent 1; a judge must"):

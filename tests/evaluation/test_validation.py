@@ -4,6 +4,7 @@ import json
 import re
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,10 @@ from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions
 from rlhf_marl.dialogue.speakers import Speaker
 from rlhf_marl.errors import RunStopped, UsageError
-from rlhf_marl.evaluation.validation import FIRST_DIALOGUE
+from rlhf_marl.evaluation.validation import FIRST_DIALOGUE, Prepared, build_validation
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.sampler import Sample
+from rlhf_marl.rewards import load_card
 from rlhf_marl.training.build import Experiment
 from tests.conftest import tiny_tokenizer, write_card
 from tests.killing import differing, state_of_run
@@ -257,6 +259,14 @@ def test_ctrl_c_in_a_validation_or_before_one_changes_nothing(content, tmp_path,
     on_schedule = {"iteration_00000", "iteration_00002", "iteration_00004", "best.json"}
     interrupted = {name for name in resumed if "checkpoints/" in name and name.split("/")[1] not in on_schedule}
     assert [name for name in differing(resumed, whole) if name not in interrupted] == []
+
+
+def test_a_judge_is_held_against_cards_that_only_the_workers_could_read(tmp_path):
+    card = load_card(str(write_card(tmp_path, "letters", f"{__name__}:letters")), "c")
+    other = card.model_copy(update={"name": "other", "function": f"{__name__}:not_ones"})
+    workers = SimpleNamespace(cards=[other, card])
+    with pytest.raises(UsageError, match=r"^c: validation.judges.0: 'letters' trains agent 1; a judge must train"):
+        build_validation(Prepared([], 1, [card]), workers, "c", None)
 
 
 @pytest.mark.parametrize(
