@@ -49,7 +49,9 @@ def table(runs: list) -> str:
 @click.argument("config", default="configs/quickstart.yaml")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/ablations"), show_default=True)
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(2))
-@click.option("--jobs", default=2, show_default=True, help="Runs at once; they share the cores.")
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Runs at once; they share the cores."
+)
 @click.option("--only", multiple=True, type=click.Choice(list(VARIANTS)), help="These variants alone.")
 def main(config: str, out: Path, seeds: int, jobs: int, only: tuple[str, ...]) -> None:
     """Train all variants of CONFIG and print the table."""

@@ -4,18 +4,15 @@
 
 Every run becomes a line of benchmarks/cooperation_results/<task>.jsonl as soon as it is finished, and a run with a line
 is not repeated: an interrupted plan goes on, also on another machine, and an interrupted run from its last checkpoint.
-Delete the file to measure another version. A GPU is used where there is one, by all jobs at once.
+Delete the file to measure another version. A GPU is used where there is one, by all jobs at once; runs of one seed
+should come from one kind of machine, because they are compared.
 
 A line's `returns` are those of fresh dialogues between the final adapters: Σ_k γ^k of the rewards, mean over agents and
 dialogues, in units of the task's reward. Arm `untrained` plays them without training.
 """
 
 import json
-import multiprocessing
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -25,15 +22,17 @@ import numpy as np
 import torch
 from scipy.stats import t as student
 
-from rlhf_marl.api import train
 from rlhf_marl.config import Config, check_config
 from rlhf_marl.evaluation.statistics import over_seeds
+from rlhf_marl.files.atomic import locked
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.gridworld.study.claims import holm
 from rlhf_marl.runs.metrics import value_correlation
-from rlhf_marl.sweeps.grid import Planned, finished, plan_arms
+from rlhf_marl.sweeps.execute import execute
+from rlhf_marl.sweeps.grid import Planned, plan_arms
+from rlhf_marl.sweeps.processes import on_this_machine
 from rlhf_marl.training.build import build
 from rlhf_marl.training.loop import first_prompts
 
@@ -127,12 +126,7 @@ def fresh_returns(config: Config, task: Task, adapters: Path | None) -> list[flo
 
 
 def line(run: Planned, task: Task) -> dict[str, Any]:
-    """Train a run of the task, or the rest of it; returns its compact numbers. Its output goes to <run>.log."""
-    if not finished(run):
-        run.path.parent.mkdir(parents=True, exist_ok=True)
-        resume = (run.path / "config.yaml").is_file()
-        with run.path.with_suffix(".log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-            train(run.config, run_dir=run.path, resume=resume, name=run.name)
+    """The finished run's compact numbers."""
     rows, turns = read_jsonl(run.path / "metrics.jsonl"), read_jsonl(run.path / "dialogues.jsonl")
     last = [row for row in rows if row["update"] == rows[-1]["update"]]
     predicted = value_correlation(turns, run.config.discount)
@@ -145,9 +139,9 @@ def line(run: Planned, task: Task) -> dict[str, Any]:
     }
 
 
-def untrained(config: Config, task: Task) -> dict[str, Any]:
-    """The line of the agents before any training."""
-    return {"arm": "untrained", "seed": config.seed, "returns": fresh_returns(config, task, None)}
+def add_line(path: Path, row: Mapping[str, Any]) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 def measure(task: Task, path: Path, seeds: Sequence[int], arms: Sequence[str], out: Path, jobs: int) -> None:
@@ -155,30 +149,24 @@ def measure(task: Task, path: Path, seeds: Sequence[int], arms: Sequence[str], o
     content = load_yaml(find_data(task.config, "config"))
     chosen = {arm: {**ARMS[arm], **task.further.get(arm, {})} for arm in arms}
     done = {(row["arm"], row["seed"]) for row in read_lines(path)}
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // jobs)))  # the workers inherit it
-    failures = []
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        started = {}
+    planned = [run for seed in seeds for run in plan_arms(content, task.config, chosen, [seed], out)]
+    runs = [run for run in planned if (run.arm, run.seed) not in done]
+
+    def report(run: Planned, what: str) -> None:
+        click.echo(f"{run.name}: {what}")
+        if what == "finished":  # the other trainings go on meanwhile
+            add_line(path, line(run, task))
+
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out, "--out"):
         for seed in seeds:
             if ("untrained", seed) not in done:
                 config = check_config(content | {"seed": seed}, task.config)
-                started[pool.submit(untrained, config, task)] = f"seed {seed}, untrained"
-            for run in plan_arms(content, task.config, chosen, [seed], out):
-                if (run.arm, seed) not in done:
-                    started[pool.submit(line, run, task)] = f"seed {seed}, {run.arm}"
-        try:
-            for number, future in enumerate(as_completed(started), 1):
-                if (error := future.exception()) is None:
-                    with path.open("a") as file:
-                        file.write(json.dumps(future.result()) + "\n")
-                else:
-                    failures.append(f"{started[future]}: {type(error).__name__}: {error}")
-                click.echo(f"{number} of {len(started)}: {started[future]}{' failed' * (error is not None)}")
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+                add_line(path, {"arm": "untrained", "seed": seed, "returns": fresh_returns(config, task, None)})
+        failures = execute(runs, start=on_this_machine(jobs), jobs=jobs, evaluate=False, report=report)
     if failures:
-        raise click.ClickException("some runs failed; the same command tries them again\n" + "\n".join(failures))
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in failures.items())
+        raise click.ClickException(f"some runs failed; the same command tries them again\n{reasons}")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -233,7 +221,9 @@ def table(rows: Sequence[Mapping[str, Any]], task: Task) -> str:
 @click.command()
 @click.argument("name", type=click.Choice(list(TASKS)))
 @click.option("--seeds", default=12, show_default=True, type=click.IntRange(2))
-@click.option("--jobs", default=2, show_default=True, help="Runs at once; they share the cores.")
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(1), help="Runs at once; they share the cores."
+)
 @click.option("--only", multiple=True, type=click.Choice(list(ARMS)), help="These arms alone.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/cooperation"), show_default=True)
 @click.option("--table", "only_table", is_flag=True, help="Train nothing; print the table of the runs that exist.")

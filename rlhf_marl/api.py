@@ -175,7 +175,8 @@ def sweep(
         over: values by dotted key, such as {"seed": range(5), "topology.gossip_rounds": [0, 20]}.
         out: folder of the runs, sweep.json and sweep.html. Finished runs in it are not run again.
         jobs: runs at a time, each in a process of its own; by default 1, or as many as the cluster has room for.
-        runtime: ray trains the runs on the Ray cluster at the config's `runtime.address`.
+        runtime: ray trains the runs on the Ray cluster at the config's `runtime.address`, by default one that is there
+            already.
         evaluate: also evaluate every run on held-out questions.
 
     Returns:
@@ -184,6 +185,10 @@ def sweep(
     Raises:
         UsageError: a mistake in the config or the values, before anything is trained.
     """
+    if runtime not in ("local", "ray"):
+        raise UsageError(f"runtime: {runtime!r} given; local or ray is needed")
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs: {jobs} given; a number of runs, 1 or more, is needed")
     name, content = "config", config
     if isinstance(config, str | os.PathLike):
         name = os.fspath(config)

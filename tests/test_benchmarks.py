@@ -160,27 +160,28 @@ def test_the_contrasts_p_values_are_those_of_students_tables(cooperation):
     assert p == pytest.approx({"above": tail[2], "equal": 1 - tail[2], "other": 2 * tail[4]})
 
 
-def test_a_run_of_cooperation_becomes_a_line_and_is_not_repeated(tiny_model_folder, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)  # the workers import it by its name
-    cooperation = importlib.import_module("cooperation")
-    config = yaml.safe_load(Path("configs/keys.yaml").read_text()) | {"iterations": 1, "dialogues": cooperation.PLAYED}
+def test_a_run_of_cooperation_becomes_a_line_and_is_not_repeated(cooperation, tiny_model_folder, tmp_path, monkeypatch):
+    config = yaml.safe_load(Path("configs/keys.yaml").read_text()) | {"iterations": 1, "dialogues": 2}
     config["model"] = {"name": str(tiny_model_folder)}
     config["critic"] |= {"width": 8}
     config["generation"] |= {"max_prompt_tokens": 200}
     (tmp_path / "keys.yaml").write_text(yaml.safe_dump(config))
     task = replace(cooperation.TASKS["keys"], config=str(tmp_path / "keys.yaml"))
+    monkeypatch.setattr(cooperation, "PLAYED", 4)
     path, out = tmp_path / "keys.jsonl", tmp_path / "runs"
     cooperation.measure(task, path, [0], ["gossip_20"], out, 1)
     rows = cooperation.read_lines(path)
-    assert sorted((row["arm"], row["seed"], len(row["returns"])) for row in rows) == [
-        ("gossip_20", 0, 4),
+    assert [(row["arm"], row["seed"], len(row["returns"])) for row in rows] == [
         ("untrained", 0, 4),
+        ("gossip_20", 0, 4),
     ]
     assert "| gossip_20 | 1 |" in cooperation.table(rows, task)
+    trained = list(out.glob("*/*"))
+    assert len(trained) > 1
     shutil.rmtree(out)
     cooperation.measure(task, path, [0], ["gossip_20"], out, 1)
     assert cooperation.read_lines(path) == rows
-    assert not out.exists()
+    assert list(out.glob("*/*")) == []
 
 
 def test_what_a_neighbour_learns_by_hand():

@@ -105,7 +105,7 @@ class Critic:
             return self.network.forward(self.weights, x0) - self._offset(x0)
 
     def _offset(self, x0: Tensor) -> Tensor:
-        """The initial network's value, which `initial_value: zero` subtracts: (..., n_agents, batch).
+        """The initial network's value, which `initial_value: zero` subtracts: (..., n_agents, batch); or a 0.
 
         Computed for every agent, although it is the same: products of another shape are rounded in another way on a
         GPU, and the difference would be a signal before anybody was rewarded, on which scaled Adam makes full steps.

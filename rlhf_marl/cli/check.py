@@ -33,7 +33,7 @@ def check(config: Config, where: str, *, device: str | None, probe: bool, as_jso
     if probe and device is not None and on.type != default_device().type:
         raise UsageError(f"check: --probe measures on this machine's {default_device().type}; leave out --device")
     if config.n_workers:
-        check_installed(where)
+        check_installed(f"{where}: runtime.kind")
         if probe:
             raise UsageError("check: --probe measures agents in one process; leave it out with runtime.kind ray")
     checked = check_experiment(config, where, on)

@@ -380,6 +380,12 @@ class ValidationConfig(Section):
     never."""
 
 
+def _whole_above_one(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g} given; above 1 it must be whole")
+    return gpus
+
+
 class RuntimeConfig(Section):
     """Where the agents live."""
 
@@ -387,13 +393,15 @@ class RuntimeConfig(Section):
     """local: all in this process, stacked; ray: in worker processes, on this machine or a Ray cluster, which exchange
     critics with their neighbours only. Needs rlhf-marl[distributed]; see docs/distributed.md."""
     address: Text | None = None
-    """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run."""
+    """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run.
+    With `sweep --runtime ray`: the cluster that trains the runs, by default auto, a Ray that is there already."""
     agents_per_worker: Annotated[int, Field(gt=0, le=1000)] = 1
     """Agents that share a worker process, and its copy of the base model; neighbours with different models never do."""
     cpus_per_worker: Annotated[int, Field(gt=0, le=1024)] = 1
-    """Threads of a worker, and CPUs that Ray reserves for it."""
-    gpus_per_worker: Annotated[float, Field(ge=0, le=64)] = 0
-    """GPUs that Ray reserves for a worker, such as 0.5; 0: it computes on the CPU."""
+    """Threads of a worker, and CPUs that Ray reserves for it. With `sweep --runtime ray`: of a run."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=64), AfterValidator(_whole_above_one)] = 0
+    """GPUs that Ray reserves for a worker, such as 0.5 or 2; 0: it computes on the CPU. With `sweep --runtime ray`: for
+    a run."""
     round_timeout: Seconds = 600.0
     """Seconds to wait for an agent: for its answers, its scores, or its message of one gossip round. Who is slower is
     lost."""

@@ -44,7 +44,7 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
     Raises:
         UsageError: one line: file, key, what was given, what is allowed; or what is missing in which worker.
     """
-    check_installed(where)
+    check_installed(f"{where}: runtime.kind")
     with fits_into_memory(where):
         graph, matrix = build_topology(config, where)
         warn_of_idle_rounds(matrix, gossip_rounds(config), where)

@@ -19,9 +19,9 @@ _OBJECT_STORE = 2**28  # bytes of shared memory for messages and states; Ray wou
 
 
 def check_installed(where: str) -> None:
-    """Raise UsageError if Ray is not installed."""
+    """Raise UsageError if Ray is not installed. where: the key or option that asks for it."""
     if find_spec("ray") is None:
-        raise UsageError(f"{where}: runtime.kind: ray is not installed: pip install 'rlhf-marl[distributed]'")
+        raise UsageError(f"{where}: Ray is not installed: pip install 'rlhf-marl[distributed]'")
 
 
 def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], None]:
@@ -73,9 +73,13 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         raise
     except Exception as error:  # ConnectionError, RuntimeError, OSError, ValueError, ...
         end()
-        what = f"address: no Ray at {runtime.address!r}" if runtime.address else "kind: Ray cannot be started"
+        if runtime.address == "auto" and isinstance(error, ConnectionError):
+            what, reason = "address: no Ray on this machine", "start one with `ray start --head`, or give host:port"
+        else:
+            what = f"address: no Ray at {runtime.address!r}" if runtime.address else "kind: Ray cannot be started"
+            reason = first_line(error)
         remedy = "; set TMPDIR to a folder with a shorter path" if "AF_UNIX" in str(error) else ""
-        raise UsageError(f"{where}: runtime.{what}: {first_line(error)}{remedy}") from None
+        raise UsageError(f"{where}: runtime.{what}: {reason}{remedy}") from None
     return end
 
 

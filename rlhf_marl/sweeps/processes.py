@@ -1,12 +1,13 @@
 """A run's command as a process: on this machine, or on a host of a Ray cluster that has room for it."""
 
+import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, final
@@ -37,29 +38,40 @@ Start = Callable[[Sequence[str], Path], Process]
 
 def on_this_machine(jobs: int) -> Start:
     """jobs: processes at a time; unless OMP_NUM_THREADS is set, they share the cores."""
-    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else None
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        threads = {}
     return lambda arguments, log: _Local(_popen(arguments, log, threads))
 
 
 @contextmanager
 def on_cluster(runtime: RuntimeConfig, where: str) -> Iterator[tuple[Start, int]]:
     """How to start processes on the Ray cluster at `runtime.address`, by default the one of this machine; and how many
-    of them have room there. Each reserves `cpus_per_worker` CPUs and `gpus_per_worker` GPUs.
+    of them its hosts have room for, if nobody else uses them. Each reserves `cpus_per_worker` CPUs and
+    `gpus_per_worker` GPUs of one host.
 
     Raises:
-        UsageError: Ray cannot be reached, or has no room for one process.
+        UsageError: Ray cannot be reached, or no host has room for one process.
     """
     end = connect(runtime.model_copy(update={"address": runtime.address or "auto"}), 1, where)
     import ray
 
     try:
-        there = ray.cluster_resources()
-        room = int(there["CPU"] // runtime.cpus_per_worker)
-        if runtime.gpus_per_worker:
-            room = min(room, int(there["GPU"] // runtime.gpus_per_worker))
+        room = sum(room_of(node["Resources"], runtime) for node in ray.nodes() if node["Alive"])
+        if room == 0:
+            raise UsageError(
+                f"{where}: runtime: no host of the cluster has the {runtime.cpus_per_worker} CPUs and "
+                f"{runtime.gpus_per_worker:g} GPUs that a run reserves"
+            )
         yield lambda arguments, log: _OnCluster(arguments, log, runtime), room
     finally:
         end()
+
+
+def room_of(host: Mapping[str, float], runtime: RuntimeConfig) -> int:
+    """How many processes a host has room for. host: its CPUs and GPUs, as Ray counts them."""
+    wanted = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
+    return min(int(host.get(kind, 0.0) / each + 1e-9) for kind, each in wanted.items() if each)
 
 
 def cluster_of(runtimes: Sequence[RuntimeConfig], where: str) -> RuntimeConfig:
@@ -75,12 +87,11 @@ def cluster_of(runtimes: Sequence[RuntimeConfig], where: str) -> RuntimeConfig:
         )
     if any(runtime != runtimes[0] for runtime in runtimes):
         raise UsageError(f"{where}: runtime: with --runtime ray all runs need the same values")
-    check_installed(where)
+    check_installed(f"{where}: --runtime")
     return runtimes[0]
 
 
-def _popen(arguments: Sequence[str], log: Path, threads: int | None, **options: Any) -> subprocess.Popen:
-    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+def _popen(arguments: Sequence[str], log: Path, threads: Mapping[str, str], **options: Any) -> subprocess.Popen:
     with log.open("ab") as output:
         # In a session of its own, so that a terminal's Ctrl-C reaches it once: through `stop`.
         return subprocess.Popen(
@@ -88,10 +99,16 @@ def _popen(arguments: Sequence[str], log: Path, threads: int | None, **options: 
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment | dict(os.environ),
+            env={**os.environ, **threads},
             start_new_session=True,
             **options,
         )
+
+
+def _end_with_parent() -> None:
+    """A training whose Ray actor is killed saves and ends, so that it does not hold what Ray thinks is free."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 @final
@@ -103,8 +120,7 @@ class _Local:
         return self._process.poll()
 
     def stop(self) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
+        self._process.send_signal(signal.SIGINT)  # nothing, if it has ended
 
     def wait(self) -> None:
         self._process.wait()
@@ -117,8 +133,9 @@ class _OnCluster:
 
         self._log = log
         cpus, gpus = runtime.cpus_per_worker, runtime.gpus_per_worker
-        actor: Any = ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_concurrency=2)
+        actor: Any = ray.remote(_Host).options(num_cpus=cpus, num_gpus=gpus, max_concurrency=2)
         self._host = actor.remote()
+        self._begun = self._host.__ray_ready__.remote()
         self._code = self._host.run.remote(list(arguments), log.absolute(), Path.cwd(), cpus, gpus)
 
     def poll(self) -> int | None:
@@ -128,18 +145,24 @@ class _OnCluster:
             return None
         try:
             return ray.get(self._code)
-        except (ray.exceptions.RayError, OSError) as error:  # the host went, or does not have the folder
+        except ray.exceptions.RayError as error:  # the host went, or does not have the folder
             with self._log.open("a") as log:
                 log.write(f"error: {first_line(getattr(error, 'cause', None) or error)}\n")
             return 1
 
     def stop(self) -> None:
-        self._host.stop.remote()
+        import ray
+
+        if ray.wait([self._begun], timeout=0)[0]:
+            self._host.stop.remote()
+        else:  # it waits for room, perhaps for that of the others
+            ray.kill(self._host)
 
     def wait(self) -> None:
         import ray
 
         ray.wait([self._code])
+        ray.kill(self._host)  # gives its CPUs back
 
 
 @final
@@ -160,17 +183,17 @@ class _Host:
             )
         if not gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGINT}
-        )  # Ray blocks it here, and the process would inherit it
+        # Ray blocks the signal in this thread, and a process inherits that.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         with self._lock:
             if self._stopped:
                 return 130
-            self._process = _popen(arguments, log, threads, cwd=folder)
+            own_threads = {"OMP_NUM_THREADS": str(threads)}
+            self._process = _popen(arguments, log, own_threads, cwd=folder, preexec_fn=_end_with_parent)
         return self._process.wait()
 
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            if self._process is not None and self._process.poll() is None:
+            if self._process is not None:
                 self._process.send_signal(signal.SIGINT)

@@ -58,6 +58,23 @@ def test_a_training_on_the_cluster_saves_when_it_is_stopped(cluster, tiny_conten
     assert [folder.name for folder in (path / "checkpoints").glob("iteration_*")] == [f"iteration_{done:05}"]
 
 
+def test_a_training_that_waits_for_room_is_stopped_too(cluster, tmp_path, monkeypatch):
+    """The others keep their CPUs until all are stopped."""
+    monkeypatch.chdir(tmp_path)
+    process = _OnCluster(["runs"], tmp_path / "0.log", RuntimeConfig(cpus_per_worker=1000))
+    assert process.poll() is None
+    process.stop()
+    process.wait()
+    assert process.poll() == 1
+
+
+def test_room_is_that_of_each_host():
+    room = [processes.room_of({"CPU": cpus}, RuntimeConfig(cpus_per_worker=2)) for cpus in (1.0, 3.0, 8.0)]
+    assert room == [0, 1, 4]
+    gpus = RuntimeConfig(gpus_per_worker=0.1)
+    assert [processes.room_of(host, gpus) for host in ({"CPU": 64.0}, {"CPU": 64.0, "GPU": 4.0})] == [0, 40]
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_a_host_lets_its_training_save(tmp_path, monkeypatch, early):
     """`early`: told to stop before it has begun."""
@@ -81,7 +98,13 @@ def test_a_host_lets_its_training_save(tmp_path, monkeypatch, early):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # without a GPU it computes on the CPU
 
 
-def test_what_a_cluster_cannot_train_is_refused_in_one_line():
+def test_what_a_cluster_cannot_train_is_refused_in_one_line(tiny_content, tmp_path):
+    with pytest.raises(UsageError, match=r"^runtime: 'Ray' given; local or ray is needed$"):
+        rlhf_marl.sweep(tiny_content, {"seed": [0]}, out=tmp_path / "sweep", runtime="Ray")
+    with pytest.raises(UsageError, match=r"^jobs: 0 given; a number of runs, 1 or more, is needed$"):
+        rlhf_marl.sweep(tiny_content, {"seed": [0]}, out=tmp_path / "sweep", jobs=0)
+    with pytest.raises(UsageError, match=r"^c: runtime\.gpus_per_worker: 1\.5 given; above 1 it must be whole"):
+        check_config(tiny_content | {"runtime": {"gpus_per_worker": 1.5}}, "c")
     ray = RuntimeConfig(kind="ray")
     with pytest.raises(
         UsageError, match=r"^c\.yaml: runtime\.kind: ray puts a run's agents into processes of their own"

@@ -93,6 +93,16 @@ def test_no_training_question_is_one_of_the_evaluation_or_another_training_quest
         assert overlap(a.prompt, b.prompt) < 0.6, (a.id, b.id)
 
 
+def test_no_validation_question_is_one_of_the_evaluation_or_the_training(shipped, training):
+    validation = load_questions(DATA_ROOT / "prompts" / "validation.jsonl")
+    others = [*shipped, *training, *validation]
+    assert len({question.id for question in others}) == len(others)
+    texts = [(question.id, text) for question in others for text in (question.prompt, *question.follow_ups)]
+    for question in validation:
+        near = [place for place, text in texts if place != question.id and overlap(question.prompt, text) >= 0.45]
+        assert not near, (question.id, near)
+
+
 def test_the_training_questions_are_prompts_of_a_config(training):
     source = JsonlPrompts(source="jsonl", path="prompts/training.jsonl")
     assert load_prompts(source, 0, "config").texts == [question.prompt for question in training]
