@@ -29,6 +29,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.gridworld.study.claims import holm
+from rlhf_marl.policy.loading import default_device
 from rlhf_marl.runs.metrics import value_correlation
 from rlhf_marl.sweeps.execute import execute
 from rlhf_marl.sweeps.grid import Planned, plan_arms
@@ -115,8 +116,7 @@ def fresh_returns(config: Config, task: Task, adapters: Path | None) -> list[flo
     content = config.model_dump(mode="json") | {"validation": None, "cooperation": "gossip"} | task.fresh
     for i, agent in enumerate(content["agents"]):
         agent["adapter"] = None if adapters is None else str(adapters / f"agent_{i}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    experiment = build(check_config(content, "fresh dialogues"), "fresh dialogues", device)
+    experiment = build(check_config(content, "fresh dialogues"), "fresh dialogues", default_device())
     total = torch.zeros(len(config.agents))
     for iteration in range(PLAYED // config.dialogues):
         dialogues = first_prompts(experiment, FIRST_FRESH // config.dialogues + iteration)
