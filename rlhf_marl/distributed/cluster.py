@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,7 +36,7 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
     import ray
 
     if ray.is_initialized():
-        _check_resources(ray.cluster_resources(), runtime, n_workers, where)
+        _check_resources(runtime, n_workers, where)
         return lambda: None
     # Ray prints the deaths of workers by itself, besides the one line that the team writes.
     ray._private.worker._worker_logs_enabled = False
@@ -67,7 +67,7 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         if runtime.address not in (None, "auto"):
             _check_reachable(runtime.address)
         ray.init(address=runtime.address or "local", **quiet)
-        _check_resources(ray.cluster_resources(), runtime, n_workers, where)
+        _check_resources(runtime, n_workers, where)
     except UsageError:
         end()
         raise
@@ -108,10 +108,31 @@ def _prepare_environment(*, local: bool) -> list[str]:
     return added
 
 
-def _check_resources(there: dict[str, float], runtime: RuntimeConfig, n_workers: int, where: str) -> None:
+def _check_resources(runtime: RuntimeConfig, n_workers: int, where: str) -> None:
+    import ray
+
+    there = ray.cluster_resources()
     for kind, each in (("CPU", runtime.cpus_per_worker), ("GPU", runtime.gpus_per_worker)):
         if (needed := each * n_workers) > there.get(kind, 0.0):
             raise UsageError(
                 f"{where}: runtime.{kind.lower()}s_per_worker: {n_workers} workers need {needed:g} {kind}s; "
                 f"the Ray cluster has {there.get(kind, 0.0):g}"
             )
+    if (fitting := room(runtime)) < n_workers:
+        raise UsageError(
+            f"{where}: runtime: a worker needs {runtime.cpus_per_worker} CPUs and {runtime.gpus_per_worker:g} GPUs of "
+            f"one host; the cluster's hosts have room for {fitting} of {n_workers}"
+        )
+
+
+def room(runtime: RuntimeConfig) -> int:
+    """How many workers the hosts of the connected cluster have room for, if nobody else uses them."""
+    import ray
+
+    return sum(room_of(node["Resources"], runtime) for node in ray.nodes() if node["Alive"])
+
+
+def room_of(host: Mapping[str, float], runtime: RuntimeConfig) -> int:
+    """How many workers a host has room for. host: its CPUs and GPUs, as Ray counts them."""
+    wanted = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
+    return min(int(host.get(kind, 0.0) / each + 1e-9) for kind, each in wanted.items() if each)

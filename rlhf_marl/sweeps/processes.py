@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 
 from rlhf_marl.config.schema import RuntimeConfig
-from rlhf_marl.distributed.cluster import check_installed, connect
+from rlhf_marl.distributed.cluster import check_installed, connect, room
 from rlhf_marl.errors import UsageError
 from rlhf_marl.sanitise import first_line
 
@@ -38,9 +38,8 @@ Start = Callable[[Sequence[str], Path], Process]
 
 def on_this_machine(jobs: int) -> Start:
     """jobs: processes at a time; unless OMP_NUM_THREADS is set, they share the cores."""
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        threads = {}
+    shared = jobs > 1 and "OMP_NUM_THREADS" not in os.environ
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} if shared else {}
     return lambda arguments, log: _Local(_popen(arguments, log, threads))
 
 
@@ -54,24 +53,10 @@ def on_cluster(runtime: RuntimeConfig, where: str) -> Iterator[tuple[Start, int]
         UsageError: Ray cannot be reached, or no host has room for one process.
     """
     end = connect(runtime.model_copy(update={"address": runtime.address or "auto"}), 1, where)
-    import ray
-
     try:
-        room = sum(room_of(node["Resources"], runtime) for node in ray.nodes() if node["Alive"])
-        if room == 0:
-            raise UsageError(
-                f"{where}: runtime: no host of the cluster has the {runtime.cpus_per_worker} CPUs and "
-                f"{runtime.gpus_per_worker:g} GPUs that a run reserves"
-            )
-        yield lambda arguments, log: _OnCluster(arguments, log, runtime), room
+        yield lambda arguments, log: _OnCluster(arguments, log, runtime), room(runtime)
     finally:
         end()
-
-
-def room_of(host: Mapping[str, float], runtime: RuntimeConfig) -> int:
-    """How many processes a host has room for. host: its CPUs and GPUs, as Ray counts them."""
-    wanted = {"CPU": runtime.cpus_per_worker, "GPU": runtime.gpus_per_worker}
-    return min(int(host.get(kind, 0.0) / each + 1e-9) for kind, each in wanted.items() if each)
 
 
 def cluster_of(runtimes: Sequence[RuntimeConfig], where: str) -> RuntimeConfig:

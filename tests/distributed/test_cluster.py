@@ -48,6 +48,21 @@ def test_more_than_the_cluster_has_is_one_line(cluster):
         connect(RuntimeConfig(kind="ray", gpus_per_worker=0.5), 3, "c")
 
 
+def test_room_is_that_of_each_host():
+    room = [under_test.room_of({"CPU": cpus}, RuntimeConfig(cpus_per_worker=2)) for cpus in (1.0, 3.0, 8.0)]
+    assert room == [0, 1, 4]
+    gpus = RuntimeConfig(gpus_per_worker=0.1)
+    assert [under_test.room_of(host, gpus) for host in ({"CPU": 64.0}, {"CPU": 64.0, "GPU": 4.0})] == [0, 40]
+
+
+def test_a_worker_that_fits_on_no_host_is_one_line(cluster, monkeypatch):
+    """Two hosts of two CPUs have four, but a worker cannot be on both."""
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": alive, "Resources": {"CPU": 2.0}} for alive in (1, 1, 0)])
+    wide = RuntimeConfig(kind="ray", cpus_per_worker=3)
+    with pytest.raises(UsageError, match=r"^c: runtime: a worker needs 3 CPUs and 0 GPUs of one host; .* 0 of 1$"):
+        connect(wide, 1, "c")
+
+
 def test_rewards_in_one_place_are_refused(content):
     with pytest.raises(UsageError, match="cooperation: minimum needs everyone's rewards in one place; use runtime"):
         check_config(content | {"cooperation": "minimum", "actor": {"credit": "consensus"}}, "c")

@@ -68,13 +68,6 @@ def test_a_training_that_waits_for_room_is_stopped_too(cluster, tmp_path, monkey
     assert process.poll() == 1
 
 
-def test_room_is_that_of_each_host():
-    room = [processes.room_of({"CPU": cpus}, RuntimeConfig(cpus_per_worker=2)) for cpus in (1.0, 3.0, 8.0)]
-    assert room == [0, 1, 4]
-    gpus = RuntimeConfig(gpus_per_worker=0.1)
-    assert [processes.room_of(host, gpus) for host in ({"CPU": 64.0}, {"CPU": 64.0, "GPU": 4.0})] == [0, 40]
-
-
 @pytest.mark.parametrize("early", [False, True])
 def test_a_host_lets_its_training_save(tmp_path, monkeypatch, early):
     """`early`: told to stop before it has begun."""
