@@ -4,16 +4,20 @@ import torch
 from torch import Tensor
 
 
-def leave_one_out(signal: Tensor) -> Tensor:
-    """Subtract from each entry the mean of the others along the last axis; a single entry is unchanged.
+def leave_one_out(signal: Tensor, group: int) -> Tensor:
+    """Subtract from each entry the mean of the others of its group; groups of one are unchanged.
 
     Samples are independent, so the baseline does not depend on the action whose signal it corrects.
+
+    Args:
+        signal: (..., B).
+        group: so many entries in a row are a group; divides B.
     """
-    n = signal.shape[-1]
-    if n == 1:
+    if group == 1:
         return signal
-    signal = signal - signal[..., :1]  # equal signals become exact zeros, not rounding noise
-    return signal - (signal.sum(-1, keepdim=True) - signal) / (n - 1)
+    grouped = signal.unflatten(-1, (-1, group))
+    grouped = grouped - grouped[..., :1]  # equal signals become exact zeros, not rounding noise
+    return (grouped - (grouped.sum(-1, keepdim=True) - grouped) / (group - 1)).flatten(-2)
 
 
 def normalised_step(parameters: Tensor, direction: Tensor, step_size: float) -> Tensor:

@@ -308,7 +308,8 @@ class ActorConfig(Section):
     credit: CreditName = "local"
     """local: the own immediate reward and gossiped values; consensus: only the gossiped TD error."""
     baseline: Literal["none", "leave_one_out"] = "leave_one_out"
-    """leave_one_out: subtract the mean signal of the other parallel dialogues."""
+    """leave_one_out: subtract the mean signal of the other parallel dialogues, with dialogues_per_question above 1 of
+    those with the same question."""
     objective: ObjectiveName = "policy_gradient"
     """policy_gradient: the signal weights every token's score function; ppo_clip: PPO's clipped objective, with the
     signal as advantage."""
@@ -422,6 +423,8 @@ class Config(Section):
     """Each iteration plays `dialogues` dialogues and makes turns / actor.turns_per_update updates."""
     dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Dialogues played in parallel."""
+    dialogues_per_question: PositiveInt = 1
+    """So many of them start with the same question; divides `dialogues`. Above 1, actor.baseline compares only these."""
     turns: Annotated[int, Field(gt=0, le=1000)] = 3
     """Turns of each dialogue."""
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -533,6 +536,10 @@ class Config(Section):
         if self.turns % self.actor.turns_per_update:
             raise ValueError(
                 f"actor.turns_per_update: {self.actor.turns_per_update} does not divide turns ({self.turns})"
+            )
+        if self.dialogues % self.dialogues_per_question:
+            raise ValueError(
+                f"dialogues_per_question: {self.dialogues_per_question} does not divide dialogues ({self.dialogues})"
             )
         if self.actor.kl_target is not None and self.actor.kl_coefficient == 0:
             raise ValueError("actor.kl_coefficient: kl_target multiplies it, so it must start above 0")

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata, resources
 from typing import Any
 
@@ -18,6 +19,15 @@ from rlhf_marl.sanitise import visible
 _EMPTY = ""
 # Some libraries inside plotly.js add a style sheet unless an element with this id exists.
 _OWN_STYLE = re.compile(r'getElementById\("([0-9a-f]{64})"\)')
+# One for all pages: compiling a template takes longer than filling it.
+_TEMPLATES = Environment(
+    loader=PackageLoader("rlhf_marl.reporting", "."),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    finalize=lambda value: visible(value) if type(value) is str else value,
+)
 
 
 def offline_page(template: str, scripts: Sequence[str], data: Any, **variables: Any) -> str:
@@ -41,15 +51,7 @@ def offline_page(template: str, scripts: Sequence[str], data: Any, **variables: 
             "form-action 'none'",
         ]
     )
-    environment = Environment(
-        loader=PackageLoader("rlhf_marl.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: visible(value) if type(value) is str else value,
-    )
-    return environment.get_template(template).render(
+    return _TEMPLATES.get_template(template).render(
         policy=policy,
         style=Markup(style),
         plotly=Markup(plotly),
@@ -81,6 +83,7 @@ def _part(name: str) -> str:
     return resources.files("rlhf_marl.reporting").joinpath(name).read_text("utf-8")
 
 
+@cache
 def _plotly() -> str:
     """plotly.js's bundle of cartesian charts, without `</script` and carriage returns.
 

@@ -419,6 +419,7 @@ def build_learner(
         decodings=decodings(config, numbers),
         prefixes=PrefixCache(),
         masks=masks,
+        compared=config.dialogues_per_question if config.dialogues_per_question > 1 else None,
     )
 
 

@@ -45,6 +45,7 @@ class Learner:
         decodings: how the agents sample; log-probabilities are trained at the temperature of sampling.
         prefixes: prefix cache of the base model, for the states.
         masks: over what is gossiped; None: values are sent as they are.
+        compared: dialogues in a row that are each other's baseline; None: all.
     """
 
     numbers: Sequence[int]
@@ -64,6 +65,7 @@ class Learner:
     decodings: Sequence[Decoding]
     prefixes: PrefixCache
     masks: Masks | None = None
+    compared: int | None = None
 
     def begin(self, turns: Sequence[Turn], adjacency: Tensor) -> None:
         """Set the masks for an update from these turns, or for its repetition.
@@ -179,7 +181,7 @@ class Learner:
         """δ, and the signal with its baseline, both (N, B)."""
         signal = actor_signal(self.actor.signal, self.actor.credit, self.mixer, values)
         if self.actor.baseline == "leave_one_out":
-            signal = leave_one_out(signal)
+            signal = leave_one_out(signal, self.compared or signal.shape[-1])
         return td_error(values.value, values.reward, values.next_value, values.discount), signal
 
     def _add_gradients(

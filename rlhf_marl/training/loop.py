@@ -250,7 +250,7 @@ def first_prompts(experiment: Experiment, iteration: int) -> list[Dialogue]:
     config, questions = experiment.config, experiment.questions
     dialogues = []
     for number in range(iteration * config.dialogues, (iteration + 1) * config.dialogues):
-        question = questions.index(number)
+        question = questions.index(number // config.dialogues_per_question)
         messages, row = [*questions.conversations[question]], questions.rows[question]
         dialogues.append(Dialogue(number, question, messages, config.turns, row=row))
     return dialogues

@@ -139,7 +139,7 @@ def test_leaving_one_out_keeps_the_expected_direction(signal, credit):
     """Over every pair of independent samples: half the sum of both samples' directions."""
     probability, values, score = samples()[-1], signal_of(signal, credit), scores()
     pairs = torch.stack(torch.broadcast_tensors(values[:, :, None], values[:, None, :]), dim=-1)  # (N, b, c, 2)
-    corrected = leave_one_out(pairs)[..., 0]  # of sample b; c is the other
+    corrected = leave_one_out(pairs, 2)[..., 0]  # of sample b; c is the other
     found = torch.einsum("b,c,ibc,ibsa->isa", probability, probability, corrected, score) / probability.sum()
     torch.testing.assert_close(found, finite_difference_gradient(), atol=1e-6, rtol=1e-5)
 

@@ -69,6 +69,7 @@ def learner_of(
     turn_weight=1.0,
     cooperation="gossip",
     groups=(slice(None),),
+    compared=None,
     **actor,
 ):
     """Adapters away from zero, so that all their numbers have gradients."""
@@ -99,6 +100,7 @@ def learner_of(
         turn_weights=lambda k: turn_weight**k,
         decodings=[Decoding(agents, 4, TEMPERATURE) for agents in groups],
         prefixes=PrefixCache(),
+        compared=compared,
     )
 
 
@@ -162,6 +164,7 @@ def test_critic_and_td_errors_by_hand():
         # r/2 + (V'/2 - V) = r/2 + (-0.3, -0.4)
         ({"credit": "local"}, [[0.2, 0.6], [1.2, 0.1]]),
         ({"credit": "local", "baseline": "leave_one_out"}, [[-0.4, 0.4], [1.1, -1.1]]),
+        ({"credit": "local", "baseline": "leave_one_out", "compared": 1}, [[0.2, 0.6], [1.2, 0.1]]),
         # minus the mean of (-0.7, -1.6) and (-2.7, -0.6)
         ({"credit": "consensus"}, [[1.7, 1.1], [1.7, 1.1]]),
     ],

@@ -73,6 +73,18 @@ def test_a_run_leaves_what_the_contract_names(tiny_content, tmp_path):
     assert len(run.dialogues) == 8
 
 
+def test_so_many_dialogues_start_with_the_same_question_and_are_compared(quick_content, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ("hi?", "who?", "where?")))
+    prompts = {"source": "jsonl", "path": str(file)}
+    content = quick_content | {"dialogues": 4, "dialogues_per_question": 2, "iterations": 3, "prompts": prompts}
+    asked = [row["question"] for row in read_jsonl(train(content, tmp_path / "run").path / "dialogues.jsonl")]
+    assert asked[::2] == asked[1::2]
+    assert sorted(asked[:6:2]) == sorted(asked[6::2]) == [0, 1, 2]  # two rounds through all questions
+    configs = [check_config(content | {"dialogues_per_question": n}, "c") for n in (1, 2)]
+    assert [build(c, "c", torch.device("cpu")).team.learner.compared for c in configs] == [None, 2]
+
+
 def test_same_seed_same_run_other_seed_other_run(tiny_content, tmp_path):
     first, again = train(tiny_content, tmp_path / "a"), train(tiny_content, tmp_path / "b")
     other = train(tiny_content | {"seed": 1}, tmp_path / "c")
