@@ -424,7 +424,7 @@ class Config(Section):
     dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Dialogues played in parallel."""
     dialogues_per_question: PositiveInt = 1
-    """So many of them start with the same question; divides `dialogues`. Above 1, actor.baseline compares only these."""
+    """So many of them start with the same question; divides `dialogues`. Above 1, actor.baseline compares only them."""
     turns: Annotated[int, Field(gt=0, le=1000)] = 3
     """Turns of each dialogue."""
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
