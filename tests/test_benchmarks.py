@@ -184,6 +184,25 @@ def test_a_run_of_cooperation_becomes_a_line_and_is_not_repeated(cooperation, ti
     assert list(out.glob("*/*")) == []
 
 
+def test_dialogues_stand_side_by_side_and_cannot_end_their_block():
+    rows = [
+        {
+            "question": question,
+            "turn": 0,
+            "policy": policy,
+            "prompt": f"{question}?",
+            "responses": ["fine", "```\n# mine" if policy == "trained" else "ok"],
+            "aggregate_scores": {"judge": 0.5},
+        }
+        for policy in ("base", "trained")
+        for question in ("a", "b", "c", "d", "e")
+    ]
+    page = "\n\n".join(loaded("side_by_side").markdown(rows, 3, 20))
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## a", "## d"]
+    assert page.count("base models: judge +0.50") == page.count("````text\n0: fine\n1: ```\n# mine\n````") == 2
+    assert page.count("a?") == 1
+
+
 def test_what_a_neighbour_learns_by_hand():
     """Six agents: r + e has R² 1 / 1.01; behind large masks of a complete graph only the five others' sum is known."""
     privacy = loaded("privacy")

@@ -1,0 +1,65 @@
+"""Dialogues of an evaluated run in full, as Markdown: the base models' answers beside the trained agents'.
+
+    python benchmarks/side_by_side.py RUN [--every 3] [--first 20] > dialogues.md
+
+Takes every third question of the evaluation in its order, whatever was said. RUN must have been evaluated.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf_marl.errors import UsageError
+from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.sanitise import visible
+
+POLICIES = {"base": "base models", "trained": "trained agents"}
+
+
+def fenced(text: str) -> str:
+    """The text as a code block, which it cannot end: nothing that a model wrote becomes markup."""
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = [part for line in visible(text).splitlines() for part in textwrap.wrap(line, 110) or [""]]
+    return "\n".join([f"{fence}text", *lines, fence])
+
+
+def markdown(rows: list[dict[str, Any]], every: int, first: int) -> Iterator[str]:
+    """The chosen questions' turns: the prompt, and each agent's answer by base models and trained agents."""
+    questions = list(dict.fromkeys(row["question"] for row in rows))[::every][:first]
+    turns = {(row["question"], row["turn"], row["policy"]): row for row in rows}
+    for question in questions:
+        for turn in range(1 + max(row["turn"] for row in rows if row["question"] == question)):
+            yield f"## {question}" + (f", turn {turn + 1}" if turn else "")
+            for policy, name in POLICIES.items():
+                row = turns[question, turn, policy]
+                if policy == "base" or row["prompt"] != turns[question, turn, "base"]["prompt"]:
+                    yield fenced(row["prompt"])
+                answers = [f"{agent}: {text}" for agent, text in enumerate(row["responses"])]
+                scores = ", ".join(f"{judge} {score:+.2f}" for judge, score in row["aggregate_scores"].items())
+                yield f"{name}: {scores}"
+                yield fenced("\n".join(answers))
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--every", default=3, show_default=True, type=click.IntRange(1), help="Distance between the questions.")
+@click.option("--first", default=20, show_default=True, type=click.IntRange(1), help="Number of questions.")
+def main(run: Path, every: int, first: int) -> None:
+    """Print the dialogues."""
+    file = run / "evaluation_dialogues.jsonl"
+    if not file.is_file():
+        raise click.ClickException(f"{run}: has no evaluation; run rlhf-marl evaluate first")
+    try:
+        rows = read_jsonl(file)
+    except UsageError as error:
+        raise click.ClickException(str(error)) from None
+    click.echo("\n\n".join(markdown(rows, every, first)))
+
+
+if __name__ == "__main__":
+    main()
