@@ -6,8 +6,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-_LARGEST_ERROR = 0.2  # Ziegler et al.
-_RANGE = 100.0  # the coefficient stays within this factor of its start
+_FALL, _RISE = 0.2, 0.5  # largest errors below and above the target; Ziegler et al. have 0.2 for both
+_LOWEST, _HIGHEST = 0.1, 100.0  # the coefficient's range, in units of its start
 _LARGEST_MULTIPLIER = 1.0
 
 
@@ -15,11 +15,11 @@ _LARGEST_MULTIPLIER = 1.0
 class KlCoefficient:
     """β of each agent's KL penalty. With a target it adapts after every update (Ziegler et al. 2019, section 2.2).
 
-        e = clip(KL / target - 1, -0.2, 0.2),  β ← β (1 + gain e)
+        e = clip(KL / target - 1, -0.2, 0.5),  β ← β (1 + gain e)
 
     KL is in nats per answer token, because the penalty's purpose, to stay near the base model, does not depend on how
-    long the answers are. β stays between a hundredth and a hundred times its start: it starts above what is needed,
-    since at first KL is 0, and would otherwise have vanished when it is needed.
+    long the answers are. β stays between a tenth and a hundred times its start: at first KL is 0 and β falls, and it
+    must be back when it is needed. For the same reason it rises faster than it falls.
 
     Attributes:
         values: β, (n_agents,) on the CPU.
@@ -37,8 +37,8 @@ class KlCoefficient:
         if self._target is None:
             return
         kl, usable = kl.cpu(), usable.cpu()
-        error = (kl / self._target - 1).clamp(-_LARGEST_ERROR, _LARGEST_ERROR)
-        adapted = (self.values * (1 + self._gain * error)).clamp(self._start / _RANGE, self._start * _RANGE)
+        error = (kl / self._target - 1).clamp(-_FALL, _RISE)
+        adapted = (self.values * (1 + self._gain * error)).clamp(self._start * _LOWEST, self._start * _HIGHEST)
         self.values = torch.where(usable & kl.isfinite(), adapted, self.values)
 
     def state_dict(self, agent: int) -> dict[str, Tensor]:

@@ -327,7 +327,8 @@ class ActorConfig(Section):
     kl_target: PositiveFloat | None = None
     """KL to the base model that each agent's weight adapts towards, in nats per answer token; null = fixed weight."""
     kl_gain: Annotated[float, Field(gt=0, lt=5)] = 1.0
-    """The weight changes by at most a fifth of this share per update. The published 0.1 is for thousands of updates."""
+    """Per update the weight grows by at most half of this share and falls by at most a fifth of it. The published 0.1
+    is for thousands of updates."""
     entropy_band: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
     """[low, high] in nats per token: below low an agent gets an ever larger bonus for entropy, above high a penalty."""
     entropy_step_size: PositiveFloat = 0.01

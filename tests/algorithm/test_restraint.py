@@ -8,20 +8,20 @@ from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 EVERYONE = torch.tensor([True, True, True])
 
 
-def test_the_kl_coefficient_adapts_by_at_most_a_fifth_of_its_gain():
-    """Target 0.5: KLs of 0.55, 5 and 0 are off by 10%, and by more than 20% in both directions."""
+def test_the_kl_coefficient_rises_by_at_most_half_of_its_gain_and_falls_by_at_most_a_fifth():
+    """Target 0.5: KLs of 0.55, 5 and 0 are off by 10%, and by more than 50% in both directions."""
     kl = KlCoefficient(3, 0.01, 0.5, 0.1)
     kl.update(torch.tensor([0.55, 5.0, 0.0]), EVERYONE)
-    torch.testing.assert_close(kl.values, torch.tensor([0.0101, 0.0102, 0.0098]))
+    torch.testing.assert_close(kl.values, torch.tensor([0.0101, 0.0105, 0.0098]))
     kl.update(torch.tensor([0.5, 5.0, 0.45]), EVERYONE)
-    torch.testing.assert_close(kl.values, torch.tensor([0.0101, 0.010404, 0.009702]))
+    torch.testing.assert_close(kl.values, torch.tensor([0.0101, 0.011025, 0.009702]))
 
 
-def test_it_stays_within_a_factor_of_a_hundred_of_its_start():
+def test_it_stays_between_a_tenth_and_a_hundred_times_its_start():
     kl = KlCoefficient(2, 0.5, 1.0, 4.0)
     for _ in range(40):
         kl.update(torch.tensor([0.0, 9.0]), EVERYONE[:2])
-    torch.testing.assert_close(kl.values, torch.tensor([0.005, 50.0]))
+    torch.testing.assert_close(kl.values, torch.tensor([0.05, 50.0]))
 
 
 def test_without_a_target_it_is_fixed_and_without_a_band_the_bonus_is_zero():
