@@ -8,23 +8,28 @@ Takes every third question of the evaluation in its order, whatever was said. RU
 import re
 import textwrap
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.files import DIALOGUES
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.sanitise import visible
 
 POLICIES = {"base": "base models", "trained": "trained agents"}
 
 
+wrapped = partial(textwrap.wrap, width=110, subsequent_indent="   ", break_on_hyphens=False)
+
+
 def fenced(text: str) -> str:
     """The text as a code block, which it cannot end: nothing that a model wrote becomes markup."""
     longest = max(map(len, re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    lines = [part for line in visible(text).splitlines() for part in textwrap.wrap(line, 110) or [""]]
+    lines = [part for line in visible(text).splitlines() for part in wrapped(line) or [""]]
     return "\n".join([f"{fence}text", *lines, fence])
 
 
@@ -39,7 +44,7 @@ def markdown(rows: list[dict[str, Any]], every: int, first: int) -> Iterator[str
                 row = turns[question, turn, policy]
                 if policy == "base" or row["prompt"] != turns[question, turn, "base"]["prompt"]:
                     yield fenced(row["prompt"])
-                answers = [f"{agent}: {text}" for agent, text in enumerate(row["responses"])]
+                answers = [f"{agent}: " + text.replace("\n", "\n   ") for agent, text in enumerate(row["responses"])]
                 scores = ", ".join(f"{judge} {score:+.2f}" for judge, score in row["aggregate_scores"].items())
                 yield f"{name}: {scores}"
                 yield fenced("\n".join(answers))
@@ -51,14 +56,12 @@ def markdown(rows: list[dict[str, Any]], every: int, first: int) -> Iterator[str
 @click.option("--first", default=20, show_default=True, type=click.IntRange(1), help="Number of questions.")
 def main(run: Path, every: int, first: int) -> None:
     """Print the dialogues."""
-    file = run / "evaluation_dialogues.jsonl"
-    if not file.is_file():
+    if not (run / DIALOGUES).is_file():
         raise click.ClickException(f"{run}: has no evaluation; run rlhf-marl evaluate first")
     try:
-        rows = read_jsonl(file)
-    except UsageError as error:
-        raise click.ClickException(str(error)) from None
-    click.echo("\n\n".join(markdown(rows, every, first)))
+        click.echo("\n\n".join(markdown(read_jsonl(run / DIALOGUES), every, first)))
+    except (UsageError, KeyError) as error:
+        raise click.ClickException(f"{run / DIALOGUES}: incomplete ({error}); evaluate again") from None
 
 
 if __name__ == "__main__":

@@ -188,19 +188,19 @@ def test_dialogues_stand_side_by_side_and_cannot_end_their_block():
     rows = [
         {
             "question": question,
-            "turn": 0,
+            "turn": turn,
             "policy": policy,
-            "prompt": f"{question}?",
+            "prompt": f"{policy}'s?" if turn else f"{question}?",
             "responses": ["fine", "```\n# mine" if policy == "trained" else "ok"],
             "aggregate_scores": {"judge": 0.5},
         }
         for policy in ("base", "trained")
-        for question in ("a", "b", "c", "d", "e")
+        for question, turn in (("a", 0), ("a", 1), ("b", 0), ("c", 0), ("d", 0), ("e", 0))
     ]
     page = "\n\n".join(loaded("side_by_side").markdown(rows, 3, 20))
-    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## a", "## d"]
-    assert page.count("base models: judge +0.50") == page.count("````text\n0: fine\n1: ```\n# mine\n````") == 2
-    assert page.count("a?") == 1
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## a", "## a, turn 2", "## d"]
+    assert page.count("base models: judge +0.50") == page.count("````text\n0: fine\n1: ```\n   # mine\n````") == 3
+    assert [page.count(prompt) for prompt in ("a?", "d?", "base's?", "trained's?")] == [1, 1, 1, 1]
 
 
 def test_what_a_neighbour_learns_by_hand():

@@ -128,19 +128,20 @@ def test_killed_by_the_system(validated_content, quick_content, tmp_path, wanted
     # A controller that remembers what it read: its memory is lost, which must not show.
     shared = {"kind": "shared", "aggregate_tokens": 3, "next_prompt_tokens": 3}
     write(tmp_path / "train", "config.json", quick_content | {"iterations": 3, "controller": shared})
-    rows = [{"prompt": f"question {i}", "chosen": "a" * (i % 7 + 4), "rejected": "z" * (i % 5 + 4)} for i in range(20)]
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    base = saved(tmp_path / "base", "deberta")["model"]
-    card = {"name": "tiny", "kind": "trained", "data": str(pairs), "base": base, "epochs": 2.0}
-    write(tmp_path / "reward", "card.json", card)
-    overrides = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005", "--experiments", "[fig5]"]
-    write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{printed: {}}"])
+    if "reward" in wanted:
+        rows = [{"prompt": f"{i}?", "chosen": "a" * (i % 7 + 4), "rejected": "z" * (i % 5 + 4)} for i in range(20)]
+        pairs = tmp_path / "pairs.jsonl"
+        pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        base = saved(tmp_path / "base", "deberta")["model"]
+        card = {"name": "tiny", "kind": "trained", "data": str(pairs), "base": base, "epochs": 2.0}
+        write(tmp_path / "reward", "card.json", card)
+        overrides = ["--seeds", "3", "--points", "4", "--iterations_share", "0.005", "--experiments", "[fig5]"]
+        write(tmp_path / "study", "study.json", [*overrides, "--regimes", "{printed: {}}"])
     found = killed(tmp_path, **wanted)
     at_writes = found.pop("writes")
     assert at_writes["writes"] > 100
-    assert at_writes["kills"] >= at_writes["writes"] // wanted["writes"]
-    assert {"writes": wanted["writes"]} | {kind: done["kills"] for kind, done in found.items()} == wanted
+    assert at_writes["kills"] > 100 // wanted["writes"]
+    assert {kind: done["kills"] for kind, done in found.items()} == {k: n for k, n in wanted.items() if k != "writes"}
 
 
 @pytest.mark.slow

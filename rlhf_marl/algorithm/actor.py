@@ -11,7 +11,7 @@ def leave_one_out(signal: Tensor, group: int) -> Tensor:
 
     Args:
         signal: (..., B).
-        group: so many entries in a row are a group; divides B.
+        group: size of a group of consecutive entries; divides B.
     """
     if group == 1:
         return signal

@@ -425,7 +425,7 @@ class Config(Section):
     dialogues: Annotated[int, Field(gt=0, le=10_000)] = 4
     """Dialogues played in parallel."""
     dialogues_per_question: PositiveInt = 1
-    """So many of them start with the same question; divides `dialogues`. Above 1, actor.baseline compares only them."""
+    """How many start with the same question; divides `dialogues`. Above 1, actor.baseline compares only these."""
     turns: Annotated[int, Field(gt=0, le=1000)] = 3
     """Turns of each dialogue."""
     discount: Annotated[float, Field(ge=0, lt=1)] = 0.5
@@ -542,6 +542,8 @@ class Config(Section):
             raise ValueError(
                 f"dialogues_per_question: {self.dialogues_per_question} does not divide dialogues ({self.dialogues})"
             )
+        if self.dialogues_per_question > 1 and isinstance(self.prompts, FixedPrompt):
+            raise ValueError("dialogues_per_question: all dialogues ask the fixed question; leave it at 1")
         if self.actor.kl_target is not None and self.actor.kl_coefficient == 0:
             raise ValueError("actor.kl_coefficient: kl_target multiplies it, so it must start above 0")
         if self.actor.entropy_band is not None and not self.actor.entropy_band[0] < self.actor.entropy_band[1]:

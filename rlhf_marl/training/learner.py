@@ -45,7 +45,7 @@ class Learner:
         decodings: how the agents sample; log-probabilities are trained at the temperature of sampling.
         prefixes: prefix cache of the base model, for the states.
         masks: over what is gossiped; None: values are sent as they are.
-        compared: dialogues in a row that are each other's baseline; None: all.
+        compared: number of consecutive dialogues that are compared with each other; None: all.
     """
 
     numbers: Sequence[int]

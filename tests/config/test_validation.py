@@ -51,6 +51,7 @@ def test_a_pasted_key_is_not_repeated():
         (["seed", "3"], "command line: 'seed' is not an option"),
         (["--actor.turns_per_update", "2"], f"{QUICKSTART}: actor.turns_per_update: 2 does not divide turns (3)"),
         (["--dialogues_per_question", "3"], f"{QUICKSTART}: dialogues_per_question: 3 does not divide dialogues (4)"),
+        (["--dialogues_per_question", "2"], f"{QUICKSTART}: dialogues_per_question: all dialogues ask the fixed"),
         (["--actor.signal", "q_value"], f"{QUICKSTART}: actor.credit: local needs a signal with an immediate reward"),
         (
             ["--reward.of", "team"],

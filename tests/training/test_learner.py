@@ -12,6 +12,7 @@ from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.algorithm.network import Linear
 from rlhf_marl.algorithm.optimizers import AgentAdam, SignalScale
 from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
+from rlhf_marl.algorithm.signals import Values
 from rlhf_marl.config.schema import ActorConfig
 from rlhf_marl.dialogue.player import Turn
 from rlhf_marl.dialogue.speakers import Decoding
@@ -164,7 +165,6 @@ def test_critic_and_td_errors_by_hand():
         # r/2 + (V'/2 - V) = r/2 + (-0.3, -0.4)
         ({"credit": "local"}, [[0.2, 0.6], [1.2, 0.1]]),
         ({"credit": "local", "baseline": "leave_one_out"}, [[-0.4, 0.4], [1.1, -1.1]]),
-        ({"credit": "local", "baseline": "leave_one_out", "compared": 1}, [[0.2, 0.6], [1.2, 0.1]]),
         # minus the mean of (-0.7, -1.6) and (-2.7, -0.6)
         ({"credit": "consensus"}, [[1.7, 1.1], [1.7, 1.1]]),
     ],
@@ -182,6 +182,13 @@ def test_signals_by_hand_weigh_the_score_functions(options, signal):
     torch.testing.assert_close(
         torch.tensor(column(rows, "gradient_norm")), expected.norm(dim=-1) / 2, atol=1e-4, rtol=1e-4
     )
+
+
+def test_dialogues_are_compared_with_those_of_the_same_question_alone():
+    rewards, zeros = torch.tensor([[1.0, 2.0, 10.0, 40.0], [0.0, 4.0, 3.0, 3.0]]), torch.zeros(2, 4)
+    learner = learner_of(credit="local", baseline="leave_one_out", compared=2)
+    _, signal = learner._td_error_and_signal(Values(zeros, zeros, rewards, torch.zeros(1, 1)))
+    torch.testing.assert_close(signal, torch.tensor([[-0.5, 0.5, -15.0, 15.0], [-2.0, 2.0, 0.0, 0.0]]))
 
 
 def test_log_probabilities_and_entropy_are_those_of_the_policy_that_sampled():
