@@ -21,7 +21,6 @@ from rlhf_marl.sanitise import visible
 
 POLICIES = {"base": "base models", "trained": "trained agents"}
 
-
 wrapped = partial(textwrap.wrap, width=110, subsequent_indent="   ", break_on_hyphens=False)
 
 
@@ -35,14 +34,15 @@ def fenced(text: str) -> str:
 
 def markdown(rows: list[dict[str, Any]], every: int, first: int) -> Iterator[str]:
     """The chosen questions' turns: the prompt, and each agent's answer by base models and trained agents."""
-    questions = list(dict.fromkeys(row["question"] for row in rows))[::every][:first]
-    turns = {(row["question"], row["turn"], row["policy"]): row for row in rows}
-    for question in questions:
-        for turn in range(1 + max(row["turn"] for row in rows if row["question"] == question)):
+    turns: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        turns.setdefault(row["question"], {}).setdefault(row["turn"], {})[row["policy"]] = row
+    for question, of_question in list(turns.items())[::every][:first]:
+        for turn, by_policy in of_question.items():
             yield f"## {question}" + (f", turn {turn + 1}" if turn else "")
             for policy, name in POLICIES.items():
-                row = turns[question, turn, policy]
-                if policy == "base" or row["prompt"] != turns[question, turn, "base"]["prompt"]:
+                row = by_policy[policy]
+                if policy == "base" or row["prompt"] != by_policy["base"]["prompt"]:
                     yield fenced(row["prompt"])
                 answers = [f"{agent}: " + text.replace("\n", "\n   ") for agent, text in enumerate(row["responses"])]
                 scores = ", ".join(f"{judge} {score:+.2f}" for judge, score in row["aggregate_scores"].items())
