@@ -64,9 +64,10 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
             shutil.rmtree(folder, ignore_errors=True)
 
     try:
-        if runtime.address not in (None, "auto"):
-            _check_reachable(runtime.address)
-        ray.init(address=runtime.address or "local", **quiet)
+        address = _found() if runtime.address == "auto" else runtime.address
+        if address is not None:
+            _check_reachable(address)
+        ray.init(address=address or "local", **quiet)
         _check_resources(runtime, n_workers, where)
     except UsageError:
         end()
@@ -81,6 +82,17 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         remedy = "; set TMPDIR to a folder with a shorter path" if "AF_UNIX" in str(error) else ""
         raise UsageError(f"{where}: runtime.{what}: {reason}{remedy}") from None
     return end
+
+
+def _found() -> str:
+    """host:port of $RAY_ADDRESS, of a Ray that runs on this machine, or of the last one that was started here.
+
+    Raises:
+        ConnectionError: there is none.
+    """
+    from ray._private.services import get_ray_address_from_environment
+
+    return get_ray_address_from_environment("auto", None)
 
 
 def _check_reachable(address: str) -> None:

@@ -41,6 +41,16 @@ def test_an_address_without_a_ray_is_one_line_at_once(monkeypatch, address, reas
         connect(RuntimeConfig(kind="ray", address=address), 2, "c")
 
 
+def test_auto_finds_a_ray_that_was_stopped_and_says_so_at_once(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"^c: runtime.address: no Ray on this machine: start one with `ray start"):
+        connect(RuntimeConfig(kind="ray", address="auto"), 2, "c")
+
+
 def test_more_than_the_cluster_has_is_one_line(cluster):
     with pytest.raises(UsageError, match=r"^c: runtime.cpus_per_worker: 3 workers need 24 CPUs; .* cluster has 4$"):
         connect(RuntimeConfig(kind="ray", cpus_per_worker=8), 3, "c")
