@@ -145,7 +145,7 @@ def study(config: str, out: Path, quick: bool, overrides: tuple[str, ...]) -> No
     removed. Options after CONFIG override its keys: --seeds 40 --experiments "[fig2, fig5]".
     """
     if not all(find_spec(name) for name in ("numba", "matplotlib")):
-        raise UsageError("study: needs numba and matplotlib: pip install 'rlhf-marl[study]'")
+        raise UsageError("study: needs numba and matplotlib: pip install '.[study]' in the toolkit's folder")
     from rlhf_marl.gridworld.study.config import load_study
     from rlhf_marl.gridworld.study.run import run_study
 
@@ -327,7 +327,7 @@ def serve(
     Answers /v1/models and /v1/chat/completions, with base, agent-0, ... and team as models, until Ctrl-C.
     """
     if not all(find_spec(name) for name in ("starlette", "uvicorn")):
-        raise UsageError("serve: needs starlette and uvicorn: pip install 'rlhf-marl[serve]'")
+        raise UsageError("serve: needs starlette and uvicorn: pip install '.[serve]' in the toolkit's folder")
     from rlhf_marl.cli.serve import serve as run
     from rlhf_marl.serving.app import Limits
 

@@ -41,7 +41,7 @@ agents:                   # one per reward model; `rlhf-marl reward list` lists 
 {agents}
 generation:
   max_new_tokens: 16      # of an agent's answer
-  max_prompt_tokens: 64   # of the dialogue so far; longer ones are cut from the left
+  max_prompt_tokens: 64   # of the dialogue so far; longer ones lose their oldest messages
   temperature: 1.0
 prompts:                  # or source: jsonl with path, or source: datasets with name and column
   source: fixed
@@ -52,7 +52,7 @@ topology:                 # who gossips with whom
   graph: {graph}
   gossip_rounds: 20       # 0: no consensus
 critic:
-  output_scale: 0.01      # initial values near 0.2, on the scale of the rewards
+  output_scale: 0.01      # with the paper's 1, values would move far above the scale of the rewards
   step_size: 1.0e-3
 actor:
   signal: td_v            # the weight of the score function

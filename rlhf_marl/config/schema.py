@@ -393,7 +393,7 @@ class RuntimeConfig(Section):
 
     kind: Literal["local", "ray"] = "local"
     """local: all in this process, stacked; ray: in worker processes, on this machine or a Ray cluster, which exchange
-    critics with their neighbours only. Needs rlhf-marl[distributed]; see docs/distributed.md."""
+    critics with their neighbours only. Needs the extra `distributed`; see docs/distributed.md."""
     address: Text | None = None
     """Ray cluster to join, as host:port or auto; by default Ray is started on this machine for the time of the run.
     With `sweep --runtime ray`: the cluster that trains the runs, by default auto, a Ray that is there already."""

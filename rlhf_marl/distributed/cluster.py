@@ -21,7 +21,7 @@ _OBJECT_STORE = 2**28  # bytes of shared memory for messages and states; Ray wou
 def check_installed(where: str) -> None:
     """Raise UsageError if Ray is not installed. where: the key or option that asks for it."""
     if find_spec("ray") is None:
-        raise UsageError(f"{where}: Ray is not installed: pip install 'rlhf-marl[distributed]'")
+        raise UsageError(f"{where}: Ray is not installed: pip install '.[distributed]' in the toolkit's folder")
 
 
 def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], None]:

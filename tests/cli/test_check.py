@@ -51,7 +51,7 @@ def test_a_mistake_is_one_line(run, config_file):
 
 
 def test_workers_need_memory_of_their_own(run, config_file):
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     code, printed, errors = run("check", "tiny.yaml", "--runtime.kind", "ray", "--device", "cuda")
     assert code == 0, errors
     assert "workers     2 on Ray; the memory is that of one process, and each beyond the first needs about" in printed

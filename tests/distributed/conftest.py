@@ -32,7 +32,7 @@ def slow(prompts, responses):
 
 @pytest.fixture(scope="session")
 def cluster():
-    pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     disconnect = connect(RuntimeConfig(kind="ray"), 4, "tests")
     yield
     disconnect()

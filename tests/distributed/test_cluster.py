@@ -21,7 +21,7 @@ from rlhf_marl.errors import UsageError
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(under_test, "find_spec", lambda name: None if name == "ray" else find_spec(name))
-    with pytest.raises(UsageError, match=r"^c: Ray is not installed: pip install 'rlhf-marl\[dist"):
+    with pytest.raises(UsageError, match=r"^c: Ray is not installed: pip install '\.\[dist.*' in the toolkit's folder$"):
         check_installed("c")
 
 
@@ -34,7 +34,7 @@ def test_without_ray_the_extra_is_named(monkeypatch):
     ],
 )
 def test_an_address_without_a_ray_is_one_line_at_once(monkeypatch, address, reason):
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     with pytest.raises(UsageError, match=f"^c: runtime.address: no Ray at '{address}': .*{reason}"):
@@ -42,7 +42,7 @@ def test_an_address_without_a_ray_is_one_line_at_once(monkeypatch, address, reas
 
 
 def test_auto_finds_a_ray_that_was_stopped_and_says_so_at_once(monkeypatch):
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))

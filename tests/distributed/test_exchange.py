@@ -146,7 +146,7 @@ def test_a_graph_that_falls_apart():
 
 def test_a_returning_worker_gets_no_first_moment_and_keeps_its_own(content, monkeypatch):
     """A neighbour's recent rewards could be solved from Adam's first moment, which is not gossiped."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     from rlhf_marl.distributed.worker import Worker
 
     def worker(numbers, value):
@@ -179,7 +179,7 @@ def test_a_returning_worker_gets_no_first_moment_and_keeps_its_own(content, monk
 
 def test_a_lost_agent_can_leave_too_few_rounds_for_the_masks(content, monkeypatch, caplog):
     """A ring of six without agent 2 is a path of five, of which a round leaves 1 - (2/3) (1 - cos 36°k)."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'rlhf-marl[distributed]'")
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
     from rlhf_marl.distributed.team import RayTeam
 
     graph = adjacency("ring", 6)
