@@ -21,7 +21,7 @@ from rlhf_marl.errors import UsageError
 
 def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(under_test, "find_spec", lambda name: None if name == "ray" else find_spec(name))
-    with pytest.raises(UsageError, match=r"^c: Ray is not installed: pip install '\.\[dist.*' in the toolkit's folder$"):
+    with pytest.raises(UsageError, match=r"^c: Ray is not installed: pip install '\.\[dist.* in the toolkit's folder$"):
         check_installed("c")
 
 

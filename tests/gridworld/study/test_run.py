@@ -107,7 +107,8 @@ def test_missing_extras_are_told_first(study, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("rlhf_marl.cli.commands.find_spec", lambda name: None if name == "matplotlib" else name)
     with pytest.raises(SystemExit):
         study(*FEW, "--out", "out")
-    assert capsys.readouterr().err == "error: study: needs numba and matplotlib: pip install '.[study]' in the toolkit's folder\n"
+    reason = "needs numba and matplotlib: pip install '.[study]' in the toolkit's folder"
+    assert capsys.readouterr().err == f"error: study: {reason}\n"
     assert not (tmp_path / "out").exists()
 
 
