@@ -22,6 +22,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.hub.export import export as export
+from rlhf_marl.perf.memory import enough_memory
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.references import resolve_model
@@ -39,6 +40,10 @@ from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.loop import run_training, save_results
 
 _log = logging.getLogger("rlhf_marl")
+_LESS_MEMORY = (
+    "start again with smaller dialogues, generation.max_new_tokens or actor.tokens_per_pass, or continue with --resume "
+    "where there is more"
+)
 
 
 def train(
@@ -66,7 +71,7 @@ def train(
 
     Raises:
         UsageError: one line per mistake in the config or its files.
-        RunStopped: a reward model or controller failed; the run directory can be resumed.
+        RunStopped: a reward model or controller failed, or memory ran out; the run directory can be resumed.
     """
     if isinstance(config, str | os.PathLike):
         name = os.fspath(config)
@@ -125,9 +130,10 @@ def train(
         ):
             run.save_topology(experiment.matrix)
             refresh(0)
-            finished = run_training(
-                experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
-            )
+            with enough_memory(_LESS_MEMORY):
+                finished = run_training(
+                    experiment, run, report, lambda: bool(interrupted), watch, validation, report_validation
+                )
             save_results(experiment, run)
             watch.lap()
     refresh_report(path)  # before the tracker, whose errors would leave a page that reloads itself

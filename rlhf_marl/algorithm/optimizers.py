@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf_marl.algorithm.mixing import Mixer
 
-BETA_2 = 0.999
+BETA_1, BETA_2 = 0.9, 0.999  # torch.optim.Adam's
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -24,6 +24,7 @@ class AgentAdam:
         for row, optimizer in zip(self._rows, self._optimizers, strict=True):
             moments = {name: torch.zeros_like(row.detach()) for name in _STATE[1:]}
             optimizer.state[row] = {"step": torch.tensor(0.0), **moments}
+        self._cleared = [0.0] * len(self._rows)  # a row's step count when its first moment was last cleared
 
     def step(self, gradient: Tensor, usable: Tensor, scale: Tensor | None = None) -> None:
         """One step for the usable agents. gradient: (..., n_agents, n_params); usable: (..., n_agents) bool.
@@ -32,11 +33,14 @@ class AgentAdam:
         """
         scales = [1.0] * len(self._rows) if scale is None else scale.flatten().tolist()
         usables = usable.flatten().tolist()
-        rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usables, scales, strict=True)
-        for row, optimizer, of_row, is_usable, of_step in rows:
+        rows = zip(self._rows, self._optimizers, gradient.flatten(0, -2), usables, scales, self._cleared, strict=True)
+        for row, optimizer, of_row, is_usable, of_step, cleared in rows:
             if is_usable:
                 row.grad = of_row
-                optimizer.param_groups[0]["lr"] = self._step_size * of_step
+                # torch divides the first moment by 1 - β1^t; one that was cleared after step c is a mean of t - c.
+                t = optimizer.state[row]["step"].item() + 1
+                bias = (1 - BETA_1**t) / (1 - BETA_1 ** (t - cleared))
+                optimizer.param_groups[0]["lr"] = self._step_size * of_step * bias
                 optimizer.step()
                 row.grad = None
 
@@ -51,9 +55,13 @@ class AgentAdam:
             self._state(row)["exp_avg_sq"].copy_(value)
 
     def forget_momentum(self) -> None:
-        """Clear the first moments. The second moments, which hold the gradient's scale, stay."""
+        """Clear the first moments. The second moments, which hold the gradient's scale, stay.
+
+        A restored state is taken for one that was never cleared: clear it before the next step.
+        """
         for row in range(len(self._rows)):
             self._state(row)["exp_avg"].zero_()
+            self._cleared[row] = self._state(row)["step"].item()
 
     def _state(self, row: int) -> dict[str, Tensor]:
         return self._optimizers[row].state[self._rows[row]]
@@ -65,6 +73,7 @@ class AgentAdam:
     def load_state_dict(self, row: int, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned. Raises KeyError if a part is missing."""
         parameter = self._rows[row]
+        self._cleared[row] = 0.0
         self._optimizers[row].state[parameter] = {
             # torch keeps the step count on the CPU
             name: state[name].clone() if name == "step" else state[name].to(parameter).clone()

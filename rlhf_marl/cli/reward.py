@@ -89,6 +89,8 @@ def train(card: str, to: Path | None) -> None:
         measured = json.loads((folder / "training.json").read_text("utf-8"))
         click.echo(f"already trained: {folder / 'card.yaml'}")
     else:
+        if to is not None and to.exists():
+            raise UsageError(f"--to: {str(to)!r} already exists")
         measured = train_reward_model(recipe, folder, card)
         click.echo(f"card: {folder / 'card.yaml'}")
     held_out = measured["held_out"]

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rlhf_marl.config.overrides import apply_overrides
@@ -13,7 +12,7 @@ from rlhf_marl.config.validation import explain
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import write_text
 from rlhf_marl.files.locate import find_data
-from rlhf_marl.files.yaml_files import load_yaml
+from rlhf_marl.files.yaml_files import dump_yaml, load_yaml
 
 
 def load_config(reference: str, overrides: Sequence[str] = ()) -> Config:
@@ -45,4 +44,4 @@ def _all_keys() -> set[str]:
 
 def dump_config(config: Config, path: Path) -> None:
     """Write the resolved config as YAML, defaults included, in schema order; atomic."""
-    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, dump_yaml(config.model_dump(mode="json")))

@@ -13,6 +13,7 @@ from rlhf_marl.config.schema import (
     TransformersController,
 )
 from rlhf_marl.dialogue import controller as controllers
+from rlhf_marl.errors import UsageError
 from rlhf_marl.files.functions import load_function
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.policy.instructions import render
@@ -66,6 +67,7 @@ def build_controller(
             return controllers.CallableController(prepared, f"{where}: controller")
         case SharedController():
             assert base is not None
+            _check_limits(config, base.context_length, where)
             chat: controllers.Chat = LocalChat(base)
         case TransformersController():
             model = load_chat_model(
@@ -74,6 +76,7 @@ def build_controller(
                 device,
                 **config.model.model_dump(exclude={"name"}),
             )
+            _check_limits(config, model.context_length, where)
             chat = LocalChat(TransformersSampler(model))
         case OpenAIController():
             chat = controllers.endpoint_chat(
@@ -95,3 +98,13 @@ def build_controller(
         next_prompt_tokens=config.next_prompt_tokens,
         max_response_characters=config.max_response_characters,
     )
+
+
+def _check_limits(config: SharedController | TransformersController, context_length: int, where: str) -> None:
+    """Raise UsageError if an answer could fill the model's whole context, so that nothing of its prompt would fit."""
+    for key, limit in config.model_dump(include={"aggregate_tokens", "next_prompt_tokens"}).items():
+        if limit >= context_length:
+            raise UsageError(
+                f"{where}: controller.{key}: {limit} given; the model's context has {context_length} tokens, for the "
+                "instruction and the answer"
+            )

@@ -13,13 +13,13 @@ from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
 from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.distributed.cluster import check_installed, connect
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.policy.loading import context_of, load_chat_model, load_chat_tokenizer, shapes_of
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.build import (
     Experiment,
     build_topology,
-    fits_into_memory,
     gossip_rounds,
     model_key,
     prepare_masks,

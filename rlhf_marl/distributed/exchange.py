@@ -200,12 +200,15 @@ class NeighbourMixer:
         return values
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the agents that reach each other: (n_agents, n_values) -> (1, n_values).
+        """The mean over the agents that reach each other: (n_agents, n_values) -> (1, n_values). NaN without rounds of
+        gossip, since a sum of few agents' values tells what they are.
 
         Sums go up a spanning tree of the graph and the mean comes down, so neighbours alone talk to each other.
         """
         if not self._links:
             return team_mean(values)
+        if not self._rounds:
+            return torch.full_like(values[:1], torch.nan)
         name = f"mean {self._exchanges}"
         self._exchanges += 1
         parent, children, agents = self._view.tree(self._worker)

@@ -457,5 +457,7 @@ class RemoteState(Mapping[str, Tensor]):
         return len(self._team.fetch(self.number))
 
 
-def _root_mean_square(values: Sequence[float]) -> float:
-    return (sum(value**2 for value in values) / len(values)) ** 0.5
+def _root_mean_square(values: Sequence[float]) -> float | None:
+    """None if a value is not known."""
+    found = (sum(value**2 for value in values) / len(values)) ** 0.5
+    return None if math.isnan(found) else found

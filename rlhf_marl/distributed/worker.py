@@ -21,11 +21,12 @@ from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.config import Config
 from rlhf_marl.dialogue.player import Prompts, Turn
 from rlhf_marl.distributed.exchange import Key, Mailbox, Message, NeighbourMixer, View
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.sampler import Sample
 from rlhf_marl.runs.checkpoints import agent_file
 from rlhf_marl.services.journal import Journal
-from rlhf_marl.training.build import build_team, build_topology, fits_into_memory, gossip_rounds
+from rlhf_marl.training.build import build_team, build_topology, gossip_rounds
 from rlhf_marl.training.team import LocalTeam, Row
 
 _PACKAGES = ("rlhf-marl", "torch", "transformers", "ray")

@@ -1,5 +1,6 @@
 """Dialogues on the held-out questions, by the base model and by the trained agents, with the same random numbers."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -134,15 +135,22 @@ def conversations(rows: Sequence[Row], dialogue: Sequence[str] = ("policy", "dia
 
 @torch.inference_mode()
 def score(rows: Sequence[Row], scorer: Scorer, columns: Mapping[Any, DataRow]) -> None:
-    """Add the scorer's scaled score of every response and of every aggregate to the rows.
+    """Add the scorer's scaled score of every response and of every aggregate to the rows, at least one.
 
     columns: further columns of each question, by the value of the rows' key `question`.
     """
     asked = conversations(rows) if scorer.card.reads_dialogue else [row["prompt"] for row in rows]
-    prompts = [prompt for prompt, row in zip(asked, rows, strict=True) for _ in (*row["responses"], "team")]
-    texts = [text for row in rows for text in (*row["responses"], row["aggregate"])]
-    given = [columns[row["question"]] for row in rows for _ in (*row["responses"], "team")]
-    scaled = iter(score_all(scorer.card, scorer.model, prompts, texts, rows=given)[1])
+    cases = [
+        (prompt, text, row["question"])
+        for prompt, row in zip(asked, rows, strict=True)
+        for text in (*row["responses"], row["aggregate"])
+    ]
+    # Equal texts are scored once: in another batch the last digits differ, and a tie would be a win.
+    different = {json.dumps(case): case for case in cases}
+    prompts, texts, questions = zip(*different.values(), strict=True)
+    given = [columns[question] for question in questions]
+    found = dict(zip(different, score_all(scorer.card, scorer.model, prompts, texts, rows=given)[1], strict=True))
+    scaled = iter([found[json.dumps(case)] for case in cases])
     for row in rows:
         row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
         row["aggregate_scores"][scorer.name] = next(scaled)

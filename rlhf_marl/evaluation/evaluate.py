@@ -52,8 +52,9 @@ from rlhf_marl.evaluation.trained_run import (
     reward_cards,
     trained_questions,
 )
-from rlhf_marl.files.atomic import write_text
+from rlhf_marl.files.atomic import locked, write_text
 from rlhf_marl.files.locate import find_data
+from rlhf_marl.perf.memory import enough_memory
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.rewards import Card, load_card
 from rlhf_marl.runs.directory import RunDirectory
@@ -105,12 +106,17 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         progress: receives (stage, steps done, steps in all).
 
     Raises:
-        UsageError: not a run, or unusable questions or judges; OnlyRecorded: no agents.
-        RunStopped: a reward model or the controller failed.
+        UsageError: not a run, unusable questions or judges, or another process evaluates the run; OnlyRecorded: no
+            agents.
+        RunStopped: a reward model or the controller failed, or memory ran out.
     """
-    began = time.monotonic()
     run, config = check_run(path)
-    notes: list[str] = []
+    with locked(path, "evaluate", ".evaluation.lock"):
+        return _evaluate(run, config, options, progress)
+
+
+def _evaluate(run: RunDirectory, config: Config, options: Options, progress: Progress) -> Evaluation:
+    began, path, notes = time.monotonic(), run.path, list[str]()
     questions = _questions(options, trained_questions(config, run, notes), notes)
     cards = reward_cards(run, config, notes)
     which = choice(path, config, options.adapters)
@@ -123,10 +129,11 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         config = _with_limit(config, options.max_new_tokens)
     if which == "best":
         notes.append(f"evaluated {in_words(path, config, which)}; --adapters last evaluates the last")
+    settings |= agents_fingerprint(path, which)  # before loading, so that newer agents do not pass for these
     loaded = load_run(run, config, cards, which, notes)
     agents, own = loaded.agents, loaded.scorers
     sampling = _sampling(config, options, questions, agents)
-    settings |= {"adapters": loaded.source, **agents_fingerprint(path, which)}
+    settings |= {"adapters": loaded.source}
     held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
     pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
@@ -136,16 +143,17 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
     n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
     rows: list[Row] = []
     progress("playing", 0, n_rows)
-    for row in collect(agents, loaded.controller, sampling, questions, options.turns):
-        rows.append(row)
-        progress("playing", len(rows), n_rows)
-    _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
-    for number, scorer in enumerate(scorers):
-        progress("scoring", number, len(scorers))
-        score(rows, scorer, {question.id: question.columns for question in questions})
-    if pairwise is not None:
-        progress("comparing pairs", 0, 1)
-        compare_pairs(rows, pairwise)
+    with enough_memory("evaluate with smaller --max-new-tokens or --turns, or with fewer --judges"):
+        for row in collect(agents, loaded.controller, sampling, questions, options.turns):
+            rows.append(row)
+            progress("playing", len(rows), n_rows)
+        _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
+        for number, scorer in enumerate(scorers):
+            progress("scoring", number, len(scorers))
+            score(rows, scorer, {question.id: question.columns for question in questions})
+        if pairwise is not None:
+            progress("comparing pairs", 0, 1)
+            compare_pairs(rows, pairwise)
     progress("intervals", 0, 1)
     numbers = {
         "version": VERSION,

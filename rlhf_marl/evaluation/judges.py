@@ -87,22 +87,33 @@ def held_out_scorers(
 
 def check_held_out(card: Card, own: Sequence[Card], where: str) -> Card:
     """The finished card; raises UsageError if it trains an agent. own: a card per agent."""
-    agent = trains(card, own)
+    _refuse(card, trains(card, own), where)
+    return card.finished()
+
+
+def check_recipe(card: Card, own: Sequence[Card], where: str) -> None:
+    """Raise UsageError if the card as written shows that it trains an agent. own: a card per agent."""
+    _refuse(card, _in_common(card, own), where)
+
+
+def _refuse(card: Card, agent: int | None, where: str) -> None:
     if agent is not None:
         raise UsageError(f"{where}: {card.name!r} trains agent {agent}; a judge must train nobody")
-    return card.finished()
 
 
 def trains(card: Card, own: Sequence[Card]) -> int | None:
     """The first agent whose reward model has a name or a model in common with the card's; None if there is none.
 
-    own: a card per agent. Names are compared first: to finish a card can mean to train it.
+    own: a card per agent. What is written is compared first: to finish a card can mean to train it.
     """
-    names = [_names(other) & _names(card) for other in own]
-    if any(names):
-        return next(agent for agent, common in enumerate(names) if common)
-    contents = _contents(card.finished())
-    return next((agent for agent, other in enumerate(own) if _contents(other.finished()) & contents), None)
+    agent = _in_common(card, own)
+    return agent if agent is not None else _in_common(card.finished(), [other.finished() for other in own])
+
+
+def _in_common(card: Card, own: Sequence[Card]) -> int | None:
+    """The first agent whose card has a name or a content in common with the card."""
+    names, contents = _names(card), _contents(card)
+    return next((i for i, other in enumerate(own) if _names(other) & names or _contents(other) & contents), None)
 
 
 def _names(card: Card) -> set[str]:
@@ -113,7 +124,7 @@ def _names(card: Card) -> set[str]:
 def _contents(card: Card) -> set[str]:
     """What determines the ranking by a card or an ensemble's members, independent of name and scale."""
     content = {card.model_dump_json(exclude=_NOT_CONTENT)} if not isinstance(card, EnsembleCard) else set()
-    return content.union(*(_contents(member.finished()) for member in card.member_cards()))
+    return content.union(*(_contents(member) for member in card.member_cards()))
 
 
 def card_digest(card: Card) -> str:

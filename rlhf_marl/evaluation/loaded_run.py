@@ -10,12 +10,13 @@ from rlhf_marl.dialogue.controller import Controller
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.judges import Scorer, own_scorers
 from rlhf_marl.evaluation.trained_run import load_agents
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.rewards import Card
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import Choice
 from rlhf_marl.services.journal import UNRECORDED
-from rlhf_marl.training.build import Agents, build_agents, build_reward_models, fits_into_memory
+from rlhf_marl.training.build import Agents, build_agents, build_reward_models
 
 
 @final

@@ -13,12 +13,13 @@ from rlhf_marl.config import Config
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.metrics import distinct, words
 from rlhf_marl.files.jsonl import read_jsonl
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.policy.chat import Message, chat_tokens
 from rlhf_marl.policy.generation import SamplingKey
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import evaluate_responses
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.training.build import Agents, build_agents, fits_into_memory
+from rlhf_marl.training.build import Agents, build_agents
 
 _FEW_PAIRS = 0.8  # share of distinct word pairs; an answer with fewer repeats itself
 _UNLIKELY = 0.05  # quantile of the answers that the base model samples: a less likely answer is not fluent
@@ -57,7 +58,7 @@ def mine(path: Path, *, top: float, limit: int) -> list[dict[str, Any]]:
         Rows with prompt, chosen, rejected, junk (`repeats` or `unlikely`), agent, iteration and reward_scaled.
 
     Raises:
-        UsageError: not a run, or one without finished dialogues.
+        UsageError: not a run, or one without finished dialogues or recorded rewards.
     """
     run, config = RunDirectory.open(path, "reward mine")
     turns = read_jsonl(run.dialogues) if run.dialogues.is_file() else []
@@ -69,6 +70,8 @@ def mine(path: Path, *, top: float, limit: int) -> list[dict[str, Any]]:
         for answer in best(_scored(turns, agent, of=config.reward.of), top=top, limit=limit)
     ]
     if not answers:
+        if all(reward is None for turn in turns for reward in turn["reward_scaled"]):
+            raise UsageError(f"reward mine: {str(path)!r} has no recorded rewards (runtime.private_rewards)")
         return []
     with fits_into_memory("reward mine"):
         agents = build_agents(config.over_reference_model(), str(path), default_device(), start=False)
@@ -100,7 +103,9 @@ def _scored(turns: Sequence[dict[str, Any]], agent: int, of: str) -> Iterator[An
     """What the agent's reward model scored: the team's answers, or else its own."""
     for turn in turns:
         text = turn["aggregate"] if of == "team" else turn["responses"][agent]["text"]
-        yield Answer(turn["prompt"], text, agent, turn["iteration"], turn["reward_scaled"][agent])
+        reward = turn["reward_scaled"][agent]
+        if reward is not None:  # it is private, or the agent was lost
+            yield Answer(turn["prompt"], text, agent, turn["iteration"], reward)
 
 
 def best(answers: Iterator[Answer], *, top: float, limit: int) -> list[Answer]:

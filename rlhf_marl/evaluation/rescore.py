@@ -7,13 +7,15 @@ from typing import Any
 import pandas as pd
 
 from rlhf_marl.config import Config
-from rlhf_marl.dialogue.questions import load_questions
+from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.collect import conversations
 from rlhf_marl.files.jsonl import read_jsonl
-from rlhf_marl.rewards import DataRow, score_all
+from rlhf_marl.rewards import score_all
 from rlhf_marl.rewards.tools import opened
 from rlhf_marl.runs.directory import RunDirectory
+from rlhf_marl.training.build import build_agents, short_enough
+from rlhf_marl.training.forecast import META
 
 
 def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
@@ -22,15 +24,22 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
     turns = read_jsonl(run.dialogues)
     if not turns:
         raise UsageError(f"reward rescore: {str(path)!r} has no finished dialogues yet")
-    prompts = [turn["prompt"] for turn in turns]
+    prompts, where = [turn["prompt"] for turn in turns], f"{path}/config.yaml"
     rows = []
     for reference in references:
         card, model = opened(reference, "reward rescore")
-        data = _data_rows(turns, config, f"{path}/config.yaml") if card.reads_rows else []
-        card.check_columns(list(dict.fromkeys(name for row in data for name in row)), f"{path}/config.yaml: prompts")
+        data, asked = [], prompts
+        if card.reads_rows or card.reads_dialogue:
+            questions = _questions(turns, config, where)
+            if card.reads_rows:
+                data = [questions.rows[turn["question"]] for turn in turns]
+            if card.reads_dialogue:
+                before = [questions.conversations[turn["question"]][:-1] for turn in turns]
+                said = conversations(turns, ("iteration", "dialogue"))
+                asked = [[*first, *rest] for first, rest in zip(before, said, strict=True)]
+        card.check_columns(list(dict.fromkeys(name for row in data for name in row)), f"{where}: prompts")
         for agent in range(len(config.agents)):
             responses = [turn["responses"][agent]["text"] for turn in turns]
-            asked = conversations(turns, ("iteration", "dialogue")) if card.reads_dialogue else prompts
             _, scaled = score_all(card, model, asked, responses, agent=agent, rows=data)
             means = pd.Series(scaled).groupby([turn["iteration"] for turn in turns], sort=False).mean()
             rows += [
@@ -40,18 +49,22 @@ def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def _data_rows(turns: Sequence[dict[str, Any]], config: Config, where: str) -> list[DataRow]:
-    """The row of the run's prompts that each turn's dialogue started from.
+def _questions(turns: Sequence[dict[str, Any]], config: Config, where: str) -> Questions:
+    """The prompts that the run's dialogues started from.
 
     Raises:
         UsageError: the prompts are unreadable, or others than in training.
     """
     questions = load_questions(config.prompts, config.seed, where)
+    if getattr(config.prompts, "on_bad_row", "refuse") == "skip":  # training left out those that are too long
+        agents = build_agents(config.over_reference_model(), where, META, start=False)
+        questions = short_enough(config, questions, agents.chat_model.tokenizer, agents.speakers, where)
     texts = dict(enumerate(questions.texts))
     for turn in turns:
         if turn["turn"] == 0 and turn["prompt"] != texts.get(turn["question"]):
             raise UsageError(
                 f"{where}: prompts: dialogue {turn['dialogue']} began with {turn['prompt'][:40]!r}, and prompt "
-                f"{turn['question'] + 1} is another now; reward functions that read columns need the same prompts"
+                f"{turn['question'] + 1} is another now; reward models that read columns or whole dialogues need the "
+                "same prompts"
             )
-    return [questions.rows[turn["question"]] for turn in turns]
+    return questions

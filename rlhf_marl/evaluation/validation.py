@@ -13,7 +13,7 @@ from rlhf_marl.dialogue.questions import load_questions as load_training_questio
 from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.collect import played, score
-from rlhf_marl.evaluation.judges import Scorer, check_held_out
+from rlhf_marl.evaluation.judges import Scorer, check_held_out, check_recipe
 from rlhf_marl.evaluation.questions import Question, columns_of, load_questions, spread, without_trained
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.rewards import Card, build_reward_model, load_card
@@ -33,7 +33,7 @@ class Prepared:
     """What a validation needs besides models.
 
     Attributes:
-        judges: finished cards.
+        judges: cards; those of kind `trained` are finished before they are built.
     """
 
     questions: Sequence[Question]
@@ -42,6 +42,20 @@ class Prepared:
 
 
 def prepare_validation(config: Config, where: str) -> Prepared | None:
+    """As `read_validation`, with finished cards.
+
+    Raises:
+        UsageError: as `read_validation`, also if a judge's trained model trains an agent.
+    """
+    found = read_validation(config, where)
+    if found is None:
+        return None
+    places, own = _places(config, where), _own_cards(config, where)
+    judges = [check_held_out(card, own, place) for card, place in zip(found.judges, places, strict=True)]
+    return replace(found, judges=judges)
+
+
+def read_validation(config: Config, where: str) -> Prepared | None:
     """Read the questions and the judges' cards; None if the config has no validation section.
 
     Raises:
@@ -61,19 +75,29 @@ def prepare_validation(config: Config, where: str) -> Prepared | None:
         )
     if not kept:
         raise UsageError(f"{where}: validation.questions: training asks all questions of {path}; choose others")
-    own: list[Card] = []
-    if not config.n_workers:  # else each worker reads its own
-        named = enumerate(agent.reward_model for agent in config.agents)
-        own = [load_card(reference, f"{where}: agents.{i}.reward_model") for i, reference in named]
-    places = [f"{where}: validation.judges.{i}" for i in range(len(asked.judges))]
+    places, own = _places(config, where), _own_cards(config, where)
     cards = [load_card(reference, place) for reference, place in zip(asked.judges, places, strict=True)]
     for i, (card, place) in enumerate(zip(cards, places, strict=True)):
         if card.name in {other.name for other in cards[:i]}:
             raise UsageError(f"{place}: another judge is also named {card.name!r}; give one of them another name")
-    judges = [check_held_out(card, own, place) for card, place in zip(cards, places, strict=True)]
-    for judge in judges:
-        judge.check_columns(columns_of(kept), f"{where}: validation.questions: columns")
-    return Prepared(spread(kept, asked.limit), asked.turns, judges)
+    for card, place in zip(cards, places, strict=True):
+        check_recipe(card, own, place)
+        card.check_columns(columns_of(kept), f"{where}: validation.questions: columns")
+    return Prepared(spread(kept, asked.limit), asked.turns, cards)
+
+
+def _places(config: Config, where: str) -> list[str]:
+    """The judges' places in the config."""
+    assert config.validation is not None
+    return [f"{where}: validation.judges.{i}" for i in range(len(config.validation.judges))]
+
+
+def _own_cards(config: Config, where: str) -> list[Card]:
+    """The agents' cards, as written; none with workers, which read their own."""
+    if config.n_workers:
+        return []
+    named = enumerate(agent.reward_model for agent in config.agents)
+    return [load_card(reference, f"{where}: agents.{i}.reward_model") for i, reference in named]
 
 
 @final
@@ -98,6 +122,8 @@ class Validation:
         """
         rows: list[Row] = [
             {
+                "policy": "trained",
+                "dialogue": dialogue,
                 "question": question,
                 "prompt": prompt,
                 "responses": list(responses),
@@ -106,8 +132,8 @@ class Validation:
                 "aggregate_scores": {},
             }
             for turn in played(self.player, self.questions, self.turns, first=FIRST_DIALOGUE)
-            for question, prompt, responses, merged in zip(
-                turn.questions, turn.prompts, zip(*turn.texts, strict=True), turn.merged, strict=True
+            for dialogue, question, prompt, responses, merged in zip(
+                *(turn.dialogues, turn.questions, turn.prompts, zip(*turn.texts, strict=True), turn.merged), strict=True
             )
         ]
         for judge in self.judges:

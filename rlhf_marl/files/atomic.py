@@ -51,27 +51,31 @@ def write_bytes(path: Path, content: bytes) -> None:
 def writing_folder(path: Path) -> Iterator[Path]:
     """Yield a new folder that replaces `path` when the block ends; an error in the block leaves `path` unchanged."""
     temporary = path.with_name(f".{path.name}.tmp")  # hidden: `name.tmp` next to an export may be the user's
+    before = path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         for item in sorted(temporary.rglob("*")):
             flush(item)
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(before, ignore_errors=True)
+        if path.is_dir():  # out of the way, since no call replaces a folder; a kill between the two moves loses it
+            os.replace(path, before)
         move(temporary, path)
+        shutil.rmtree(before, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
 @contextmanager
-def locked(folder: Path, where: str) -> Iterator[None]:
-    """Hold the folder's lock. A process that dies releases its lock.
+def locked(folder: Path, where: str, file: str = ".lock") -> Iterator[None]:
+    """Hold the lock of a folder, or of what `file` stands for. A process that dies releases its lock.
 
     Raises:
         UsageError: another process holds it.
     """
-    lock = FileLock(folder / ".lock", timeout=0)
+    lock = FileLock(folder / file, timeout=0)
     try:
         lock.acquire()
     except Timeout:

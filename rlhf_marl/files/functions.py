@@ -33,9 +33,11 @@ def _module(name: str) -> ModuleType:
 
 
 def _file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    name = str(Path(path).resolve())  # a path is no module's name, so it hides none
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # because the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module

@@ -1,7 +1,7 @@
 """Safe YAML: 1e-5 is a number, duplicate keys are errors, size and nesting are bounded."""
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +43,24 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(  # YAML 1.1 misses floats without a dot, such as 1e-5
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes text which _Loader would read as a number."""
+
+
+for _one in (_Loader, _Dumper):
+    _one.add_implicit_resolver(  # YAML 1.1 misses floats without a dot, such as 1e-5
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
     """One YAML document from a string; raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)
+
+
+def dump_yaml(content: Mapping[str, Any]) -> str:
+    """YAML that `parse_yaml` reads as the same content; keys stay in order."""
+    return yaml.dump(content, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -1,7 +1,12 @@
-"""CPU memory allocation for tensors."""
+"""Memory for tensors: what is freed is kept, and what happens where it does not suffice."""
 
 import ctypes
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.sanitise import first_line
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
 _LARGE = 2**30  # bytes
@@ -18,3 +23,31 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGE)
         mallopt(_TRIM_THRESHOLD, 2 * _LARGE - 1)
+
+
+@contextmanager
+def fits_into_memory(where: str) -> Iterator[None]:
+    """Turn out-of-memory errors into a UsageError that names the config keys that determine memory use."""
+    keep_freed_memory()
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if _is_out_of_memory(error):
+            sizes = "model, lora.rank, critic.width, critic.token_features, generation.max_prompt_tokens, agents"
+            raise UsageError(f"{where}: does not fit into memory ({first_line(error)}): {sizes}") from None
+        raise
+
+
+@contextmanager
+def enough_memory(remedy: str) -> Iterator[None]:
+    """Turn out-of-memory errors into RunStopped. remedy: what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if _is_out_of_memory(error):
+            raise RunStopped(f"out of memory ({first_line(error)}): {remedy}") from None
+        raise
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    return isinstance(error, MemoryError) or "allocate" in str(error)  # torch on a CPU says so in the message alone

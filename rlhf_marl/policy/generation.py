@@ -62,7 +62,7 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple
         logits = tempered(logits, 1.0)
         largest, token = logits.max(-1)
         return token, largest - logits.logsumexp(-1)
-    device = logits.device
+    device, last = logits.device, logits.shape[-1] - 1
     logits = tempered(logits.to(uniforms.device), temperature)
     if padding := -logits.shape[-1] % _BLOCK:
         logits = nn.functional.pad(logits, (0, padding), value=-torch.inf)
@@ -73,7 +73,7 @@ def sample(logits: Tensor, uniforms: Tensor | None, temperature: float) -> tuple
     before = nn.functional.pad(blocks, (1, 0)).gather(-1, block)
     inside = weights.take_along_dim(block.unsqueeze(-1), 1).squeeze(1).double().cumsum(-1)
     place = torch.searchsorted(inside, target - before, right=True).clamp_max(_BLOCK - 1)
-    token = block * _BLOCK + place
+    token = (block * _BLOCK + place).clamp_max(last)  # NaN logits would give a token of the padding
     log_probability = weights.flatten(-2).gather(-1, token).log()
     return token.squeeze(-1).to(device), log_probability.squeeze(-1).to(device)
 

@@ -12,7 +12,7 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import NUMBERS, is_current, read_numbers
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl
 from rlhf_marl.files.yaml_files import load_yaml
-from rlhf_marl.runs.validations import is_over
+from rlhf_marl.runs.validations import is_finished
 
 _DEEPEST = 4  # folders below the listed one
 _TAIL = 1_000_000  # bytes of metrics.jsonl that are read
@@ -63,7 +63,7 @@ def _listed(path: Path) -> Listed:
     of = of if isinstance(of, int) else None
     if _locked(path):
         state = "running"
-    elif of is not None and is_over(path, done, of) and (path / "critics.safetensors").is_file():
+    elif of is not None and is_finished(path, done, of):
         state = "finished"
     else:
         state = "interrupted" if done else "empty"

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import yaml
 from filelock import FileLock, Timeout
 from jinja2 import TemplateError
 from scipy.special import expit
@@ -24,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.atomic import or_stop, writing_folder
+from rlhf_marl.files.yaml_files import dump_yaml
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.conversations import flat
 from rlhf_marl.policy.loading import check_vocabulary, context_of, load_model_of, load_tokenizer
@@ -63,14 +63,13 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     """Train, then write model, tokenizer, card (`card.yaml`) and measurements (`training.json`) to a new folder.
 
     Returns the measurements: accuracy on held-out pairs with its interval, scale, offset, reliability table. Scale and
-    offset are fitted on whole responses and, if the card asks for them, openings.
+    offset are fitted on whole responses and, if the card asks for them, openings. If another process finishes the
+    folder meanwhile, its measurements.
 
     Raises:
-        UsageError: unreadable data, too few pairs, an unusable base, or a folder that exists.
+        UsageError: unreadable data, too few pairs, or an unusable base.
         RunStopped: the disk is full.
     """
-    if folder.exists():
-        raise UsageError(f"{where}: {str(folder)!r} already exists")
     pairs = load_pairs(card.data, f"{where}: data", card.split, columns=card.columns, on_bad_row=card.on_bad_row)
     pairs = _that_fit(card, pairs, where)
     train, held_out = split_pairs(pairs, card.held_out, card.seed)
@@ -178,7 +177,7 @@ def _train_to(
             "offset": measured["offset"],
         }
         result |= {"gate": measured["gate"]} if gate else {}
-        (temporary / "card.yaml").write_text(yaml.safe_dump(result, sort_keys=False, allow_unicode=True), "utf-8")
+        (temporary / "card.yaml").write_text(dump_yaml(result), "utf-8")
         (temporary / "training.json").write_text(json.dumps(measured, indent=2) + "\n", "utf-8")
 
 

@@ -26,16 +26,18 @@ class Validated:
         iteration: finished iterations.
         team: mean over judges and questions of the team's answers.
         reward: mean training reward in the iterations since the previous validation; 0 before training.
+        ended: whether it ended training early.
     """
 
     iteration: int
     team: float
     reward: float
+    ended: bool = False
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Validated":
         """From plain data with these keys; raises KeyError, TypeError or ValueError if it is damaged."""
-        found = cls(row["iteration"], row["team"], row["reward"])
+        found = cls(row["iteration"], row["team"], row["reward"], row["ended"])
         if not all(isinstance(number, float) and math.isfinite(number) for number in (found.team, found.reward)):
             raise ValueError("a validation's scores are not finite numbers")
         return found
@@ -71,11 +73,14 @@ def ended_early(rows: Sequence[dict[str, Any]], iterations: int) -> str | None:
     return rows[-1]["early_stop"] if rows and rows[-1]["iteration"] == iterations else None
 
 
-def is_over(path: Path, done: int, iterations: int) -> bool:
-    """Whether the training in a run directory, with `done` of `iterations` iterations recorded, ended by itself.
+def is_finished(path: Path, done: int, iterations: int) -> bool:
+    """Whether the training in a run directory, with `done` of `iterations` iterations recorded, ended by itself, and
+    its results are written.
 
     A damaged validation.jsonl counts as none.
     """
+    if not (path / "adapters").is_dir():  # the last result to be written
+        return False
     if done >= iterations:
         return True
     try:

@@ -15,7 +15,7 @@ from rlhf_marl.config.overrides import parse_value, set_key
 from rlhf_marl.errors import UsageError
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.runs.directory import RunDirectory, check_same_config
-from rlhf_marl.runs.validations import is_over
+from rlhf_marl.runs.validations import is_finished
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _MOST_RUNS = 10_000
@@ -179,10 +179,8 @@ def _check_same(run: Planned) -> None:
 
 def finished(run: Planned) -> bool:
     """Whether all of the run's iterations are recorded, or it ended early, and its results are written."""
-    if not (run.path / "critics.safetensors").is_file():
-        return False
     try:
         rows = read_jsonl(run.path / "metrics.jsonl")
     except FileNotFoundError:
         return False
-    return bool(rows) and is_over(run.path, rows[-1]["iteration"] + 1, run.config.iterations)
+    return bool(rows) and is_finished(run.path, rows[-1]["iteration"] + 1, run.config.iterations)

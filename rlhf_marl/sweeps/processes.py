@@ -86,12 +86,13 @@ def _popen(arguments: Sequence[str], log: Path, threads: Mapping[str, str], **op
             stderr=output,
             env={**os.environ, **threads},
             start_new_session=True,
+            preexec_fn=_end_with_parent,
             **options,
         )
 
 
 def _end_with_parent() -> None:
-    """A training whose Ray actor is killed saves and ends, so that it does not hold what Ray thinks is free."""
+    """A training whose sweep or Ray actor is killed saves and ends, so that it holds neither its run nor a host."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
@@ -174,7 +175,7 @@ class _Host:
             if self._stopped:
                 return 130
             own_threads = {"OMP_NUM_THREADS": str(threads)}
-            self._process = _popen(arguments, log, own_threads, cwd=folder, preexec_fn=_end_with_parent)
+            self._process = _popen(arguments, log, own_threads, cwd=folder)
         return self._process.wait()
 
     def stop(self) -> None:

@@ -45,7 +45,8 @@ class Result:
 
     Attributes:
         models: the agents' reward models by name; cards: their whole cards, which must be equal to be compared.
-        rewards: mean scaled reward, (speakers, updates); the last speaker is the team.
+        rewards: mean scaled reward, (speakers, updates); the last speaker is the team. Updates that lack an agent's
+            line are left out.
         held_out: per speaker, trained minus base by the held-out judges, if evaluated; verdicts: per speaker.
         judges: the held-out judges and questions of the evaluation, which must be equal to be compared.
     """
@@ -62,7 +63,13 @@ def read_result(path: Path) -> Result:
     """Read a finished run. Raises UsageError if a file is damaged."""
     rows = read_jsonl(path / "metrics.jsonl")
     models = [name for _, name in sorted({row["agent"]: row["reward_model"] for row in rows}.items())]
-    by_agent = np.array([[row["reward_scaled"] for row in rows if row["agent"] == i] for i in range(len(models))])
+    updates: dict[int, dict[int, float]] = {}
+    for row in rows:
+        updates.setdefault(row["update"], {})[row["agent"]] = row["reward_scaled"]
+    whole = [rewards for rewards in updates.values() if len(rewards) == len(models)]
+    if not whole:
+        raise UsageError(f"{path / 'metrics.jsonl'}: no update has the rewards of all {len(models)} agents")
+    by_agent = np.array([[rewards[agent] for rewards in whole] for agent in sorted(whole[0])])
     held_out, verdicts, judges = None, [], None
     try:
         _, numbers = read_numbers(path / NUMBERS)

@@ -2,8 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -37,7 +36,7 @@ from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.dialogue.speakers import Speaker, agents_in_words, decodings, speakers_of
 from rlhf_marl.errors import UsageError
-from rlhf_marl.perf.memory import keep_freed_memory
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
@@ -217,19 +216,6 @@ def build_team(
         seed=config.seed,
     )
     return made, agents, cards
-
-
-@contextmanager
-def fits_into_memory(where: str) -> Iterator[None]:
-    """Turn out-of-memory errors into a UsageError that names the config keys that determine memory use."""
-    keep_freed_memory()
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:  # torch reports CPU out-of-memory only in the message
-        if isinstance(error, MemoryError) or "allocate" in str(error):
-            sizes = "model, lora.rank, critic.width, critic.token_features, generation.max_prompt_tokens, agents"
-            raise UsageError(f"{where}: does not fit into memory ({first_line(error)}): {sizes}") from None
-        raise
 
 
 def build_agents(

@@ -63,8 +63,10 @@ class Checked:
     needs: list[str]
 
 
-def check_experiment(config: Config, where: str, device: torch.device) -> Checked:
+def check_experiment(config: Config, where: str, device: torch.device, judges: Sequence[Card] = ()) -> Checked:
     """Check a config and forecast its costs on `device`; reads configs, tokenizers and cards, but no weights.
+
+    judges: the validation's cards.
 
     Raises:
         UsageError: what training would refuse, with the same line, except for damaged weights.
@@ -91,11 +93,12 @@ def check_experiment(config: Config, where: str, device: torch.device) -> Checke
     questions = short_enough(config, questions, agents.chat_model.tokenizer, speakers, where)
     if not isinstance(config.controller, TransformersController):  # the forecast reads its shapes
         build_controller(config.controller, prepared, agents.sampler, META, where, UNRECORDED)
-    for card in cards:
+    scorers = [*cards, *judges]
+    for card in scorers:
         if not card.loads() and not card.member_cards():
             card.build(agents.sampler, UNRECORDED)  # imports its function, or finds its key
-    found = forecast(config, agents, questions, cards, device, where)
-    return Checked(config, agents, questions, cards, found, own_models, _needs(config, cards, where))
+    found = forecast(config, agents, questions, scorers, device, where)
+    return Checked(config, agents, questions, cards, found, own_models, _needs(config, scorers, where))
 
 
 def _shaped(config: Config, device: torch.device) -> Config:

@@ -81,7 +81,7 @@ def run_training(
             watch.lap()
             if stop():
                 break
-        if done.iterations >= config.iterations or done.early_stop(config) is not None:
+        if done.is_over(config):
             break
         experiment.journal.begin(done.iterations)
         before = None
@@ -162,17 +162,23 @@ class Done:
         """The progress after a validation with these scores, and its line of validation.jsonl."""
         reward = _mean(self.rewards) if self.rewards else None
         made = Validated(self.iterations, scores["team"], 0.0 if reward is None else reward)
-        done = replace(self, rewards=(), validations=(*self.validations, made))
-        row = {"iteration": self.iterations, **scores, "training_reward": reward, "early_stop": done.early_stop(config)}
-        return done, row
+        reason = None
+        if config.validation is not None and self.iterations < config.iterations:
+            reason = early_stop((*self.validations, made), config.validation.patience)
+        made = replace(made, ended=reason is not None)
+        row = {"iteration": self.iterations, **scores, "training_reward": reward, "early_stop": reason}
+        return replace(self, rewards=(), validations=(*self.validations, made)), row
 
-    def early_stop(self, config: Config) -> str | None:
-        """Why the run ends before its last iteration, if it does."""
-        if config.validation is None or self.iterations >= config.iterations:
-            return None
-        if not self.validations or self.validations[-1].iteration != self.iterations:
-            return None
-        return early_stop(self.validations, config.validation.patience)
+    def is_over(self, config: Config) -> bool:
+        """Whether all iterations are done, or the newest validation ended training early.
+
+        A resumed run goes on if it has more iterations now, or more patience; less counts from its next validation on.
+        """
+        if self.iterations >= config.iterations:
+            return True
+        if config.validation is None or not any(v.ended and v.iteration == self.iterations for v in self.validations):
+            return False
+        return early_stop(self.validations, config.validation.patience) is not None
 
     def score(self, metric: str, *, scheduled: bool) -> float | None:
         """The value of `best_metric` for a checkpoint written now; None if it has none.
@@ -323,7 +329,8 @@ def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Map
 
 
 def save_results(experiment: Experiment, run: RunDirectory) -> None:
-    """Write the newest and best adapters in PEFT's format, and the critics' weights.
+    """Write the critics' weights, and the best and newest adapters in PEFT's format; the newest last, as a sign that
+    all results are written.
 
     Raises:
         RunStopped: writing failed.
@@ -331,7 +338,6 @@ def save_results(experiment: Experiment, run: RunDirectory) -> None:
     team = experiment.team
     last = team.state_dict()
     try:
-        team.save_adapters(run.adapters)
         if not isinstance(last, WritesItself):  # else the critics stay with their agents, in the checkpoints
             critics = {
                 name.removesuffix(".critic.weights"): weights.cpu().contiguous()
@@ -344,5 +350,6 @@ def save_results(experiment: Experiment, run: RunDirectory) -> None:
             team.load_state_dict(best[0])
             team.save_adapters(run.best)
             team.load_state_dict(last)
+        team.save_adapters(run.adapters)
     except (OSError, SafetensorError) as error:
         raise unwritable(run.path, error) from None

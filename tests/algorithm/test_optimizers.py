@@ -74,6 +74,18 @@ def test_moments_by_hand():
     assert [adam.state_dict(row)["exp_avg_sq"].item() for row in (0, 1)] == [0.5, 0.25]
 
 
+def test_steps_after_the_momentum_was_cleared_keep_their_length():
+    """A constant gradient gives steps of the step size, however many came before."""
+    weights = torch.zeros(1, 1)
+    adam = AgentAdam(weights, 0.1)
+    for _ in range(20):
+        adam.forget_momentum()
+        for _ in range(2):
+            before = weights.clone()
+            adam.step(torch.tensor([[3.0]]), torch.tensor([True]))
+            assert (before - weights).item() == pytest.approx(0.1, rel=1e-4)
+
+
 def test_a_restored_state_continues_alike_and_is_a_copy():
     start, first, second, third = draws(4, (2, 3))
     ours = start.clone()

@@ -63,3 +63,15 @@ def test_numbers_for_people():
     assert [size_of(345_600_000), size_of(1_234_000_000)] == ["346 MB", "1.2 GB"]
     assert [count_of(196_608), count_of(134_515_008)] == ["196.6 k", "134.5 M"]
     assert [duration(40), duration(720), duration(12_600)] == ["40 s", "12 min", "3.5 h"]
+
+
+def test_a_validations_mistakes_are_found(run, config_file, tiny_content, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"id": "a", "kind": "ordinary", "prompt": "What is tea?"}\n')
+    judged = {"questions": str(questions), "judges": [tiny_content["agents"][1]["reward_model"]]}
+    config_file.write_text(yaml.safe_dump(tiny_content | {"validation": judged}))
+    code, _, errors = run("check", "tiny.yaml")
+    assert (code, errors) == (
+        2,
+        "error: tiny.yaml: validation.judges.0: 'length' trains agent 1; a judge must train nobody\n",
+    )

@@ -103,6 +103,16 @@ def test_transformers_speaks_with_a_model_of_its_own(limits, tiny_model_folder):
     assert merged(own) == merged(shared)
 
 
+@pytest.mark.parametrize("key", ["aggregate_tokens", "next_prompt_tokens"])
+def test_an_answer_that_leaves_no_room_for_its_prompt_is_refused(limits, tiny_model_folder, key):
+    own = ModelConfig(name=str(tiny_model_folder))
+    message = rf"^c: controller.{key}: 512 given; the model's context has 512 tokens"
+    with pytest.raises(UsageError, match=message):
+        built(SharedController(**limits | {key: 512}), tiny_sampler())
+    with pytest.raises(UsageError, match=message):
+        built(TransformersController(kind="transformers", model=own, **limits | {key: 512}))
+
+
 def test_openai_needs_its_key(limits, monkeypatch):
     config = OpenAIController(kind="openai", model="m", api_key_env="NO_SUCH_KEY", **limits)
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)

@@ -98,6 +98,8 @@ def test_without_rounds_nothing_is_sent():
     workers = Workers(adjacency("ring", 5), (0, 1, 2, 3, 4), rounds=0)
     mixed = torch.cat(workers.together(lambda mixer, own: mixer.mix(VALUES[own])))
     assert torch.equal(mixed, VALUES)
+    means = workers.together(lambda mixer, own: mixer.mean(VALUES[own]))
+    assert all(mean.isnan().all() for mean in means)  # an agent's own sum would tell its critic
     assert workers.log == []
     assert workers.mixers[0].own_share == 1.0
 

@@ -5,8 +5,10 @@ import torch
 
 from rlhf_marl.dialogue.controller import ScriptedController
 from rlhf_marl.dialogue.speakers import Decoding
-from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs, conversations
+from rlhf_marl.evaluation.collect import Sampling, collect, compare_pairs, conversations, score
+from rlhf_marl.evaluation.judges import Scorer
 from rlhf_marl.evaluation.questions import Question
+from rlhf_marl.rewards import check_card
 from rlhf_marl.sanitise import neutralise
 from rlhf_marl.training.build import build_agents
 
@@ -102,3 +104,21 @@ def test_conversations_are_rebuilt_from_the_rows(agents):
     ]
     assert [message["role"] for message in found[place]] == ["user", "assistant", "user"]
     assert [len(messages) for messages in found] == [2 * row["turn"] + 1 for row in (*base, *trained)]
+
+
+def test_equal_answers_have_equal_scores():
+    """A judge whose scores depend on the batch: a text twice, in other places."""
+    given = {"policy": "base", "dialogue": 0, "question": "a", "prompt": "p", "responses": ["x", "y"], "aggregate": "x"}
+    rows = [given | {"scores": {}, "aggregate_scores": {}}, given | {"scores": {}, "aggregate_scores": {}}]
+    card = check_card({"name": "place", "kind": "callable", "function": "m:f", "scale": 1.0}, "c")
+    asked = []
+
+    class ByPlace:
+        def score(self, prompts, responses):
+            asked.append(list(responses))
+            return [float(place) for place in range(len(responses))]
+
+    score(rows, Scorer("place", card, ByPlace(), []), {"a": {}})
+    assert asked == [["x", "y"]]
+    assert [row["scores"]["place"] for row in rows] == [[0.0, 1.0]] * 2
+    assert [row["aggregate_scores"]["place"] for row in rows] == [0.0, 0.0]

@@ -1,6 +1,7 @@
 """`rlhf-marl evaluate` on tiny runs, intact and broken."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import rlhf_marl
 from rlhf_marl.config.schema import ValidationConfig
 from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import is_current, read_evaluation
+from rlhf_marl.files.atomic import locked
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.runs.directory import RunDirectory
 from tests.conftest import write_card
@@ -483,3 +485,21 @@ def test_an_evaluation_of_the_last_adapters_is_not_published_with_the_best(valid
     with pytest.raises(UsageError, match="is of the run's last adapters, not of the best ones; evaluate the run again"):
         rlhf_marl.export(validated / "run", agent=1, to=validated / "out")
     rlhf_marl.export(validated / "run", agent=1, to=validated / "out", adapters="last")
+
+
+def test_one_process_at_a_time_evaluates_a_run(folder, run):
+    with locked(folder / "run", "test", ".evaluation.lock"):
+        code, _, errors = run("evaluate", "run", *ARGUMENTS)
+    assert (code, errors) == (2, "error: evaluate: 'run' is being written by another process\n")
+    assert not (folder / "run" / "evaluation.json").exists()
+
+
+@pytest.mark.parametrize("problem", [MemoryError("no room"), RuntimeError("out of memory. Tried to allocate 2 GiB")])
+def test_too_little_memory_is_one_line(folder, run, monkeypatch, problem):
+    def full(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("rlhf_marl.evaluation.evaluate.score", full)
+    code, _, errors = run("evaluate", "run", *ARGUMENTS)
+    assert code == 3
+    assert re.search(r"error: out of memory \(.*\): evaluate with smaller --max-new-tokens or --turns", errors)

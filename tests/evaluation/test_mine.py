@@ -136,3 +136,15 @@ def test_what_is_no_run_or_has_no_dialogues_is_one_line(tmp_path, quick_content)
     (tmp_path / "run" / "dialogues.jsonl").write_text("")
     with pytest.raises(UsageError, match=r"reward mine: '.*' has no finished dialogues yet"):
         mine(tmp_path / "run", top=1.0, limit=1)
+
+
+def test_answers_without_a_recorded_reward_are_left_out(tmp_path, played):
+    """Rewards are null if they are private, or if the agent was lost."""
+    turn = {"prompt": "p", "aggregate": "t", "iteration": 0, "responses": [{"text": "a"}, {"text": "b"}]}
+    turns = [turn | {"reward_scaled": [None, 1.0]}, turn | {"reward_scaled": [2.0, None]}]
+    assert [answer.reward for answer in mining._scored(turns, 0, of="response")] == [2.0]
+    rows = [json.loads(line) for line in (played / "dialogues.jsonl").read_text().splitlines()]
+    private = [row | {"reward_scaled": [None] * len(row["reward_scaled"])} for row in rows]
+    (played / "dialogues.jsonl").write_text("".join(json.dumps(row) + "\n" for row in private))
+    with pytest.raises(UsageError, match=r"reward mine: '.*' has no recorded rewards \(runtime.private_rewards\)$"):
+        mine(played, top=1.0, limit=1)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import rlhf_marl
@@ -230,6 +231,28 @@ def test_a_run_ends_early_and_says_so_again_when_resumed(content, tmp_path, caps
     rlhf_marl.train(longer, run_dir=run.path, resume=True, builder=around(Bandits()))
     assert "training ended early after 4 iterations" in capsys.readouterr().err
     assert len(run.metrics) == 8
+
+
+def test_a_run_that_goes_on_for_longer_ends_early_at_its_next_validation(content, tmp_path, capsys):
+    """Its last validation would have ended it, but it was over anyway, and said nothing."""
+    given = judged_by(content, tmp_path, "not_ones", every=1, patience=2) | {"iterations": 2}
+    run = rlhf_marl.train(given, run_dir=tmp_path / "run", builder=around(Bandits()))
+    assert "ended early" not in capsys.readouterr().err
+    rlhf_marl.train(given | {"iterations": 9}, run_dir=run.path, resume=True, builder=around(Bandits()))
+    assert "training ended early after 3 iterations" in capsys.readouterr().err
+    assert [line["early_stop"] is None for line in read_jsonl(run.path / "validation.jsonl")] == [True] * 3 + [False]
+
+
+def test_a_validations_judge_may_read_the_whole_dialogue(content, tmp_path):
+    (tmp_path / "scores.py").write_text("def turns(prompts, completions, **_):\n    return [len(p) for p in prompts]\n")
+    card = {"name": "turns", "kind": "callable", "function": "scores.py:turns", "scale": 1.0, "context": "dialogue"}
+    (tmp_path / "turns.yaml").write_text(yaml.safe_dump(card | {"convention": "trl", "conversational": True}))
+    given = judged_by(content, tmp_path, "not_ones", turns=2)
+    given["validation"]["judges"] = [str(tmp_path / "turns.yaml")]
+    run = rlhf_marl.train(given, run_dir=tmp_path / "run", builder=around(Bandits()))
+    assert {line["team"] for line in read_jsonl(run.path / "validation.jsonl")} == {
+        2.5
+    }  # messages: (1 + 3) / 2 and (1 + 3 + 5) / 3
 
 
 @pytest.mark.parametrize("calls", range(3))

@@ -1,5 +1,7 @@
 """Atomic writes of files and folders."""
 
+import os
+
 import pytest
 
 from rlhf_marl.files.atomic import writing_folder
@@ -27,4 +29,18 @@ def test_a_folder_that_is_not_finished_changes_nothing(before):
     with pytest.raises(FileNotFoundError), writing_folder(before) as temporary:
         (temporary / "new").write_text((temporary / "missing").read_text())
     assert [file.name for file in before.iterdir()] == ["old"]
+    assert list(before.parent.iterdir()) == [before]
+
+
+def test_a_kill_between_the_moves_leaves_the_old_folder_beside(before, monkeypatch):
+    """Removing it first would take its time, and a kill meanwhile would leave half of it."""
+    monkeypatch.setattr("rlhf_marl.files.atomic.move", lambda *_: os._exit(0))
+    if (child := os.fork()) == 0:
+        with writing_folder(before) as temporary:
+            (temporary / "new").write_text("new")
+    os.waitpid(child, 0)
+    assert [file.name for file in (before.parent / ".adapters.old").iterdir()] == ["old"]
+    monkeypatch.undo()
+    with writing_folder(before) as temporary:
+        (temporary / "newer").write_text("newer")
     assert list(before.parent.iterdir()) == [before]

@@ -68,3 +68,12 @@ def test_what_cannot_be_imported_is_one_line(folder, reference, reason):
 def test_a_non_callable_is_refused():
     with pytest.raises(UsageError, match=r"^c: key: 'math:pi' is not a function$"):
         load_function("math:pi", "c: key")
+
+
+def test_a_file_may_define_dataclasses(folder):
+    """They look their module up by name."""
+    (folder / "mine.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n@dataclass\nclass Point:\n"
+        "    x: int = 3\n\ndef f():\n    return Point().x\n"
+    )
+    assert load_function("mine.py:f", "c")() == 3

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from rlhf_marl.errors import UsageError
-from rlhf_marl.files.yaml_files import load_yaml, parse_yaml
+from rlhf_marl.files.yaml_files import dump_yaml, load_yaml, parse_yaml
 
 
 def test_floats_without_a_dot_are_numbers():
@@ -56,3 +56,11 @@ def test_yaml_numbers_are_numbers(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("a: 1e-5\nb: 2E3\nc: 1.5\nd: e5\n")
     assert load_yaml(path) == {"a": 1e-5, "b": 2000.0, "c": 1.5, "d": "e5"}
+
+
+@pytest.mark.parametrize(
+    "text", ["31e8461", "1e5", "1.5", "0x1f", "yes", "null", "2026-11-26", "a: b", "", "é\n", "12:30:45"]
+)
+def test_text_is_read_as_it_was_written(text):
+    """A short git hash can look like a number."""
+    assert parse_yaml(dump_yaml({"revision": text, "β": 1e-5})) == {"revision": text, "β": 1e-5}

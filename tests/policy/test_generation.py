@@ -77,6 +77,13 @@ def test_sampling_picks_the_interval_that_holds_the_uniform():
     assert sample(logits, uniforms, 1.0)[0].tolist() == [0, 0, 1, 1, 2]
 
 
+def test_a_broken_distribution_gives_a_token_of_the_vocabulary():
+    """Its log-probability is NaN, so that the step is skipped."""
+    token, log_probability = sample(torch.full((1, 300), torch.nan), torch.tensor([0.5], dtype=torch.float64), 1.0)
+    assert token.item() < 300
+    assert log_probability.isnan().all()
+
+
 def test_temperature_sharpens():
     logits = torch.tensor([[1.0, 0.0]]).expand(1000, 2)
     uniforms = torch.linspace(0, 0.999, 1000, dtype=torch.float64)

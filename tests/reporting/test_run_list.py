@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -13,8 +14,8 @@ from tests.reporting.runs import write_run
 
 def test_a_run_of_every_state(tmp_path):
     """Rewards are 0.1 times the update; an iteration has three updates."""
-    (write_run(tmp_path / "a" / "finished") / "critics.safetensors").touch()
-    write_run(tmp_path / "interrupted", evaluated=False)
+    write_run(tmp_path / "a" / "finished")
+    shutil.rmtree(write_run(tmp_path / "interrupted", evaluated=False) / "adapters")
     (write_run(tmp_path / "empty", evaluated=False) / "metrics.jsonl").write_text("")
     write_run(tmp_path / "running", evaluated=False)
     with locked(tmp_path / "running", "test"):
@@ -33,7 +34,6 @@ def test_a_run_of_every_state(tmp_path):
 def test_a_run_that_ended_early_is_finished(tmp_path):
     """Six of fifty iterations; a sentence of the validation says why, if it is of the last one."""
     run = write_run(tmp_path / "run", evaluated=False)
-    (run / "critics.safetensors").touch()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"^iterations: \d+", "iterations: 50", config, flags=re.MULTILINE))
     states = []

@@ -45,7 +45,7 @@ def test_a_run_that_was_continued_did_not_end_early():
 
 @pytest.mark.parametrize("bad", [{"team": "0.5"}, {"team": float("nan")}, {"reward": None}, {"reward": 10**400}])
 def test_damaged_validations_are_refused(bad):
-    good = {"iteration": 5, "team": 0.5, "reward": 0.25}
+    good = {"iteration": 5, "team": 0.5, "reward": 0.25, "ended": False}
     assert Validated.of(good) == Validated(5, 0.5, 0.25)
     with pytest.raises(ValueError, match="not finite numbers"):
         Validated.of(good | bad)

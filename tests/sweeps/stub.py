@@ -31,7 +31,7 @@ cards = [
 ]
 (path / "reward_models.json").write_text(json.dumps(cards))
 if config["actor"]["step_size"] == 0.25 and config["seed"] < 2 and "--resume" not in arguments:
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, lambda *_: sys.exit((path / "saved").touch() or 130))
     (path / "waiting").touch()
     time.sleep(60)
 rows = []
@@ -41,4 +41,4 @@ for i in range(config["iterations"]):
         row = {"update": i, "iteration": i, "agent": agent, "reward_model": card["name"], "reward_scaled": reward}
         rows.append(json.dumps(row) + "\n")
 (path / "metrics.jsonl").write_text("".join(rows))
-(path / "critics.safetensors").touch()
+(path / "adapters").mkdir()

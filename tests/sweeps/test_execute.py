@@ -2,11 +2,14 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from rlhf_marl.config import dump_config
 from rlhf_marl.sweeps.execute import execute
 from rlhf_marl.sweeps.processes import on_this_machine
 
@@ -77,3 +80,24 @@ def test_ctrl_c_lets_trainings_save_and_the_same_sweep_resumes(stub, planned):
     failures, _ = run(runs, jobs=1)
     assert failures == {}
     assert [call.endswith("--resume") for call in stub()[2:]] == [True, True, False]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has died")
+def test_a_killed_sweep_lets_its_training_save(stub, planned, tmp_path):
+    (planned_run,) = planned({"actor.step_size": [0.25], "seed": [0]})
+    folder = planned_run.path
+    folder.parent.mkdir(parents=True)
+    dump_config(planned_run.config, tmp_path / "0.yaml")
+    code = (
+        "import sys, time; from pathlib import Path; from rlhf_marl.sweeps.processes import on_this_machine; "
+        f"sys.executable = {sys.executable!r}; arguments = ['train', '0.yaml', '--run-dir', {str(folder)!r}]; "
+        "on_this_machine(1)(arguments, Path('log')); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.orig_argv[0], "-c", code]) as sweep:
+        for file in (folder / "waiting", folder / "saved"):
+            for _ in range(6000):
+                if file.exists():
+                    break
+                time.sleep(0.01)
+            sweep.kill()
+    assert (folder / "saved").exists()

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rlhf_marl.errors import UsageError
 from rlhf_marl.evaluation.files import agents_fingerprint
 from rlhf_marl.sweeps.execute import execute
 from rlhf_marl.sweeps.processes import on_this_machine
@@ -53,6 +54,19 @@ def test_curves_are_moving_averages_with_bands(trained):
     assert team["update"] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
     assert team["mean"][:6] == [1.5, 2.0, 2.5, 3.0, 3.5, 4.5]
     assert team["high"][0] - team["mean"][0] == pytest.approx(2.48414, abs=1e-4)
+
+
+def test_updates_without_a_line_of_every_agent_are_left_out(trained, tmp_path):
+    """Agent 1's line of update 9 is lost: the last fifth of nine updates is update 8."""
+    runs, _ = trained({"seed": [0], "topology.gossip_rounds": [0]})
+    log = runs[0].path / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:-1]))
+    agent_0 = summary(runs, tmp_path / "sweep")["arms"][0]["speakers"][0]
+    assert agent_0["reward"]["mean"] == 8.0
+    log.write_text("".join(line for i, line in enumerate(lines) if i % 4 in (0, 3)))
+    with pytest.raises(UsageError, match=r"metrics.jsonl: no update has the rewards of all 2 agents"):
+        summary(runs, tmp_path / "sweep")
 
 
 def test_differences_are_paired_by_seed(trained):

@@ -11,8 +11,9 @@ from rlhf_marl.algorithm.masks import Masks
 from rlhf_marl.algorithm.mixing import MatrixMixer
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.perf.stopwatch import Stopwatch
-from rlhf_marl.training.build import build, build_agents, build_learner, build_topology, fits_into_memory, prepare_masks
+from rlhf_marl.training.build import build, build_agents, build_learner, build_topology, prepare_masks
 from rlhf_marl.training.loop import first_prompts, run_iteration
 from tests.conftest import tiny_tokenizer
 

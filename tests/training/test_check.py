@@ -6,6 +6,7 @@ import yaml
 
 from rlhf_marl.config import check_config
 from rlhf_marl.errors import UsageError
+from rlhf_marl.rewards import load_card
 from rlhf_marl.training.check import check_experiment
 
 
@@ -57,4 +58,17 @@ def test_first_use_is_announced(tiny_content, tmp_path, monkeypatch):
         "kind: trains on first use",
         "org/gone: is downloaded from the Hub; if it is gated, request access and set HF_TOKEN",
     ]
+    assert checked.forecast.unknown == ["org/gone"]
+
+
+def test_judges_of_validations_are_announced(tiny_content, tmp_path, monkeypatch):
+    """They count as the agents' reward models do."""
+    monkeypatch.setenv("RLHF_MARL_CACHE", str(tmp_path))
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "p", "chosen": "a", "rejected": "b"}\n')
+    trained = {"name": "judge", "kind": "trained", "data": str(tmp_path / "pairs.jsonl"), "base": "org/gone"}
+    (tmp_path / "judge.yaml").write_text(yaml.safe_dump(trained))
+    config = check_config(tiny_content, "c")
+    judge = load_card(str(tmp_path / "judge.yaml"), "c")
+    checked = check_experiment(config, "c", torch.device("cpu"), [judge])
+    assert checked.needs[0] == "judge: trains on first use"
     assert checked.forecast.unknown == ["org/gone"]
