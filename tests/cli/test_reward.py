@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import pytest
+import yaml
 from datasets import Dataset, DatasetDict
 
 import rlhf_marl
@@ -123,6 +124,36 @@ def test_rescore_gives_the_runs_own_rewards_again(run, tiny_config, tmp_path):
     for iteration, value in own.items():
         assert rows[0, iteration] == pytest.approx(value)
     assert len(rows) == 2 * trained.config.iterations
+
+
+def test_rescore_reads_dialogues_and_prompts_as_training_did(run, tiny_content, tmp_path):
+    """A card that reads whole dialogues, prompts of several messages, and one that is too long and was left out."""
+    (tmp_path / "scores.py").write_text(
+        "def characters(prompts, completions, **_):\n    return [sum(len(m['content']) for m in p) for p in prompts]\n"
+    )
+    card = {"name": "characters", "kind": "callable", "function": "scores.py:characters", "scale": 1.0}
+    card |= {"convention": "trl", "conversational": True, "context": "dialogue"}
+    (tmp_path / "characters.yaml").write_text(yaml.safe_dump(card))
+    early = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "well?"}]
+    asked = ["x" * 2000, "no", "yes"]
+    rows = [{"prompt": [*early, {"role": "user", "content": text}]} for text in asked]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = {"source": "jsonl", "path": str(tmp_path / "prompts.jsonl"), "on_bad_row": "skip"}
+    content = tiny_content | {"prompts": prompts, "agents": [{"reward_model": str(tmp_path / "characters.yaml")}] * 2}
+    trained = rlhf_marl.train(
+        content | {"generation": {"max_new_tokens": 4, "max_prompt_tokens": 128}}, run_dir=tmp_path / "run"
+    )
+    code, printed, errors = run("rescore", str(trained.path), str(tmp_path / "characters.yaml"))
+    assert code == 0, errors
+    own = trained.metrics.groupby("iteration")["reward_scaled"].mean()
+    assert own.iloc[0] > len("hiwell?no")
+    for row in map(json.loads, printed.splitlines()):
+        assert row["reward_scaled"] == pytest.approx(own[row["iteration"]])
+
+
+def test_training_into_a_folder_that_exists_is_refused(run, tmp_path):
+    code, _, errors = run("train", "reward_models/trained_helpful.yaml", "--to", str(tmp_path))
+    assert (code, errors) == (2, f"error: --to: {str(tmp_path)!r} already exists\n")
 
 
 def test_training_another_kind_is_refused(run, length):
