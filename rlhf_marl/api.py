@@ -22,7 +22,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.files.yaml_files import load_yaml
 from rlhf_marl.hub.export import export as export
-from rlhf_marl.perf.memory import enough_memory
+from rlhf_marl.perf.memory import enough_memory, fits_into_memory
 from rlhf_marl.perf.stopwatch import stopwatch
 from rlhf_marl.policy.chat import Message
 from rlhf_marl.policy.references import resolve_model
@@ -41,7 +41,7 @@ from rlhf_marl.training.loop import run_training, save_results
 
 _log = logging.getLogger("rlhf_marl")
 _LESS_MEMORY = (
-    "start again with smaller dialogues, generation.max_new_tokens or actor.tokens_per_pass, or continue with --resume "
+    "start again with fewer dialogues, or a lower generation.max_new_tokens or actor.tokens_per_pass; or use --resume "
     "where there is more"
 )
 
@@ -111,7 +111,8 @@ def train(
     journal = Journal(path / "answers")
     experiment = (builder or _builder_of(config))(config, name, accelerator.device, journal=journal)
     with closing(experiment):
-        validation = build_validation(prepared, experiment, name, journal) if prepared is not None else None
+        with fits_into_memory(name):
+            validation = build_validation(prepared, experiment, name, journal) if prepared is not None else None
         judges = prepared.judges if prepared is not None else ()
         if run is None:
             run = RunDirectory.create(path, config, experiment.cards, judges)

@@ -215,6 +215,8 @@ def gossip_scale(
 
     Masks must be as large in every number as the whole change: a few TD errors are behind it, and a neighbour could
     average smaller masks over the many numbers. With features of ‖x‖² = 2m, ‖∇Q‖² is about D m output_scale².
+    Adam's steps are taken for as long as the step size; the first reward after many updates without any makes a longer
+    one, up to 16 times as long where `restart` clears the momentum.
 
     Returns:
         (gossiped,) each: this length, and which numbers are never negative, Adam's second moments.

@@ -13,6 +13,7 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.speakers import agents_in_words
 from rlhf_marl.distributed.cluster import check_installed
 from rlhf_marl.errors import UsageError
+from rlhf_marl.evaluation.judges import check_recipe
 from rlhf_marl.evaluation.validation import read_validation
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.reporting.terminal import counted, duration, safe_text
@@ -38,7 +39,10 @@ def check(config: Config, where: str, *, device: str | None, probe: bool, as_jso
         if probe:
             raise UsageError("check: --probe measures agents in one process; leave it out with runtime.kind ray")
     validation = read_validation(config, where)
-    checked = check_experiment(config, where, on, () if validation is None else validation.judges)
+    judges = () if validation is None else validation.judges
+    checked = check_experiment(config, where, on, judges)
+    for i, judge in enumerate(judges):
+        check_recipe(judge, checked.cards, f"{where}: validation.judges.{i}")  # also where workers read their own cards
     seconds = seconds_per_update(config, where, on) if probe else None
     if as_json:
         found = checked.forecast

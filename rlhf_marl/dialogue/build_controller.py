@@ -67,7 +67,7 @@ def build_controller(
             return controllers.CallableController(prepared, f"{where}: controller")
         case SharedController():
             assert base is not None
-            _check_limits(config, base.context_length, where)
+            check_limits(config, base.context_length, where)
             chat: controllers.Chat = LocalChat(base)
         case TransformersController():
             model = load_chat_model(
@@ -76,7 +76,7 @@ def build_controller(
                 device,
                 **config.model.model_dump(exclude={"name"}),
             )
-            _check_limits(config, model.context_length, where)
+            check_limits(config, model.context_length, where)
             chat = LocalChat(TransformersSampler(model))
         case OpenAIController():
             chat = controllers.endpoint_chat(
@@ -100,7 +100,7 @@ def build_controller(
     )
 
 
-def _check_limits(config: SharedController | TransformersController, context_length: int, where: str) -> None:
+def check_limits(config: SharedController | TransformersController, context_length: int, where: str) -> None:
     """Raise UsageError if an answer could fill the model's whole context, so that nothing of its prompt would fit."""
     for key, limit in config.model_dump(include={"aggregate_tokens", "next_prompt_tokens"}).items():
         if limit >= context_length:

@@ -1,20 +1,18 @@
 """Build an experiment whose agents live in workers."""
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, final
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM
 
 from rlhf_marl.config import Config
-from rlhf_marl.config.schema import ModelConfig, SharedController
+from rlhf_marl.config.schema import SharedController
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.player import Player
 from rlhf_marl.dialogue.questions import load_questions
-from rlhf_marl.dialogue.speakers import speakers_of
 from rlhf_marl.distributed.cluster import check_installed, connect
 from rlhf_marl.perf.memory import fits_into_memory
-from rlhf_marl.policy.loading import context_of, load_chat_model, load_chat_tokenizer, shapes_of
+from rlhf_marl.policy.loading import context_of, load_chat_model, shapes_of
 from rlhf_marl.policy.sampler import Sampler, TransformersSampler
 from rlhf_marl.services.journal import UNRECORDED, Journal
 from rlhf_marl.training.build import (
@@ -24,6 +22,8 @@ from rlhf_marl.training.build import (
     model_key,
     prepare_masks,
     short_enough,
+    speakers_with_tokenizers,
+    tokenizer_of,
     warn_of_idle_rounds,
 )
 
@@ -57,13 +57,8 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
             chat_model = load_chat_model(config.model.name, f"{where}: model.name", device, **options)
             tokenizer, base = chat_model.tokenizer, TransformersSampler(chat_model)
         else:
-            tokenizer = _tokenizer(config.model, f"{where}: model.name")
-        speakers = speakers_of(config, where)
-        for group in config.by_model:
-            if config.has_own_model(group[0]):
-                own = _tokenizer(config.model_of(group[0]), f"{model_key(config, group[0], where)}.name")
-                for agent in group:
-                    speakers[agent] = replace(speakers[agent], tokenizer=own)
+            tokenizer = tokenizer_of(config.model, f"{where}: model.name")
+        speakers = speakers_with_tokenizers(config, where)
         questions = short_enough(config, questions, tokenizer, speakers, where)
         context_length = None
         if config.validation is not None:
@@ -86,10 +81,6 @@ def build_distributed(config: Config, where: str, device: torch.device, journal:
     player = Player(team.respond, controller, tokenizer, config.generation.max_prompt_tokens, speakers)
     journals = _Journals(journal, team)
     return Experiment(config, team, player, questions, team.cards, matrix, journals, context_length, base, close)
-
-
-def _tokenizer(model: ModelConfig, where: str) -> PreTrainedTokenizerBase:
-    return load_chat_tokenizer(model.name, where, **model.model_dump(exclude={"name", "dtype"}))
 
 
 def _context_length(config: Config, agent: int, where: str) -> int:

@@ -63,8 +63,10 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
+    address = runtime.address
     try:
-        address = _found() if runtime.address == "auto" else runtime.address
+        if address == "auto":
+            address = _found()
         if address is not None:
             _check_reachable(address)
         ray.init(address=address or "local", **quiet)
@@ -74,10 +76,10 @@ def connect(runtime: RuntimeConfig, n_workers: int, where: str) -> Callable[[], 
         raise
     except Exception as error:  # ConnectionError, RuntimeError, OSError, ValueError, ...
         end()
-        if runtime.address == "auto" and isinstance(error, ConnectionError):
+        if address == "auto":
             what, reason = "address: no Ray on this machine", "start one with `ray start --head`, or give host:port"
         else:
-            what = f"address: no Ray at {runtime.address!r}" if runtime.address else "kind: Ray cannot be started"
+            what = f"address: no Ray at {address!r}" if address else "kind: Ray cannot be started"
             reason = first_line(error)
         remedy = "; set TMPDIR to a folder with a shorter path" if "AF_UNIX" in str(error) else ""
         raise UsageError(f"{where}: runtime.{what}: {reason}{remedy}") from None

@@ -134,8 +134,9 @@ def _evaluate(run: RunDirectory, config: Config, options: Options, progress: Pro
     agents, own = loaded.agents, loaded.scorers
     sampling = _sampling(config, options, questions, agents)
     settings |= {"adapters": loaded.source}
-    held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
-    pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
+    with enough_memory("evaluate with fewer --judges"):
+        held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
+        pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
     for scorer in scorers:
         scorer.card.check_columns(columns_of(questions), f"{options.questions}: columns")
@@ -143,7 +144,7 @@ def _evaluate(run: RunDirectory, config: Config, options: Options, progress: Pro
     n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
     rows: list[Row] = []
     progress("playing", 0, n_rows)
-    with enough_memory("evaluate with smaller --max-new-tokens or --turns, or with fewer --judges"):
+    with enough_memory("evaluate with a lower --max-new-tokens or fewer --turns or --judges"):
         for row in collect(agents, loaded.controller, sampling, questions, options.turns):
             rows.append(row)
             progress("playing", len(rows), n_rows)

@@ -14,8 +14,7 @@ from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.rewards import score_all
 from rlhf_marl.rewards.tools import opened
 from rlhf_marl.runs.directory import RunDirectory
-from rlhf_marl.training.build import build_agents, short_enough
-from rlhf_marl.training.forecast import META
+from rlhf_marl.training.build import short_enough, speakers_with_tokenizers, tokenizer_of
 
 
 def rescored(path: Path, references: Sequence[str]) -> list[dict[str, Any]]:
@@ -57,8 +56,8 @@ def _questions(turns: Sequence[dict[str, Any]], config: Config, where: str) -> Q
     """
     questions = load_questions(config.prompts, config.seed, where)
     if getattr(config.prompts, "on_bad_row", "refuse") == "skip":  # training left out those that are too long
-        agents = build_agents(config.over_reference_model(), where, META, start=False)
-        questions = short_enough(config, questions, agents.chat_model.tokenizer, agents.speakers, where)
+        tokenizer = tokenizer_of(config.model, f"{where}: model.name")
+        questions = short_enough(config, questions, tokenizer, speakers_with_tokenizers(config, where), where)
     texts = dict(enumerate(questions.texts))
     for turn in turns:
         if turn["turn"] == 0 and turn["prompt"] != texts.get(turn["question"]):

@@ -59,11 +59,13 @@ def writing_folder(path: Path) -> Iterator[Path]:
         for item in sorted(temporary.rglob("*")):
             flush(item)
         shutil.rmtree(before, ignore_errors=True)
-        if path.is_dir():  # out of the way, since no call replaces a folder; a kill between the two moves loses it
+        if path.is_dir():  # no call replaces a folder; after a kill between the two moves it is there as `.old`
             os.replace(path, before)
         move(temporary, path)
         shutil.rmtree(before, ignore_errors=True)
     except BaseException:
+        if before.is_dir() and not path.exists():
+            os.replace(before, path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 

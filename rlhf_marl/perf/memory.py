@@ -10,6 +10,7 @@ from rlhf_marl.sanitise import first_line
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
 _LARGE = 2**30  # bytes
+_WORDS = ("allocate memory", "Tried to allocate", "out of memory", "ALLOC_FAILED")
 
 
 def keep_freed_memory() -> None:
@@ -45,9 +46,15 @@ def enough_memory(remedy: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         if _is_out_of_memory(error):
-            raise RunStopped(f"out of memory ({first_line(error)}): {remedy}") from None
+            raise RunStopped(f"out of memory ({first_line(_cause(error))}): {remedy}") from None
         raise
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    return isinstance(error, MemoryError) or "allocate" in str(error)  # torch on a CPU says so in the message alone
+    cause = _cause(error)  # torch on a CPU, and CUDA's libraries, say so in the message alone
+    return isinstance(cause, MemoryError) or any(words in str(cause) for words in _WORDS)
+
+
+def _cause(error: Exception) -> Exception:
+    """What was raised in a Ray worker; its error's own text has the whole traceback."""
+    return getattr(error, "cause", None) or error

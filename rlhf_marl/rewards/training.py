@@ -81,7 +81,7 @@ def train_reward_model(card: TrainedCard, folder: Path, where: str) -> dict:
     with or_stop(folder, "start again"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(folder, card.name):
-            if not folder.exists():  # otherwise another process has trained it
+            if not (folder / "card.yaml").is_file():  # otherwise another process has trained it
                 _train_to(folder, card, train, junk, held_out, where)
         return json.loads((folder / "training.json").read_text("utf-8"))
 

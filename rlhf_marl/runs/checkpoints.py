@@ -13,6 +13,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
 
@@ -147,7 +148,7 @@ class Checkpoints:
 
         Returns the iteration of the oldest among the newest `keep`, 0 if there is none.
         """
-        for left in self._folder.glob("*.tmp"):
+        for left in chain(self._folder.glob("*.tmp"), self._folder.glob(".*.old")):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         finished = checkpoint_folders(self._folder)
         scored = _scored(finished)

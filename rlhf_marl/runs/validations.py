@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, final
 
 from rlhf_marl.errors import UsageError
+from rlhf_marl.files.iterations import iteration_name, newest_checkpoint
 from rlhf_marl.files.jsonl import read_jsonl
 
 
@@ -37,7 +38,7 @@ class Validated:
     @classmethod
     def of(cls, row: dict[str, Any]) -> "Validated":
         """From plain data with these keys; raises KeyError, TypeError or ValueError if it is damaged."""
-        found = cls(row["iteration"], row["team"], row["reward"], row["ended"])
+        found = cls(row["iteration"], row["team"], row["reward"], row.get("ended", True))  # earlier ones lack it
         if not all(isinstance(number, float) and math.isfinite(number) for number in (found.team, found.reward)):
             raise ValueError("a validation's scores are not finite numbers")
         return found
@@ -75,11 +76,12 @@ def ended_early(rows: Sequence[dict[str, Any]], iterations: int) -> str | None:
 
 def is_finished(path: Path, done: int, iterations: int) -> bool:
     """Whether the training in a run directory, with `done` of `iterations` iterations recorded, ended by itself, and
-    its results are written.
+    wrote its results.
 
     A damaged validation.jsonl counts as none.
     """
-    if not (path / "adapters").is_dir():  # the last result to be written
+    newest = newest_checkpoint(path)  # a user may have removed them all
+    if not (path / "best").is_dir() or (newest is not None and newest.name != iteration_name(done)):
         return False
     if done >= iterations:
         return True

@@ -32,6 +32,7 @@ class Process(Protocol):
     def wait(self) -> None: ...
 
 
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None  # found before any fork
 Start = Callable[[Sequence[str], Path], Process]
 """Starts `python -m rlhf_marl` with these arguments; its output is appended to the file."""
 
@@ -86,15 +87,15 @@ def _popen(arguments: Sequence[str], log: Path, threads: Mapping[str, str], **op
             stderr=output,
             env={**os.environ, **threads},
             start_new_session=True,
-            preexec_fn=_end_with_parent,
+            preexec_fn=_end_with_parent if _PRCTL is not None else None,
             **options,
         )
 
 
 def _end_with_parent() -> None:
     """A training whose sweep or Ray actor is killed saves and ends, so that it holds neither its run nor a host."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)  # PR_SET_PDEATHSIG
+    assert _PRCTL is not None
+    _PRCTL(1, signal.SIGINT)  # PR_SET_PDEATHSIG
 
 
 @final

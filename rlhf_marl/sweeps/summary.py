@@ -15,6 +15,7 @@ reward: mean scaled reward over the last fifth of the updates; change: minus tha
 of the held-out judges, trained minus base; differences: of the arm minus the reference, paired by seed.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ VERSION = 1
 _WINDOW = 5  # updates of a curve's moving average, as in reports
 _MOST_POINTS = 200  # of a curve
 Numbers = dict[str, Any]
+_log = logging.getLogger("rlhf_marl")
 
 
 @final
@@ -69,6 +71,11 @@ def read_result(path: Path) -> Result:
     whole = [rewards for rewards in updates.values() if len(rewards) == len(models)]
     if not whole:
         raise UsageError(f"{path / 'metrics.jsonl'}: no update has the rewards of all {len(models)} agents")
+    if len(whole) < len(updates):
+        _log.warning(
+            "%s: %d of %d updates lack an agent's reward and are left out of the sweep's numbers",
+            *(path / "metrics.jsonl", len(updates) - len(whole), len(updates)),
+        )
     by_agent = np.array([[rewards[agent] for rewards in whole] for agent in sorted(whole[0])])
     held_out, verdicts, judges = None, [], None
     try:

@@ -3,7 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar, final
 
 import numpy as np
@@ -30,6 +30,7 @@ from rlhf_marl.algorithm.restraint import EntropyCoefficient, KlCoefficient
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.algorithm.topology import adjacency, consensus_matrix
 from rlhf_marl.config import Config
+from rlhf_marl.config.schema import ModelConfig
 from rlhf_marl.dialogue.build_controller import build_controller, prepare_controller
 from rlhf_marl.dialogue.features import CriticFeatures
 from rlhf_marl.dialogue.player import Player
@@ -40,7 +41,7 @@ from rlhf_marl.perf.memory import fits_into_memory
 from rlhf_marl.perf.stopwatch import stage
 from rlhf_marl.policy.adapters import StackedAdapters
 from rlhf_marl.policy.chat import chat_tokens
-from rlhf_marl.policy.loading import ChatModel, load_chat_model, load_embeddings
+from rlhf_marl.policy.loading import ChatModel, load_chat_model, load_chat_tokenizer, load_embeddings
 from rlhf_marl.policy.model_checks import check_training
 from rlhf_marl.policy.prefix_cache import PrefixCache
 from rlhf_marl.policy.references import resolve_adapter
@@ -255,6 +256,22 @@ def build_agents(
             folder = resolve_adapter(agent.adapter, key, agent.adapter_revision)
             adapters.load(row, folder, key, base=(model.name, chat_model.model.config._name_or_path))
     return Agents(chat_model, adapters, sampler(chat_model, adapters), speakers)
+
+
+def speakers_with_tokenizers(config: Config, where: str) -> list[Speaker]:
+    """All agents as speakers; those with base models of their own have these models' tokenizers."""
+    speakers = speakers_of(config, where)
+    for group in config.by_model:
+        if config.has_own_model(group[0]):
+            own = tokenizer_of(config.model_of(group[0]), f"{model_key(config, group[0], where)}.name")
+            for agent in group:
+                speakers[agent] = replace(speakers[agent], tokenizer=own)
+    return speakers
+
+
+def tokenizer_of(model: ModelConfig, where: str) -> PreTrainedTokenizerBase:
+    """A base model's tokenizer, without its weights. where: names the model's key in errors."""
+    return load_chat_tokenizer(model.name, where, **model.model_dump(exclude={"name", "dtype"}))
 
 
 def model_key(config: Config, agent: int, where: str) -> str:

@@ -1,7 +1,7 @@
 """Check a config without loading weights: everything is found, cards and templates are readable, questions fit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import final
 
 import torch
@@ -23,6 +23,7 @@ from rlhf_marl.training.build import (
     gossip_rounds,
     prepare_masks,
     short_enough,
+    speakers_with_tokenizers,
     warn_of_idle_rounds,
 )
 from rlhf_marl.training.forecast import META, Forecast, forecast, memory_of, parameters_of
@@ -81,15 +82,14 @@ def check_experiment(config: Config, where: str, device: torch.device, judges: S
         card.check_columns(questions.columns, f"{where}: prompts")
     prepared = prepare_controller(config.controller, config.names, where)
     agents = build_agents(_shaped(config.over_reference_model(), device), where, META, start=False)
-    speakers, own_models = list(agents.speakers), []
+    own_models = []
     for numbers in config.by_model:
         if config.has_own_model(numbers[0]):
             own = build_agents(_shaped(config, device), where, META, numbers=numbers, start=False)
-            for agent in numbers:
-                speakers[agent] = replace(speakers[agent], tokenizer=own.chat_model.tokenizer)
             given = config.model_of(numbers[0])
             memory = memory_of(own.chat_model.model, device, given.dtype)
             own_models.append(OwnModel(numbers, given.name, parameters_of(own), memory))
+    speakers = speakers_with_tokenizers(config, where)
     questions = short_enough(config, questions, agents.chat_model.tokenizer, speakers, where)
     if not isinstance(config.controller, TransformersController):  # the forecast reads its shapes
         build_controller(config.controller, prepared, agents.sampler, META, where, UNRECORDED)

@@ -20,6 +20,7 @@ from transformers import AutoModel, PreTrainedModel
 from rlhf_marl.algorithm.signals import critic_kind
 from rlhf_marl.config import Config
 from rlhf_marl.config.schema import ChatLimits, TransformersController
+from rlhf_marl.dialogue.build_controller import check_limits
 from rlhf_marl.dialogue.questions import Questions
 from rlhf_marl.dialogue.speakers import decodings
 from rlhf_marl.errors import UsageError
@@ -188,6 +189,7 @@ def _controller(config: Config, device: torch.device, where: str) -> int:
     dtype = str(dtype_for(given.dtype, device)).removeprefix("torch.")
     key = f"{where}: controller.model.name"
     made = load_chat_model(given.name, key, META, **given.model_dump(exclude={"name"}) | {"dtype": dtype})
+    check_limits(config.controller, made.context_length, where)
     return memory_of(made.model, device, given.dtype)
 
 

@@ -172,7 +172,8 @@ class Done:
     def is_over(self, config: Config) -> bool:
         """Whether all iterations are done, or the newest validation ended training early.
 
-        A resumed run goes on if it has more iterations now, or more patience; less counts from its next validation on.
+        A resumed run goes on if it was over because all iterations were done and there are more now, or if it has more
+        patience. Less patience counts from its next validation on.
         """
         if self.iterations >= config.iterations:
             return True
@@ -329,8 +330,7 @@ def _restored(experiment: Experiment, tensors: Mapping[str, Tensor], values: Map
 
 
 def save_results(experiment: Experiment, run: RunDirectory) -> None:
-    """Write the critics' weights, and the best and newest adapters in PEFT's format; the newest last, as a sign that
-    all results are written.
+    """Write the newest adapters in PEFT's format, the critics' weights, and the best adapters, last of all.
 
     Raises:
         RunStopped: writing failed.
@@ -338,6 +338,7 @@ def save_results(experiment: Experiment, run: RunDirectory) -> None:
     team = experiment.team
     last = team.state_dict()
     try:
+        team.save_adapters(run.adapters)  # first: lost agents come back for it, from the last checkpoint
         if not isinstance(last, WritesItself):  # else the critics stay with their agents, in the checkpoints
             critics = {
                 name.removesuffix(".critic.weights"): weights.cpu().contiguous()
@@ -350,6 +351,5 @@ def save_results(experiment: Experiment, run: RunDirectory) -> None:
             team.load_state_dict(best[0])
             team.save_adapters(run.best)
             team.load_state_dict(last)
-        team.save_adapters(run.adapters)
     except (OSError, SafetensorError) as error:
         raise unwritable(run.path, error) from None

@@ -6,7 +6,7 @@ from tests.reporting.runs import write_run
 
 
 def test_a_line_per_run_and_verdict(run, tmp_path):
-    write_run(tmp_path / "runs" / "a")
+    (write_run(tmp_path / "runs" / "a") / "best").mkdir()
     code, printed, _ = run("runs")
     assert code == 0
     first, *verdicts = printed.splitlines()

@@ -47,6 +47,19 @@ def test_auto_finds_a_ray_that_was_stopped_and_says_so_at_once(monkeypatch):
     monkeypatch.setattr(ray, "shutdown", lambda: None)
     monkeypatch.setattr(ray, "init", lambda **_: pytest.fail("Ray would try for minutes"))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"^c: runtime.address: no Ray at '127.0.0.1:9': \[Errno 111\]"):
+        connect(RuntimeConfig(kind="ray", address="auto"), 2, "c")
+
+
+def test_auto_without_any_ray_says_what_to_do(monkeypatch):
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[distributed]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+
+    def nowhere():
+        raise ConnectionError("Could not find any running Ray instance.")
+
+    monkeypatch.setattr(under_test, "_found", nowhere)
     with pytest.raises(UsageError, match=r"^c: runtime.address: no Ray on this machine: start one with `ray start"):
         connect(RuntimeConfig(kind="ray", address="auto"), 2, "c")
 

@@ -6,6 +6,7 @@ import torch
 import rlhf_marl
 from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.errors import RunStopped
+from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.runs.checkpoints import AgentStates, Checkpoints
 from tests.distributed.runs import kill, train
 from tests.killing import TIMES
@@ -87,6 +88,13 @@ def test_a_killed_agent_stops_the_run_which_resumes_bit_for_bit(content, whole, 
     assert (path / "dialogues.jsonl").read_bytes() == (whole[0].path / "dialogues.jsonl").read_bytes()
     for file in (whole[0].path / "checkpoints" / "iteration_00005").rglob("*.*"):
         assert (path / file.relative_to(whole[0].path)).read_bytes() == file.read_bytes()
+
+
+def test_without_gossip_workers_tell_each_other_nothing(content, tmp_path):
+    run, team = train(content | {"iterations": 1, "topology": {"gossip_rounds": 0}}, tmp_path / "run")
+    assert team.messages == []
+    rows = read_jsonl(run.path / "metrics.jsonl")
+    assert {row["disagreement_before"] for row in rows} == {row["disagreement_after"] for row in rows} == {None}
 
 
 @pytest.mark.slow

@@ -502,4 +502,4 @@ def test_too_little_memory_is_one_line(folder, run, monkeypatch, problem):
     monkeypatch.setattr("rlhf_marl.evaluation.evaluate.score", full)
     code, _, errors = run("evaluate", "run", *ARGUMENTS)
     assert code == 3
-    assert re.search(r"error: out of memory \(.*\): evaluate with smaller --max-new-tokens or --turns", errors)
+    assert re.search(r"error: out of memory \(.*\): evaluate with a lower --max-new-tokens", errors)

@@ -44,3 +44,14 @@ def test_a_kill_between_the_moves_leaves_the_old_folder_beside(before, monkeypat
     with writing_folder(before) as temporary:
         (temporary / "newer").write_text("newer")
     assert list(before.parent.iterdir()) == [before]
+
+
+def test_a_full_disk_leaves_the_folder_of_before(before, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rlhf_marl.files.atomic.move", full)
+    with pytest.raises(OSError, match="No space left"), writing_folder(before) as temporary:
+        (temporary / "new").write_text("new")
+    assert [file.name for file in before.iterdir()] == ["old"]
+    assert list(before.parent.iterdir()) == [before]

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 
 import pytest
 
@@ -14,8 +13,8 @@ from tests.reporting.runs import write_run
 
 def test_a_run_of_every_state(tmp_path):
     """Rewards are 0.1 times the update; an iteration has three updates."""
-    write_run(tmp_path / "a" / "finished")
-    shutil.rmtree(write_run(tmp_path / "interrupted", evaluated=False) / "adapters")
+    (write_run(tmp_path / "a" / "finished") / "best").mkdir()
+    write_run(tmp_path / "interrupted", evaluated=False)
     (write_run(tmp_path / "empty", evaluated=False) / "metrics.jsonl").write_text("")
     write_run(tmp_path / "running", evaluated=False)
     with locked(tmp_path / "running", "test"):
@@ -34,6 +33,7 @@ def test_a_run_of_every_state(tmp_path):
 def test_a_run_that_ended_early_is_finished(tmp_path):
     """Six of fifty iterations; a sentence of the validation says why, if it is of the last one."""
     run = write_run(tmp_path / "run", evaluated=False)
+    (run / "best").mkdir()
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(re.sub(r"^iterations: \d+", "iterations: 50", config, flags=re.MULTILINE))
     states = []
@@ -43,6 +43,17 @@ def test_a_run_that_ended_early_is_finished(tmp_path):
     (run / "validation.jsonl").write_text("damaged\n")
     states += [found.state for found in list_runs(tmp_path)]
     assert states == ["interrupted", "finished", "interrupted"]
+
+
+def test_a_run_whose_last_iteration_has_no_checkpoint_is_not_finished(tmp_path):
+    """It was resumed, and killed before its results were written; those that are there are of before."""
+    run = write_run(tmp_path / "run", evaluated=False)
+    (run / "best").mkdir()
+    states = []
+    for iteration in (4, 6):
+        (run / "checkpoints" / f"iteration_{iteration:05d}").mkdir(parents=True)
+        states += [found.state for found in list_runs(tmp_path)]
+    assert states == ["interrupted", "finished"]
 
 
 def test_damaged_files_do_not_stop_the_list(tmp_path):

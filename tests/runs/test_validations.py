@@ -49,3 +49,8 @@ def test_damaged_validations_are_refused(bad):
     assert Validated.of(good) == Validated(5, 0.5, 0.25)
     with pytest.raises(ValueError, match="not finite numbers"):
         Validated.of(good | bad)
+
+
+def test_a_checkpoint_of_before_may_have_ended_training():
+    """It does not say so; whether it did, follows from its validations."""
+    assert Validated.of({"iteration": 5, "team": 0.5, "reward": 0.25}).ended

@@ -41,4 +41,4 @@ for i in range(config["iterations"]):
         row = {"update": i, "iteration": i, "agent": agent, "reward_model": card["name"], "reward_scaled": reward}
         rows.append(json.dumps(row) + "\n")
 (path / "metrics.jsonl").write_text("".join(rows))
-(path / "adapters").mkdir()
+(path / "best").mkdir()

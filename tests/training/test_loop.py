@@ -18,7 +18,8 @@ import rlhf_marl
 from rlhf_marl.config import check_config
 from rlhf_marl.config.schema import ValidationConfig
 from rlhf_marl.dialogue.player import Turn
-from rlhf_marl.errors import RunStopped, UsageError
+from rlhf_marl.errors import RlhfMarlError, RunStopped, UsageError
+from rlhf_marl.evaluation.validation import Prepared
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.policy.log_probabilities import evaluate_responses
@@ -26,6 +27,7 @@ from rlhf_marl.runs.validations import Validated
 from rlhf_marl.training.build import Experiment, build, build_agents
 from rlhf_marl.training.health import warnings_of
 from rlhf_marl.training.loop import Done, first_prompts, with_successors
+from rlhf_marl.training.team import LocalTeam
 from tests.conftest import count_vowels, write_card
 
 
@@ -452,3 +454,22 @@ def test_an_iterations_first_prompts_go_on_where_the_last_ones_ended(quick_conte
     assert sorted(dialogue.question for dialogue in dialogues) == [0, 1, 2, 3]
     assert [dialogue.prompt for dialogue in dialogues] == [f"q{dialogue.question}" for dialogue in dialogues]
     assert {dialogue.turns for dialogue in dialogues} == {1}
+
+
+@pytest.mark.parametrize("where", ["run_training", "build_validation"])
+def test_too_little_memory_while_training_stops_the_run_in_one_line(tiny_content, tmp_path, monkeypatch, where):
+    def full(*arguments, **options):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(f"rlhf_marl.api.{where}", full)
+    monkeypatch.setattr("rlhf_marl.api.prepare_validation", lambda *_: Prepared([], 1, []))
+    with pytest.raises(RlhfMarlError, match=r"(out of|not fit into) memory \(.*\): "):
+        rlhf_marl.train(tiny_content, run_dir=tmp_path / "run")
+
+
+def test_the_best_adapters_are_the_last_result_to_be_written(tiny_content, tmp_path, monkeypatch):
+    """The newest come first, because lost agents come back for them; the best say that all are there."""
+    written = []
+    monkeypatch.setattr(LocalTeam, "save_adapters", lambda self, folder: written.append(folder.name))
+    train(tiny_content, tmp_path / "run")
+    assert written == ["adapters", "best"]
