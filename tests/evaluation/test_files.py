@@ -28,7 +28,7 @@ def test_another_version_and_damage_are_one_line(run_dir):
     file = run_dir / "evaluation.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"version": 1}))
-    with pytest.raises(UsageError, match=r"evaluation.json: has version 1; this rlhf-marl reads version 2$"):
+    with pytest.raises(UsageError, match=r"evaluation.json: has version 1; this rlhf-marl reads version 3$"):
         read_numbers(file)
     file.write_text("{")
     with pytest.raises(UsageError, match=r"evaluation.json: not JSON: "):

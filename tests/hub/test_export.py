@@ -168,7 +168,7 @@ def test_a_failed_export_leaves_what_was_there(trained, tmp_path):
     out = tmp_path / "out"
     rlhf_marl.export(trained, agent=0, to=out)
     before = texts(out)
-    (trained / "evaluation.json").write_text('{"version": 2, "settings": 3}')
+    (trained / "evaluation.json").write_text('{"version": 3, "settings": 3}')
     with pytest.raises(
         UsageError, match=r"evaluation.json: agents: missing.*evaluate the run again, or move the file away"
     ):

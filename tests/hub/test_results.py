@@ -122,9 +122,9 @@ def test_an_evaluation_of_other_agents_is_not_shared(trained, tmp_path, change):
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        ('{"version": 2,', "evaluation.json: not JSON: "),
+        ('{"version": 3,', "evaluation.json: not JSON: "),
         ("[" * 3000, "evaluation.json: not JSON: "),
-        (json.dumps(evaluation(version=1)), "evaluation.json: has version 1; this rlhf-marl reads version 2"),
+        (json.dumps(evaluation(version=1)), "evaluation.json: has version 1; this rlhf-marl reads version 3"),
         (json.dumps(evaluation(settings=[])), "evaluation.json: settings: "),
         (json.dumps(evaluation()).replace("1.125", "NaN"), "evaluation.json: agents.0.own_reward.high: "),
         (

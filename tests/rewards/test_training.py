@@ -85,6 +85,7 @@ def test_a_second_process_waits_for_the_first_and_takes_its_model(recipe, tmp_pa
             time.sleep(0.2)
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "training.json").write_text('{"trained_on": 7}')
+            (tmp_path / "out" / "card.yaml").touch()
 
     threading.Thread(target=first).start()
     holds.wait()
