@@ -8,6 +8,7 @@ from rlhf_marl.algorithm.mixing import gossip_bytes
 from rlhf_marl.errors import RunStopped
 from rlhf_marl.files.jsonl import read_jsonl
 from rlhf_marl.runs.checkpoints import AgentStates, Checkpoints
+from rlhf_marl.runs.validations import is_finished
 from tests.distributed.runs import kill, train
 from tests.killing import TIMES
 
@@ -93,6 +94,7 @@ def test_a_killed_agent_stops_the_run_which_resumes_bit_for_bit(content, whole, 
 def test_without_gossip_workers_tell_each_other_nothing(content, tmp_path):
     run, team = train(content | {"iterations": 1, "topology": {"gossip_rounds": 0}}, tmp_path / "run")
     assert team.messages == []
+    assert is_finished(run.path, done=1, iterations=1)  # without critics.safetensors
     rows = read_jsonl(run.path / "metrics.jsonl")
     assert {row["disagreement_before"] for row in rows} == {row["disagreement_after"] for row in rows} == {None}
 
