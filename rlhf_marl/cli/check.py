@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,10 +14,11 @@ from rlhf_marl.config import Config
 from rlhf_marl.dialogue.speakers import agents_in_words
 from rlhf_marl.distributed.cluster import check_installed
 from rlhf_marl.errors import UsageError
-from rlhf_marl.evaluation.judges import check_recipe
 from rlhf_marl.evaluation.validation import read_validation
 from rlhf_marl.policy.loading import default_device
 from rlhf_marl.reporting.terminal import counted, duration, safe_text
+from rlhf_marl.rewards import Card
+from rlhf_marl.training.build import recipes_of
 from rlhf_marl.training.check import Checked, check_experiment
 from rlhf_marl.training.probe import seconds_per_update
 
@@ -38,11 +40,10 @@ def check(config: Config, where: str, *, device: str | None, probe: bool, as_jso
         check_installed(f"{where}: runtime.kind")
         if probe:
             raise UsageError("check: --probe measures agents in one process; leave it out with runtime.kind ray")
-    validation = read_validation(config, where)
-    judges = () if validation is None else validation.judges
+    judges: Sequence[Card] = ()
+    if config.validation is not None:
+        judges = read_validation(config, where, recipes_of(config, where)).judges
     checked = check_experiment(config, where, on, judges)
-    for i, judge in enumerate(judges):
-        check_recipe(judge, checked.cards, f"{where}: validation.judges.{i}")  # also where workers read their own cards
     seconds = seconds_per_update(config, where, on) if probe else None
     if as_json:
         found = checked.forecast

@@ -146,11 +146,12 @@ def score(rows: Sequence[Row], scorer: Scorer, columns: Mapping[Any, DataRow]) -
         for text in (*row["responses"], row["aggregate"])
     ]
     # Equal texts are scored once: in another batch the last digits differ, and a tie would be a win.
-    different = {json.dumps(case): case for case in cases}
+    keys = [json.dumps(case) for case in cases]
+    different = dict(zip(keys, cases, strict=True))
     prompts, texts, questions = zip(*different.values(), strict=True)
     given = [columns[question] for question in questions]
     found = dict(zip(different, score_all(scorer.card, scorer.model, prompts, texts, rows=given)[1], strict=True))
-    scaled = iter([found[json.dumps(case)] for case in cases])
+    scaled = iter([found[key] for key in keys])
     for row in rows:
         row["scores"][scorer.name] = [next(scaled) for _ in row["responses"]]
         row["aggregate_scores"][scorer.name] = next(scaled)

@@ -62,6 +62,7 @@ from rlhf_marl.runs.handed_out import Choice, choice, in_words
 from rlhf_marl.training.build import Agents
 
 Progress = Callable[[str, int, int], None]
+_LESS_MEMORY = "evaluate with a lower --max-new-tokens or fewer --turns or --judges"
 
 
 _File = Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, Path) else given)]
@@ -111,7 +112,7 @@ def evaluate_run(path: Path, options: Options, progress: Progress) -> Evaluation
         RunStopped: a reward model or the controller failed, or memory ran out.
     """
     run, config = check_run(path)
-    with locked(path, "evaluate", ".evaluation.lock"):
+    with locked(path, "evaluate", ".evaluation.lock"), enough_memory(_LESS_MEMORY):
         return _evaluate(run, config, options, progress)
 
 
@@ -134,9 +135,8 @@ def _evaluate(run: RunDirectory, config: Config, options: Options, progress: Pro
     agents, own = loaded.agents, loaded.scorers
     sampling = _sampling(config, options, questions, agents)
     settings |= {"adapters": loaded.source}
-    with enough_memory("evaluate with fewer --judges"):
-        held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
-        pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
+    held_out, missing = held_out_scorers(own, options.judges, agents.sampler)
+    pairwise = pairwise_judge(options.judge, agents.sampler) if options.judge is not None else None
     scorers = [*own, *held_out]
     for scorer in scorers:
         scorer.card.check_columns(columns_of(questions), f"{options.questions}: columns")
@@ -144,17 +144,16 @@ def _evaluate(run: RunDirectory, config: Config, options: Options, progress: Pro
     n_rows = 2 * sum(n_turns(question, options.turns) for question in questions)
     rows: list[Row] = []
     progress("playing", 0, n_rows)
-    with enough_memory("evaluate with a lower --max-new-tokens or fewer --turns or --judges"):
-        for row in collect(agents, loaded.controller, sampling, questions, options.turns):
-            rows.append(row)
-            progress("playing", len(rows), n_rows)
-        _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
-        for number, scorer in enumerate(scorers):
-            progress("scoring", number, len(scorers))
-            score(rows, scorer, {question.id: question.columns for question in questions})
-        if pairwise is not None:
-            progress("comparing pairs", 0, 1)
-            compare_pairs(rows, pairwise)
+    for row in collect(agents, loaded.controller, sampling, questions, options.turns):
+        rows.append(row)
+        progress("playing", len(rows), n_rows)
+    _note_lengths(rows, config, sampling.max_prompt_tokens, notes)
+    for number, scorer in enumerate(scorers):
+        progress("scoring", number, len(scorers))
+        score(rows, scorer, {question.id: question.columns for question in questions})
+    if pairwise is not None:
+        progress("comparing pairs", 0, 1)
+        compare_pairs(rows, pairwise)
     progress("intervals", 0, 1)
     numbers = {
         "version": VERSION,

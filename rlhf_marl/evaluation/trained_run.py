@@ -19,11 +19,12 @@ from rlhf_marl.errors import UsageError
 from rlhf_marl.files.iterations import iteration_name
 from rlhf_marl.files.jsonl import BadLine, complete_lines, parse_jsonl, read_jsonl
 from rlhf_marl.policy.adapters import StackedAdapters
-from rlhf_marl.rewards import Card, load_card
+from rlhf_marl.rewards import Card
 from rlhf_marl.runs.checkpoints import State
 from rlhf_marl.runs.directory import RunDirectory
 from rlhf_marl.runs.handed_out import FOLDERS, Choice, checkpoint_of
 from rlhf_marl.runs.validations import ended_early
+from rlhf_marl.training.build import recipes_of
 
 
 class OnlyRecorded(UsageError):
@@ -159,10 +160,7 @@ def reward_cards(run: RunDirectory, config: Config, notes: list[str]) -> Sequenc
         notes.append(
             f"{error}; the reward models were rebuilt from config.yaml and may differ from those used in training"
         )
-    return [
-        load_card(agent.reward_model, f"{run.path}/config.yaml: agents.{i}.reward_model")
-        for i, agent in enumerate(config.agents)
-    ]
+    return recipes_of(config, f"{run.path}/config.yaml")
 
 
 def trained_questions(config: Config, run: RunDirectory, notes: list[str]) -> list[str]:

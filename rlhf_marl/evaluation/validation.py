@@ -18,7 +18,7 @@ from rlhf_marl.evaluation.questions import Question, columns_of, load_questions,
 from rlhf_marl.files.locate import find_data
 from rlhf_marl.rewards import Card, build_reward_model, load_card
 from rlhf_marl.services.journal import Journal
-from rlhf_marl.training.build import Experiment
+from rlhf_marl.training.build import Experiment, recipes_of
 
 # Numbers of the validation's dialogues, beyond those of any training. The random numbers of an answer depend on the
 # dialogue's number, so every validation asks with the same ones, and their differences come from training alone.
@@ -42,29 +42,29 @@ class Prepared:
 
 
 def prepare_validation(config: Config, where: str) -> Prepared | None:
-    """As `read_validation`, with finished cards.
+    """As `read_validation`, with finished cards; None if the config has no validation section.
 
     Raises:
         UsageError: as `read_validation`, also if a judge's trained model trains an agent.
     """
-    found = read_validation(config, where)
-    if found is None:
+    if config.validation is None:
         return None
-    places, own = _places(config, where), _own_cards(config, where)
-    judges = [check_held_out(card, own, place) for card, place in zip(found.judges, places, strict=True)]
+    own = [] if config.n_workers else recipes_of(config, where)  # workers read their own
+    found = read_validation(config, where, own)
+    judges = [check_held_out(card, own, f"{where}: validation.judges.{i}") for i, card in enumerate(found.judges)]
     return replace(found, judges=judges)
 
 
-def read_validation(config: Config, where: str) -> Prepared | None:
-    """Read the questions and the judges' cards; None if the config has no validation section.
+def read_validation(config: Config, where: str, own: Sequence[Card]) -> Prepared:
+    """Read the questions and the judges' cards of a config with a validation section.
+
+    own: the agents' cards, as they are written.
 
     Raises:
-        UsageError: unusable questions or cards, or a judge that trains an agent, if their cards are read in this
-            process.
+        UsageError: unusable questions or cards, or a judge that trains an agent.
     """
     asked = config.validation
-    if asked is None:
-        return None
+    assert asked is not None
     path = find_data(asked.questions, f"{where}: validation.questions")
     trained = load_training_questions(config.prompts, config.seed, where).texts
     kept, left_out = without_trained(load_questions(path), trained)
@@ -75,7 +75,7 @@ def read_validation(config: Config, where: str) -> Prepared | None:
         )
     if not kept:
         raise UsageError(f"{where}: validation.questions: training asks all questions of {path}; choose others")
-    places, own = _places(config, where), _own_cards(config, where)
+    places = [f"{where}: validation.judges.{i}" for i in range(len(asked.judges))]
     cards = [load_card(reference, place) for reference, place in zip(asked.judges, places, strict=True)]
     for i, (card, place) in enumerate(zip(cards, places, strict=True)):
         if card.name in {other.name for other in cards[:i]}:
@@ -84,20 +84,6 @@ def read_validation(config: Config, where: str) -> Prepared | None:
         check_recipe(card, own, place)
         card.check_columns(columns_of(kept), f"{where}: validation.questions: columns")
     return Prepared(spread(kept, asked.limit), asked.turns, cards)
-
-
-def _places(config: Config, where: str) -> list[str]:
-    """The judges' places in the config."""
-    assert config.validation is not None
-    return [f"{where}: validation.judges.{i}" for i in range(len(config.validation.judges))]
-
-
-def _own_cards(config: Config, where: str) -> list[Card]:
-    """The agents' cards, as written; none with workers, which read their own."""
-    if config.n_workers:
-        return []
-    named = enumerate(agent.reward_model for agent in config.agents)
-    return [load_card(reference, f"{where}: agents.{i}.reward_model") for i, reference in named]
 
 
 @final

@@ -191,13 +191,12 @@ def build_team(
         UsageError: one line: file, key, what was given, what is allowed.
     """
     numbers = range(len(config.agents)) if numbers is None else numbers
-    places = [f"{where}: agents.{i}.reward_model" for i in numbers]
-    recipes = [load_card(config.agents[i].reward_model, place) for i, place in zip(numbers, places, strict=True)]
+    recipes = recipes_of(config, where, numbers)
     for recipe in recipes:
         recipe.check_columns(columns, f"{where}: prompts")
     cards = [recipe.finished() for recipe in recipes]
-    for card, place in zip(cards, places, strict=True):
-        check_card_gate(card, place)
+    for i, card in zip(numbers, cards, strict=True):
+        check_card_gate(card, f"{where}: agents.{i}.reward_model")
     embeddings = None
     if config.has_own_model(numbers[0]):  # before its own model, so that only one model is in memory at a time
         source = config.model.model_dump(include={"dtype", "revision", "trust_remote_code"})
@@ -277,6 +276,16 @@ def tokenizer_of(model: ModelConfig, where: str) -> PreTrainedTokenizerBase:
 def model_key(config: Config, agent: int, where: str) -> str:
     """Where the config names the agent's base model."""
     return f"{where}: agents.{agent}.model" if config.has_own_model(agent) else f"{where}: model"
+
+
+def recipes_of(config: Config, where: str, numbers: Sequence[int] | None = None) -> list[Card]:
+    """The agents' reward cards as they are written. numbers: of the agents; by default all.
+
+    Raises:
+        UsageError: a card that is missing or invalid.
+    """
+    numbers = range(len(config.agents)) if numbers is None else numbers
+    return [load_card(config.agents[i].reward_model, f"{where}: agents.{i}.reward_model") for i in numbers]
 
 
 def build_reward_models(cards: Sequence[Card], base: Sampler, journal: Journal) -> list[RewardModel]:

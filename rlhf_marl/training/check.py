@@ -13,7 +13,7 @@ from rlhf_marl.dialogue.build_controller import build_controller, prepare_contro
 from rlhf_marl.dialogue.questions import Questions, load_questions
 from rlhf_marl.policy.loading import dtype_for
 from rlhf_marl.policy.references import package_model
-from rlhf_marl.rewards import Card, load_card
+from rlhf_marl.rewards import Card
 from rlhf_marl.rewards.base import model_available
 from rlhf_marl.services.journal import UNRECORDED
 from rlhf_marl.training.build import (
@@ -22,6 +22,7 @@ from rlhf_marl.training.build import (
     build_topology,
     gossip_rounds,
     prepare_masks,
+    recipes_of,
     short_enough,
     speakers_with_tokenizers,
     warn_of_idle_rounds,
@@ -75,8 +76,7 @@ def check_experiment(config: Config, where: str, device: torch.device, judges: S
     graph, matrix = build_topology(config, where)
     warn_of_idle_rounds(matrix, gossip_rounds(config), where)
     prepare_masks(config, graph, where)
-    named = enumerate(agent.reward_model for agent in config.agents)
-    cards = [load_card(card, f"{where}: agents.{i}.reward_model") for i, card in named]
+    cards = recipes_of(config, where)
     questions = load_questions(config.prompts, config.seed, where)
     for card in cards:
         card.check_columns(questions.columns, f"{where}: prompts")

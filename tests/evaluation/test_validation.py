@@ -250,9 +250,8 @@ def test_a_validations_judge_may_read_the_whole_dialogue(content, tmp_path):
     given = judged_by(content, tmp_path, "not_ones", turns=2)
     given["validation"]["judges"] = [str(tmp_path / "turns.yaml")]
     run = rlhf_marl.train(given, run_dir=tmp_path / "run", builder=around(Bandits()))
-    assert {line["team"] for line in read_jsonl(run.path / "validation.jsonl")} == {
-        2.5
-    }  # messages: (1 + 3) / 2 and (1 + 3 + 5) / 3
+    teams = {line["team"] for line in read_jsonl(run.path / "validation.jsonl")}
+    assert teams == {2.5}  # messages: (1 + 3) / 2 and (1 + 3 + 5) / 3
 
 
 @pytest.mark.parametrize("calls", range(3))
